@@ -1,0 +1,135 @@
+"""The servable artifact: the tensors that answer every task so far, and a JSON header, in one safetensors file.
+
+Its size on disk is the size on the leaderboard, so what is not in it cannot be needed to predict.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import UserError
+from .nn.multihead import MultiHead
+from .records import PARTS, write_atomic
+
+FORMAT = 1
+
+
+@dataclass
+class Artifact:
+    """tensors: named "<part>/<name>" with part one of weights, heads, masks (masks and indices) and other.
+    header: plain JSON; "network" describes the multi-head network that the tensors belong to."""
+
+    tensors: dict[str, Tensor]
+    header: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.tensors:
+            if name.split("/")[0] not in PARTS or "/" not in name:
+                raise ValueError(
+                    f"artifact tensor {name!r} must be called <part>/<name> with a part of {', '.join(PARTS)}"
+                )
+
+    @classmethod
+    def of_network(cls, model: MultiHead) -> Artifact:
+        """All parameters and buffers of a network: its heads apart, everything else as weights."""
+        tensors = {}
+        for name, tensor in model.state_dict().items():
+            if not name.endswith("num_batches_tracked"):  # a counter of training, never used to predict
+                part, _, rest = name.partition(".")
+                tensors[f"{'heads' if part == 'heads' else 'weights'}/{rest}"] = tensor
+        return cls(tensors, {"network": model.describe()})
+
+    def network(self) -> MultiHead:
+        """The dense network that `of_network` stored, in eval mode."""
+        return self.fill(MultiHead.from_description(self.header["network"]))
+
+    def fill(self, model: MultiHead) -> MultiHead:
+        """Load the tensors of `of_network` into a network of the same structure. Raises UserError where they do not fit."""
+        state = {
+            f"{'heads' if name.startswith('heads/') else 'backbone'}.{name.split('/', 1)[1]}": t
+            for name, t in self.tensors.items()
+        }
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+        if missing or unexpected:
+            raise UserError(
+                f"the artifact does not fit its network: missing {missing}, unexpected {unexpected}; export it again"
+            )
+        return model.eval()
+
+    def to_bytes(self) -> bytes:
+        header = {"format": FORMAT, **self.header}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
+        return safetensors.torch.save(
+            tensors, {"benchsuite": json.dumps(header, separators=(",", ":"), sort_keys=True)}
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each part; the file's own header counts as other. The sum is the size of the file."""
+        sizes = dict.fromkeys(PARTS, 0)
+        for name, tensor in self.tensors.items():
+            sizes[name.split("/")[0]] += tensor.numel() * tensor.element_size()
+        sizes["other"] += len(self.to_bytes()) - sum(sizes.values())
+        return sizes
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, self.to_bytes())
+
+    @classmethod
+    def read(cls, path: Path) -> Artifact:
+        """Read an artifact. Raises UserError, naming the file, when it is not one. Nothing in it is executed."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["benchsuite"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header.pop("format") != FORMAT:
+                raise UserError(f"{path}: was written in another artifact format; export it again with this version")
+            return cls(tensors, header)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except (SafetensorError, KeyError, ValueError, struct.error) as error:
+            raise UserError(
+                f"{path}: is not a benchsuite artifact ({error}); make one with `benchsuite export`"
+            ) from None
+
+
+class Served(torch.nn.Module):
+    """A network restored from an artifact: class scores, or classes, for raw images of a known task."""
+
+    def __init__(self, artifact: Artifact, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.tasks: list[dict[str, Any]] = artifact.header["tasks"]
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, task: int) -> Tensor:
+        """images: uint8 (B, H, W, C) as the data set has them; task: its position in the order of learning.
+        Returns class scores (B, K_task)."""
+        from .data.batches import normalise, pad_images
+
+        if not 0 <= task < len(self.tasks):
+            raise UserError(f"this artifact serves tasks 0..{len(self.tasks) - 1}, not {task}")
+        info = self.tasks[task]
+        return self.network(normalise(pad_images(images, info["pad"]), info["mean"], info["std"]), task)
+
+    def predict(self, images: Tensor, task: int) -> Tensor:
+        """The class of each image, as a label of its data set: (B,)."""
+        classes = torch.tensor(self.tasks[task]["classes"], device=images.device)
+        return classes[self(images, task).argmax(1)]
+
+
+def load(path: Path | str) -> Served:
+    """The served model of an exported artifact. Its method must be installed (or imported) under the name it was run with."""
+    from .method import methods
+
+    artifact = Artifact.read(Path(path))
+    return Served(artifact, methods.get(artifact.header["method"]).restore(artifact))

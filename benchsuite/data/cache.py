@@ -1,0 +1,188 @@
+"""Decoded image sets on disk: written once, found again by what they hold, memory-mapped.
+
+    <cache>/arrays/<name>/<16 hex digits of the digest>/{train_x,train_y,test_x,test_y}.npy, meta.json
+    <cache>/arrays/<name>/index/<fingerprint of the source files>.json    {"digest", "note"}
+
+The entry is keyed by its content, the index by the state of the files that it was decoded from, so a changed file can
+never be answered with the labels of the old one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from ..records import write_atomic
+
+READERS = 1  # raise it when a reader's output changes: what older readers decoded is then decoded again
+
+
+class Arrays(NamedTuple):
+    """Pixels are uint8 (N, H, W, C), labels int64 (N,)."""
+
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+
+
+class Entry(NamedTuple):
+    arrays: Arrays
+    digest: str
+    note: str
+
+
+def root() -> Path:
+    """$BENCHSUITE_CACHE, else $XDG_CACHE_HOME/benchsuite, else ~/.cache/benchsuite."""
+    if own := os.environ.get("BENCHSUITE_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "benchsuite"
+
+
+def digest(arrays: Arrays) -> str:
+    """SHA-256 over shapes, pixels and labels, train then test; the same on every machine."""
+    h = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        h.update(f"{array.dtype.str}{array.shape}".encode())
+        h.update(array.data)
+    return h.hexdigest()
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """What can be known of the files without reading them: path, size, times of modification and of change.
+
+    The change time is among them because archives restore modification times: two versions of a file may share theirs.
+    """
+    h = hashlib.sha256(f"readers {READERS}".encode())
+    for file in files:
+        try:
+            s = file.stat()
+        except OSError as error:
+            raise UserError(
+                f"{file}: cannot be read: {error.strerror}; restore it or fetch the whole set again"
+            ) from None
+        h.update(f"\n{file.absolute()}\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}".encode())
+    return h.hexdigest()[:32]
+
+
+def lookup(name: str, key: str) -> Entry | None:
+    """The entry decoded from files with this fingerprint; None if there is none or it is damaged."""
+    folder = root() / "arrays" / name
+    try:
+        found = json.loads((folder / "index" / f"{key}.json").read_text())
+        arrays = _open(folder / found["digest"][:16], found["digest"])
+        return Entry(arrays, found["digest"], found["note"]) if arrays else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
+    """Write the entry, unless a sound one is there already, and its line in the index. Returns it memory-mapped."""
+    folder = root() / "arrays" / name
+    whole = digest(arrays)
+    target = folder / whole[:16]
+    kept = _open(target, whole)
+    try:
+        if kept is None or digest(kept) != whole:
+            _write(target, arrays, whole)
+        (folder / "index").mkdir(exist_ok=True)
+        write_atomic(folder / "index" / f"{key}.json", json.dumps({"digest": whole, "note": note}))
+    except OSError as error:
+        raise UserError(_unwritable(folder, error)) from None
+    stored = _open(target, whole)
+    if stored is None:
+        raise UserError(
+            f"{target}: cannot be read back; check the disk, or name another cache folder in BENCHSUITE_CACHE"
+        )
+    return Entry(stored, whole, note)
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """One process at a time decodes a set; the others wait and then find it in the cache."""
+    folder = root() / "arrays" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(_unwritable(folder, error)) from None
+    with locked(folder / ".lock"):
+        for left in folder.glob(".*/"):  # by a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards."""
+    while True:
+        try:
+            file = path.open("a")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(_unwritable(path.parent, error)) from None
+        with file:
+            # Whoever held the lock before has removed the file: the lock counts only on the file that has the name now.
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return (
+        f"cannot write to {folder}: {error.strerror}; choose a folder that can be written "
+        "(BENCHSUITE_CACHE for the cache, --data-dir for downloads)"
+    )
+
+
+def _meta(arrays: Arrays, whole: str) -> dict[str, Any]:
+    return {"digest": whole, "arrays": {k: [a.dtype.str, list(a.shape)] for k, a in arrays._asdict().items()}}
+
+
+def _open(folder: Path, whole: str) -> Arrays | None:
+    """The memory-mapped arrays if every file is there with the size and shape that meta.json states, else None."""
+    try:
+        arrays = Arrays(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Arrays._fields))
+        return arrays if json.loads((folder / "meta.json").read_text()) == _meta(arrays, whole) else None
+    except (OSError, ValueError, EOFError, AttributeError):
+        return None
+
+
+def _write(target: Path, arrays: Arrays, whole: str) -> None:
+    """Write beside `target`, then rename; a damaged entry of that name is moved out of the way first."""
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        temporary.chmod(0o755)
+        new = temporary / "new"
+        new.mkdir()
+        for field, array in arrays._asdict().items():
+            np.save(new / f"{field}.npy", array)
+        (new / "meta.json").write_text(json.dumps(_meta(arrays, whole)))
+        if target.exists():
+            os.rename(target, temporary / "damaged")
+        try:
+            os.rename(new, target)
+        except OSError:
+            if not target.exists():  # else another process was faster: it wrote the same content
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

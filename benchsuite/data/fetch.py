@@ -1,0 +1,154 @@
+"""Fetching the official files: resumable, verified, from the first mirror that answers."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from .cache import locked
+
+CHUNK = 1 << 18  # bytes
+TIMEOUT = 60  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file to fetch. path: where it belongs, relative to the data folder."""
+
+    urls: tuple[str, ...]
+    path: str
+    md5: str | None = None
+    size: int | None = None
+
+
+def remotes(name: str) -> list[Remote]:
+    """The files of an image set; addresses and checksums as torchvision publishes them. Empty: no download."""
+    if name == "notmnist":  # no checksum was published, but this size is what users of the set have long checked for
+        return [
+            Remote(
+                ("http://yaroslavvb.com/upload/notMNIST/notMNIST_small.tar.gz",),
+                "notMNIST_small.tar.gz",
+                size=8_458_043,
+            )
+        ]
+    if name == "miniimagenet":  # ImageNet's terms forbid passing it on
+        return []
+    from torchvision import datasets
+
+    if name in ("cifar10", "cifar100"):
+        cifar = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+        return [Remote((cifar.url,), cifar.filename, cifar.tgz_md5)]
+    if name in ("mnist", "fashion_mnist"):
+        mnist = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
+        return [
+            Remote(tuple(m + f for m in mnist.mirrors), f"{mnist.__name__}/raw/{f}", md5) for f, md5 in mnist.resources
+        ]
+    assert name == "svhn", name
+    return [
+        Remote((url,), file, md5) for url, file, md5 in (datasets.SVHN.split_list[part] for part in ("train", "test"))
+    ]
+
+
+def download(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    md5: str | None = None,
+    sha256: str | None = None,
+    size: int | None = None,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Fetch `path` from the first of `urls` that gives it whole, unless it is already there and right.
+
+    What has arrived is kept in `path.part`, and an interrupted transfer goes on from there, at the next attempt or in
+    the next call; a finished one with the wrong checksum is deleted. Raises UserError saying what went wrong at each
+    address.
+    """
+
+    def mismatch(file: Path) -> str:
+        """What is wrong with the file, or ""."""
+        if size is not None and file.stat().st_size != size:
+            return f"has {file.stat().st_size:,} bytes, expected {size:,}"
+        for kind, expected in (("md5", md5), ("sha256", sha256)):
+            if expected is not None:
+                with file.open("rb") as f:
+                    found = hashlib.file_digest(f, kind).hexdigest()
+                if found != expected:
+                    return f"has {kind} {found}, expected {expected}"
+        return ""
+
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path.parent}: {error.strerror}; choose another folder with --data-dir"
+        ) from None
+    with locked(path.with_name(path.name + ".lock")):
+        if path.exists():
+            wrong = mismatch(path)
+            if not wrong:
+                return
+            report(f"{path} {wrong}: fetching it again")
+        failures: dict[str, str] = {}
+        # Twice round: the second goes on where a connection broke, or starts afresh after a part that proved wrong.
+        for url in [*urls, *urls]:
+            try:
+                _transfer(url, part, report)
+                wrong = mismatch(part)
+                if not wrong:
+                    os.replace(part, path)
+                    return
+                part.unlink()
+                report(f"{part} {wrong}: deleted")
+                failures[url] = f"what it sent {wrong}"
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                failures[url] = " ".join(str(error).split()) or type(error).__name__
+    reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
+    raise UserError(
+        f"{path.name} could not be fetched ({reasons}); try again, or put the file into {path.parent} yourself"
+    )
+
+
+def _transfer(url: str, part: Path, report: Callable[[str], None]) -> None:
+    """Bring `part` to full length. Raises OSError or HTTPException when it does not get there; what arrived stays."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "benchsuite", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and start:  # nothing left to send: the part is complete, or belongs to another file
+            if error.headers.get("Content-Range") == f"bytes */{start}":
+                return
+            part.unlink()
+        raise
+    with answer:
+        length = answer.headers.get("Content-Length")
+        total = int(length) if length else None
+        if answer.status == 206:
+            if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                part.unlink()
+                raise OSError("the server sent another range than was asked for")
+            total = total + start if total is not None else None
+        else:
+            start = 0  # the server ignores ranges
+        got, told = start, 0
+        with part.open("ab" if start else "wb") as file:
+            while block := answer.read(CHUNK):
+                file.write(block)
+                got += len(block)
+                if total and got * 10 // total > told:
+                    told = got * 10 // total
+                    report(f"{part.stem}: {got / 1e6:.1f} of {total / 1e6:.1f} MB")
+    if total is not None and got < total:
+        raise OSError(f"the connection closed after {got:,} of {total:,} bytes")

@@ -1,0 +1,242 @@
+"""The image sets: what the official distributions hold, and loading them through the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from . import cache, fetch, readers
+from .cache import Arrays, Entry
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSet:
+    """The images of one set at their own size.
+
+    train_x, test_x: uint8 (N, H, W, C) with C = 1 or 3. train_y, test_y: int64 (N,), labels 0..K-1.
+    digest: SHA-256 over decoded pixels and labels, shapes included, train then test.
+    complete: whether this is the official distribution as published figures use it.
+    note: what is partial or substituted, "" otherwise.
+    """
+
+    name: str
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+    digest: str
+    complete: bool
+    note: str
+
+
+class MissingData(UserError):
+    """No file of the set is there, as against files that are damaged or incomplete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Official:
+    """What a complete distribution holds. train, test: images, None if not known. balanced: as many of every class."""
+
+    classes: int
+    train: int | None
+    test: int | None
+    balanced: bool = False
+    digest: str | None = None
+    substitute: str = ""  # not None of what published figures use: said in the note, and never complete
+    protocol: str = "five-datasets"  # whose `data get` fetches it
+
+
+OFFICIAL = {
+    "cifar100": Official(
+        classes=100,
+        train=50_000,
+        test=10_000,
+        balanced=True,
+        protocol="split-cifar100",
+        digest="bf7e3bf0060884123ceb697998cf8e8f294bc2de18405d8d23dcbfe02a0d9322",
+    ),
+    "cifar10": Official(classes=10, train=50_000, test=10_000, balanced=True),
+    "mnist": Official(
+        classes=10,
+        train=60_000,
+        test=10_000,
+        digest="1ab36173c5442eefac1052e16cd4f6fadab376babf2649f6ff42f84b978b3824",
+    ),
+    "fashion_mnist": Official(
+        classes=10,
+        train=60_000,
+        test=10_000,
+        balanced=True,
+        digest="e82adc0c97c6273e3db09f058ebe2cde03fe9e1df16f9d9054d558032e2a0f39",
+    ),
+    "svhn": Official(classes=10, train=73_257, test=26_032),
+    "notmnist": Official(classes=10, train=None, test=None),  # nobody states the counts of ACL's archive
+    "notmnist_small": Official(
+        classes=10,
+        train=16_854,
+        test=1_870,  # its 18,726 files less the two that cannot be read
+        substitute="notMNIST_small with a fixed 90/10 split in place of the ACL archive",
+    ),
+    "miniimagenet": Official(classes=100, train=50_000, test=10_000, balanced=True, protocol="split-miniimagenet"),
+    "digits": Official(
+        classes=10,
+        train=1_195,
+        test=602,
+        protocol="split-digits",
+        digest="11242647ade1e6908eb7a6577611835a4a12468d8aff5efdfba71298846e5438",
+    ),
+}
+NAMES = (*readers.FIND, "digits")
+
+
+def load(name: str, data_dir: Path | None = None, *, partial: bool = False) -> ImageSet:
+    """The set from the files in `data_dir` (default: <cache>/downloads), decoded on first use and memory-mapped after.
+
+    partial: accept fewer images than the official distribution has; they are never `complete`.
+    Raises UserError for an unknown name and for missing, damaged, mislabelled or incomplete files.
+    """
+    if name == "digits":
+        return _digits()
+    source = _source(name, data_dir)
+    key = cache.fingerprint(source.files)
+    entry = cache.lookup(name, key)
+    if entry is None:
+        with cache.decoding(name):
+            entry = cache.lookup(name, key)  # another process may have been at it meanwhile
+            if entry is None:
+                return _decode(name, source, key, partial)
+    return _checked(name, source, entry, partial)
+
+
+def verify(name: str, data_dir: Path | None = None, *, partial: bool = False) -> ImageSet:
+    """As `load`, but decodes the files afresh, whatever the cache holds, and mends the cache where it differs."""
+    if name == "digits":
+        return _digits()
+    source = _source(name, data_dir)
+    with cache.decoding(name):
+        return _decode(name, source, cache.fingerprint(source.files), partial)
+
+
+def get(name: str, data_dir: Path | None = None, report: Callable[[str], None] = print) -> None:
+    """Download what is missing of the set into `data_dir` (default: <cache>/downloads) and verify it.
+
+    Raises UserError when it cannot be fetched, or may not be redistributed: then with how to come by it.
+    """
+    folder = _folder(name, data_dir)
+    if name == "digits":
+        report("digits: comes with scikit-learn, nothing to fetch")
+        return
+    remotes = fetch.remotes(name)
+    try:
+        if readers.find(name, folder) is not None:
+            verify(name, folder)
+            report(f"{name}: already in {folder}")
+            return
+    except UserError as error:
+        if not remotes:
+            raise
+        report(str(error))
+    if not remotes:
+        raise UserError(f"{name} cannot be fetched: {readers.HOW_TO[name]}")
+    if name == "notmnist":
+        report(f"notmnist: fetching notMNIST_small as a substitute; {readers.HOW_TO[name]}")
+    for remote in remotes:
+        fetch.download(remote.urls, folder / remote.path, md5=remote.md5, size=remote.size, report=report)
+    verify(name, folder)
+    report(f"{name}: verified in {folder}")
+
+
+def _folder(name: str, data_dir: Path | None) -> Path:
+    if name not in NAMES:
+        raise UserError(f"unknown image set {name!r}; choose one of {', '.join(NAMES)}")
+    return cache.root() / "downloads" if data_dir is None else Path(data_dir)
+
+
+def _source(name: str, data_dir: Path | None) -> readers.Source:
+    folder = _folder(name, data_dir)
+    source = readers.find(name, folder)
+    if source is None:
+        mend = (
+            readers.HOW_TO["miniimagenet"]
+            if name == "miniimagenet"
+            else f"fetch it with `benchsuite data get {OFFICIAL[name].protocol}`"
+        )
+        raise MissingData(
+            f"{name} not found in {folder} (looked for {readers.LAYOUTS[name]}); {mend}, "
+            "or name the folder that has it with --data-dir"
+        )
+    return source
+
+
+def _decode(name: str, source: readers.Source, key: str, partial: bool) -> ImageSet:
+    arrays, note = source.read()
+    entry = Entry(arrays, cache.digest(arrays), note)
+    _checked(name, source, entry, partial)  # before it is stored: the cache holds nothing that was refused
+    return _checked(name, source, cache.store(name, key, arrays, note), partial)
+
+
+def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> ImageSet:
+    """The entry as an ImageSet, held against the official distribution."""
+    official = OFFICIAL[source.distribution]
+    a = entry.arrays
+    counts = [np.bincount(y, minlength=official.classes) for y in (a.train_y, a.test_y)]
+    for count, part in zip(counts, ("training", "test"), strict=True):
+        if not count.all():
+            raise UserError(
+                f"{name}: {source.place} has no {part} image of class {int(np.argmin(count))}; every class needs some"
+            )
+    expected = (official.train, official.test)
+    found = tuple(int(count.sum()) for count in counts)
+    whole = all(n is None or n == f for n, f in zip(expected, found, strict=True))
+    uneven = official.balanced and any(count.min() != count.max() for count in counts)
+    notes = [official.substitute, entry.note]
+    if not whole or uneven:
+        what = " and ".join(
+            f"{f:,} of {n:,} {part}" for f, n, part in zip(found, expected, ("training", "test"), strict=True)
+        )
+        what += " images" + ", unevenly over the classes" * uneven
+        if not partial:
+            mend = (
+                "lay out the whole set"
+                if name == "miniimagenet"
+                else f"fetch it with `benchsuite data get {official.protocol}`"
+            )
+            raise UserError(
+                f"{name}: {source.place} holds {what}; {mend}, or run on what is there with --partial-data "
+                "(never comparable with published figures)"
+            )
+        notes.append(what)
+    elif official.digest is not None and entry.digest != official.digest:
+        raise UserError(
+            f"{name}: {source.place}: pixels or labels differ from the official set; "
+            "the files are damaged or altered, fetch them again"
+        )
+    return ImageSet(
+        name=name,
+        **a._asdict(),
+        digest=entry.digest,
+        complete=whole and not uneven and not official.substitute,
+        note="; ".join(filter(None, notes)),
+    )
+
+
+def _digits() -> ImageSet:
+    """The 1,797 digits in scikit-learn, values 0..16 scaled to 0..255.
+
+    That copy keeps no split: two thirds of each class, drawn once and for all, are for training.
+    """
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
+    y = labels.astype(np.int64)
+    train, test = readers.split_classes(y, np.random.default_rng(0), lambda n: n * 2 // 3)
+    arrays = Arrays(x[train], y[train], x[test], y[test])
+    for array in arrays:
+        array.flags.writeable = False  # as those from the cache
+    source = readers.Source(Path("scikit-learn"), (), lambda: (arrays, ""), "digits")
+    return _checked("digits", source, Entry(arrays, cache.digest(arrays), ""), False)

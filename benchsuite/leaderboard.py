@@ -1,0 +1,340 @@
+"""From run records to three leaderboards: accuracy, backward transfer, parameter efficiency.
+
+A row is one configuration: a method with all its settings and its precision. Runs are averaged over seeds only, never
+across settings. Every number of a table or a figure is computed here or in `benchsuite.metrics`; nothing imports torch,
+so that anybody can recompute a board in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit  # quantile of Student's t; scipy.stats has it too, but takes long to import
+
+from . import metrics
+from .errors import UserError
+from .records import PARTS, RunRecord
+
+REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
+VERSIONS = ("torch", "avalanche-lib", "benchsuite")
+MB = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure from a paper. It is shown only beside runs of the `paper` tier on complete data.
+
+    accuracy: ACC in per cent; bwt: backward transfer in percentage points; megabytes: decimal; None where not printed.
+    """
+
+    method: str
+    accuracy: float | None = None
+    bwt: float | None = None
+    megabytes: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """Three boards, best row first, of numbers as computed: `benchsuite.report` formats them.
+
+    Beside a statistic `x` stand `x_ci`, half the width of its 95 % interval over seeds (Student's t; NaN for one seed),
+    `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`.
+
+    accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
+    backward_transfer: bwt and forgetting in percentage points.
+    parameter_efficiency: megabytes (1e6 bytes of the exported file) and its parts, ratio to `individual` and its
+        inverse compression, macs (millions for one image, mean over tasks), training_megabytes, accuracy; pareto marks
+        the rows that no other row beats in size without losing accuracy.
+    provenance: one line; it belongs under every table and figure.
+    """
+
+    accuracy: pd.DataFrame
+    backward_transfer: pd.DataFrame
+    parameter_efficiency: pd.DataFrame
+    protocol: str
+    tier: str
+    provenance: str
+    footnotes: list[str]
+
+
+def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = ()) -> Leaderboard:
+    """Rank the runs of one protocol and tier.
+
+    Raises UserError without records, ValueError when they mix protocols or tiers or hold the same run twice.
+    """
+    if not records:
+        raise UserError("no finished runs to rank; run `benchsuite leaderboard` or `benchsuite run` first")
+    if len({(r.job.protocol, r.job.tier) for r in records}) > 1:
+        raise ValueError("records of several protocols or tiers cannot share a leaderboard")
+    rows = configurations(records)
+    tier = records[0].job.tier
+    if tier != "paper" or not all(entry["complete"] for r in records for entry in r.data):
+        published = ()
+
+    references = [r for r in records if r.job.method == REFERENCE]
+    board = pd.DataFrame(
+        [_row(label, runs, references) for label, runs in rows.items()]
+        + [
+            {
+                "method": f"{p.method} (published)",
+                "published": True,
+                "accuracy": p.accuracy,
+                "bwt": p.bwt,
+                "megabytes": p.megabytes,
+            }
+            for p in published
+        ]
+    )
+
+    accuracy = board[~board["published"] | board["accuracy"].notna()]
+    transfer = board[~board["published"] | board["bwt"].notna()]
+    efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto)
+    return Leaderboard(
+        accuracy=_select(
+            accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
+            "accuracy accuracy_ci learning_accuracy learning_accuracy_ci learning_accuracy_note "
+            "forward_gain forward_gain_ci forward_gain_n forward_gain_note",
+        ),
+        backward_transfer=_select(
+            transfer.sort_values(["bwt", "method"], ascending=[False, True]),
+            "bwt bwt_ci bwt_note forgetting forgetting_ci forgetting_note",
+        ),
+        parameter_efficiency=_select(
+            efficiency.sort_values(["pareto", "megabytes", "method"], ascending=[False, True, True]),
+            f"megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression macs macs_ci "
+            "training_megabytes training_megabytes_ci accuracy accuracy_ci pareto",
+        ),
+        protocol=records[0].job.protocol,
+        tier=tier,
+        provenance=_provenance(records),
+        footnotes=[*_footnotes(rows, board), *(f"{p.method} (published): {p.source}" for p in published if p.source)],
+    )
+
+
+def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The runs that may be averaged, by the label of their row: labels in alphabetical order, runs in that of seeds.
+
+    The label is the method's name; where a method has several configurations, followed by what differs between them.
+    Raises ValueError when a configuration holds a seed twice.
+    """
+    groups: dict[str, dict[str, dict[int, RunRecord]]] = {}
+    for record in records:
+        runs = groups.setdefault(record.job.method, {}).setdefault(record.job.config, {})
+        twin = runs.setdefault(record.job.seed, record)
+        if twin is not record:
+            dates = " and ".join(r.environment.get("date", "unknown date") for r in (twin, record))
+            raise ValueError(f"two records of {record.job}, configuration {record.job.config}, of {dates}")
+
+    labels = {}
+    for method, configs in groups.items():
+        traits = {config: _traits(next(iter(runs.values()))) for config, runs in configs.items()}
+        names = dict.fromkeys(name for trait in traits.values() for name in trait)
+        differ = [name for name in names if len({repr(trait.get(name)) for trait in traits.values()}) > 1]
+        for config, runs in configs.items():
+            parts = [
+                traits[config][name] if name == "file" else f"{name}={traits[config].get(name)}" for name in differ
+            ]
+            label = f"{method} [{', '.join(parts)}]" if parts else method
+            labels[label] = [runs[seed] for seed in sorted(runs)]
+    return dict(sorted(labels.items()))
+
+
+def t_interval(values: np.ndarray) -> tuple[Any, Any]:
+    """Mean over the first axis (n seeds) and half the width of its 95 % interval, t_{0.975, n-1} s / sqrt(n).
+
+    The half-width is NaN for one seed, both are for none.
+    """
+    n = len(values)
+    mean = values.mean(axis=0) if n else np.full(values.shape[1:], np.nan)[()]
+    if n < 2:
+        return mean, np.full_like(mean, np.nan)[()]
+    return mean, stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
+
+
+def _traits(record: RunRecord) -> dict[str, Any]:
+    """What tells configurations of one method apart."""
+    source = record.job.method_source
+    return {
+        **record.job.settings,
+        "precision": record.job.precision,
+        "file": f"file {source[:7]}" if source else "installed",
+    }
+
+
+def _row(label: str, runs: list[RunRecord], references: list[RunRecord]) -> dict[str, Any]:
+    """One row with every statistic of every board."""
+    values = pd.DataFrame([_statistics(run, _reference(run, references)) for run in runs])
+    row: dict[str, Any] = {"method": label, "published": False, "n": len(runs)}
+    for name in values:
+        known = values[name].dropna().to_numpy(dtype=float)
+        row[name], row[f"{name}_ci"] = t_interval(known)
+        row[f"{name}_n"] = len(known)
+    # Scaled last: the mean of equal byte counts is exact, so that equal sizes stay equal.
+    for name in ("megabytes", *PARTS, "macs", "training_megabytes"):
+        row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
+    row["compression"] = 1 / row["ratio"]
+    for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
+        row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, runs[0])
+    return row
+
+
+def _statistics(run: RunRecord, reference: RunRecord | None) -> dict[str, float]:
+    """The statistics of one run; sizes in bytes, MACs as counted."""
+    R = metrics.accuracy_matrix(run)
+    stored = run.stored[-1]
+    assert stored is not None, "a finished run has an artifact"
+    return {
+        "accuracy": metrics.average_accuracy(R),
+        "learning_accuracy": metrics.learning_accuracy(R),
+        "forward_gain": metrics.forward_gain(R, metrics.accuracy_matrix(reference)) if reference else np.nan,
+        "bwt": metrics.backward_transfer(R),
+        "forgetting": metrics.forgetting(R),
+        "megabytes": run.stored_bytes,
+        **stored,
+        "ratio": run.stored_bytes / reference.stored_bytes if reference else np.nan,
+        "macs": float(np.mean(run.macs)),
+        "training_megabytes": run.training_state_bytes,
+    }
+
+
+def _reference(run: RunRecord, references: list[RunRecord]) -> RunRecord | None:
+    """The run of `individual` to compare with: same seed, precision, tasks and images, same value of every setting that
+    both have (the recipe). Of several, the one with the fewest settings changed from their defaults."""
+
+    def agree(other: RunRecord) -> bool:
+        common = run.job.settings.keys() & other.job.settings.keys()
+        return (
+            (run.job.seed, run.job.precision, run.tasks) == (other.job.seed, other.job.precision, other.tasks)
+            and [entry["digest"] for entry in run.data] == [entry["digest"] for entry in other.data]
+            and all(run.job.settings[name] == other.job.settings[name] for name in common)
+        )
+
+    if run.job.method == REFERENCE:
+        return run
+    matches = [other for other in references if agree(other)]
+    return min(matches, key=lambda r: (r.job.method_source, len(r.job.origins), r.job.config), default=None)
+
+
+def _why_not(name: str, run: RunRecord) -> str:
+    if name == "ratio":
+        return f"n/a: no matching run of {REFERENCE}"
+    if len(run.tasks) == 1:
+        return "n/a: needs at least two tasks"
+    if any(row[i] is None for i, row in enumerate(run.correct)):
+        return "n/a: trains all tasks at once"
+    return f"n/a: no matching run of {REFERENCE}" if name == "forward_gain" else "n/a: not measured after every task"
+
+
+def _pareto(board: pd.DataFrame) -> list[bool]:
+    """Rows that no other row dominates: at most its size and at least its accuracy, one of them strictly."""
+    size, accuracy = board["megabytes"].to_numpy(), board["accuracy"].to_numpy(dtype=float)
+    return [
+        bool(not np.isnan(a) and not ((size <= s) & (accuracy >= a) & ((size < s) | (accuracy > a))).any())
+        for s, a in zip(size, accuracy, strict=True)
+    ]
+
+
+def _select(board: pd.DataFrame, columns: str) -> pd.DataFrame:
+    return board[["method", *columns.split(), "n", "published"]].reset_index(drop=True)
+
+
+def _version(library: str, run: RunRecord) -> str:
+    return str(run.environment.get("versions", {}).get(library, "unknown"))
+
+
+def _setting(name: str, run: RunRecord) -> Any:
+    return run.job.settings[name]
+
+
+def _images(name: str, run: RunRecord) -> str:
+    return next((entry["digest"][:7] for entry in run.data if entry["name"] == name), "none")
+
+
+def _device(run: RunRecord) -> str:
+    return f"{run.environment.get('device', 'unknown')} ({run.environment.get('device_name', 'unknown')})"
+
+
+def _revision(run: RunRecord) -> str:
+    return str(run.environment.get("source", {}).get("revision") or "unknown")[:7]
+
+
+def _provenance(records: Sequence[RunRecord]) -> str:
+    def every(get: Callable[[RunRecord], Any]) -> str:
+        return ", ".join(map(str, sorted({get(r) for r in records})))
+
+    dates = sorted({str(r.environment.get("date", "unknown"))[:10] for r in records})
+    return "; ".join(
+        [
+            f"{records[0].job.protocol}, tier {records[0].job.tier}",
+            f"seeds: {every(lambda r: r.job.seed)}",
+            f"tasks: {every(lambda r: len(r.tasks))}",
+            every(_device),
+            every(lambda r: r.job.precision),
+            ", ".join(f"{library} {every(partial(_version, library))}" for library in VERSIONS),
+            f"revision {every(_revision)}",
+            dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
+        ]
+    )
+
+
+def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
+    """What a reader must know before comparing two rows."""
+    records = [run for runs in rows.values() for run in runs]
+
+    def differing(title: str, get: Callable[[RunRecord], Any]) -> list[str]:
+        """One note that says which rows have which value, if there is more than one."""
+        who: dict[str, dict[str, None]] = {}
+        for label, runs in rows.items():
+            for run in runs:
+                who.setdefault(str(get(run)), {})[label] = None
+        if len(who) == 1:
+            return []
+        return [f"{title}: " + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in sorted(who.items()))]
+
+    notes = []
+    for label, runs in rows.items():
+        origins = {name: origin for run in runs for name, origin in run.job.origins.items()}
+        if origins:
+            chosen = (f"{name} = {runs[0].job.settings.get(name)} ({origin})" for name, origin in origins.items())
+            notes.append(f"{label}: {', '.join(chosen)}")
+    recipe = [name for name in records[0].job.settings if all(name in r.job.settings for r in records)]
+    for name in recipe:
+        notes += differing(f"runs with different settings: {name}", partial(_setting, name))
+    notes += differing("runs with different settings: precision", lambda r: r.job.precision)
+
+    images = {entry["name"]: None for r in records for entry in r.data}
+    for name in images:
+        entries = [entry for r in records for entry in r.data if entry["name"] == name]
+        for note in dict.fromkeys((entry["note"], entry["complete"]) for entry in entries):
+            text = "; ".join(filter(None, [note[0], "" if note[1] else "not the published benchmark"]))
+            notes += [f"{name}: {text}"] if text else []
+        notes += differing(f"runs on different images of {name}", partial(_images, name))
+
+    notes += differing("runs on different devices", _device)
+    for library in VERSIONS:
+        notes += differing(f"runs with different versions of {library}", partial(_version, library))
+    notes += differing("runs of different source revisions", _revision)
+    dirty = [label for label, runs in rows.items() if any(r.environment.get("source", {}).get("dirty") for r in runs)]
+    if dirty:
+        notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
+
+    for label, runs in rows.items():
+        sizes: dict[str, list[int]] = {}
+        for run in runs:
+            for name, size in run.facts.get("other_sizes", {}).items():
+                sizes.setdefault(name, []).append(size)
+        if sizes:
+            notes.append(f"{label}: " + ", ".join(f"{np.mean(s) / MB:.3f} MB as {name}" for name, s in sizes.items()))
+    for row in board[~board["published"]].to_dict("records"):
+        if 0 < row["ratio_n"] < row["n"]:
+            notes.append(
+                f"{row['method']}: forward gain and ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds, "
+                f"{REFERENCE} has no matching run of the others"
+            )
+    return notes

@@ -1,0 +1,114 @@
+"""What a method is: an Avalanche plugin with hyper-parameter fields and three more verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+
+from .artifact import Artifact
+from .nn.multihead import MultiHead
+from .protocol import Recipe
+from .randomness import generator
+from .registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """Settings that a method declares for one protocol, and for one tier of it or (None) all, with their origin."""
+
+    protocol: str
+    tier: str | None = None
+    values: Mapping[str, Any]
+    origin: str
+
+
+class Method(SupervisedPlugin):
+    """Base of every method: plain fine-tuning. Subclasses are dataclasses; each field is a hyper-parameter.
+
+    A method may define any hook of an Avalanche `SupervisedPlugin` and override the verbs below. Before `prepare` the
+    runner sets `seed`, `recipe` and `n_tasks`; after it, `model`. Whatever else a method keeps as an attribute is stored
+    in the checkpoint: tensors, numbers, strings and plain containers of them.
+    """
+
+    name: ClassVar[str] = ""  # the class's name in lower case, unless set
+    forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
+    trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
+    settings: ClassVar[tuple[Declared, ...]] = ()
+
+    seed: int
+    recipe: Recipe
+    n_tasks: int
+    model: MultiHead
+
+    def prepare(self, model: MultiHead) -> MultiHead:
+        """Transform the protocol's dense multi-head network (factorise, mask, gate) before the first task."""
+        return model
+
+    def artifact(self) -> Artifact:
+        """What must be stored to serve every task so far. Default: all weights, once, and the heads."""
+        return Artifact.of_network(self.model)
+
+    @classmethod
+    def restore(cls, artifact: Artifact) -> nn.Module:
+        """The served network: model(x, task) from the artifact alone, in eval mode."""
+        return artifact.network()
+
+    def alternatives(self) -> dict[str, Artifact]:
+        """Other ways to store the same network, by name: their sizes are reported beside the leaderboard's."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What the record should say of this run besides the common columns. Plain JSON."""
+        return {}
+
+    def generator(self, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator of this run's own for `purpose` (say, the task's position)."""
+        return generator(self.seed, "method", *purpose, device=device)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the method besides the network: every attribute that is not a hyper-parameter."""
+        given = {"seed", "recipe", "n_tasks", "model", *(f.name for f in fields(self))}  # type: ignore[arg-type]
+        return {
+            name: plain(f"{type(self).__name__}.{name}", value)
+            for name, value in vars(self).items()
+            if name not in given
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def plain(name: str, value: Any) -> Any:
+    """`value`, if it is made of what a checkpoint can hold; TypeError naming the attribute otherwise."""
+    if value is None or isinstance(value, bool | int | float | str | Tensor):
+        return value.detach() if isinstance(value, Tensor) else value
+    if isinstance(value, dict):
+        return {k: plain(f"{name}[{k!r}]", v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)(plain(name, v) for v in value)
+    raise TypeError(
+        f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; override state() and load_state()"
+    )
+
+
+methods: Registry[type[Method]] = Registry("method", "benchsuite.methods")
+
+
+def register(cls: type[Method]) -> type[Method]:
+    """Class decorator: make a method known by its name."""
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise TypeError("@register goes above a class that inherits from benchsuite.Method")
+    if "__dataclass_fields__" not in cls.__dict__:
+        cls = dataclass(cls)
+    # Two plugins are the same only if they are one object: a dataclass would compare, and refuse to hash, its fields.
+    cls.__eq__, cls.__hash__ = object.__eq__, object.__hash__  # type: ignore[method-assign]
+    cls.name = cls.__dict__.get("name") or cls.__name__.lower()
+    methods.add(cls.name, cls)
+    return cls

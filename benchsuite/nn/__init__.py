@@ -1,0 +1,1 @@
+"""Networks: backbones, the multi-head wrapper, factorised convolutions."""

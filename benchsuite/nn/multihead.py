@@ -1,0 +1,109 @@
+"""One backbone, one linear head for each task; the task is known at training and at test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from avalanche.benchmarks.scenarios import CLExperience
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+
+from .backbones import build_backbone, init_default
+
+
+class TaskConditional(nn.Module):
+    """A module whose weights or gates depend on the task. `MultiHead` tells it the task before it is used."""
+
+    def set_task(self, task: int) -> None:
+        """Compute with the weights of this task from now on."""
+        raise NotImplementedError(f"{type(self).__name__} must say what changes with the task")
+
+    def add_task(self, task: int, seed: int) -> None:
+        """Make room for a task that is met for the first time; what is drawn comes from `seed` and the task alone."""
+
+
+class MultiHead(MultiTaskModule):
+    """y = head_task(backbone(x)), with a head of exactly K_task outputs for each task.
+
+    classes: K_t for every task t of the sequence. Heads are made when their task is first met, and their weights depend on
+    (seed, task) alone, so that no evaluation schedule can change them.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, *, classes: Sequence[int], seed: int = 0, described: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone, self.heads = backbone, nn.ModuleDict()
+        self.classes, self.seed = list(classes), seed
+        self.features: int = backbone.features  # type: ignore[assignment]
+        self._described = described or {}
+
+    @classmethod
+    def build(
+        cls, backbone: str, *, image: Sequence[int], classes: Sequence[int], dropout: float = 0.0, seed: int = 0
+    ) -> MultiHead:
+        """The protocol's dense network; every layer's weights come from a generator of their own."""
+        described = {"backbone": backbone, "image": list(image)}
+        return cls(build_backbone(backbone, image, dropout, seed), classes=classes, seed=seed, described=described)
+
+    def describe(self) -> dict[str, Any]:
+        """What `from_description` needs: plain JSON."""
+        return {**self._described, "classes": self.classes, "heads": sorted(int(t) for t in self.heads)}
+
+    @classmethod
+    def from_description(cls, described: dict[str, Any]) -> MultiHead:
+        model = cls.build(described["backbone"], image=described["image"], classes=described["classes"])
+        for task in described["heads"]:
+            model.add_task(task)
+        return model
+
+    def adaptation(self, experience: CLExperience) -> None:
+        """Avalanche's call before an experience is trained on or evaluated: make the heads it needs."""
+        for task in experience.task_labels:
+            self.add_task(int(task))
+
+    def add_task(self, task: int) -> None:
+        if str(task) not in self.heads:
+            head = torch.nn.utils.skip_init(nn.Linear, self.features, self.classes[task])
+            init_default(head, self.seed, "head", task)
+            self.heads[str(task)] = head.to(_device_of(self.backbone))
+            for module in self._conditional():
+                module.add_task(task, self.seed)
+
+    def forward(self, x: Tensor, task_labels: int | Tensor) -> Tensor:
+        """x: (B, C, H, W). task_labels: one task for the whole batch, or (B,) tasks, one for each image.
+        Returns (B, K_task); for mixed tasks (B, max K), where columns beyond a task's own head hold the lowest finite number."""
+        if isinstance(task_labels, Tensor):
+            tasks = task_labels.unique().tolist()
+            if len(tasks) > 1:
+                return self._mixed(x, task_labels, tasks)
+            task_labels = int(tasks[0])
+        self._tell(task_labels)
+        return self.heads[str(task_labels)](self.backbone(x))
+
+    def _mixed(self, x: Tensor, labels: Tensor, tasks: list[int]) -> Tensor:
+        shared = None if self._conditional() else self.backbone(x)
+        width = max(self.classes[t] for t in tasks)
+        out: Tensor | None = None
+        for task in tasks:
+            rows = (labels == task).nonzero().squeeze(1)
+            logits = self(x[rows], task) if shared is None else self.heads[str(task)](shared[rows])
+            if out is None:  # only now is the dtype known: under autocast it is not that of x
+                out = logits.new_full((len(x), width), torch.finfo(logits.dtype).min)
+            padded = nn.functional.pad(logits, (0, width - logits.shape[1]), value=torch.finfo(logits.dtype).min)
+            out = out.index_copy(0, rows, padded)
+        assert out is not None
+        return out
+
+    def _conditional(self) -> list[TaskConditional]:
+        return [m for m in self.backbone.modules() if isinstance(m, TaskConditional)]
+
+    def _tell(self, task: int) -> None:
+        for module in self._conditional():
+            module.set_task(task)
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((t.device for t in [*module.parameters(), *module.buffers()]), torch.device("cpu"))

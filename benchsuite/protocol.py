@@ -1,0 +1,113 @@
+"""A protocol: which tasks, in which order, from which images, trained by which recipe."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .leaderboard import Published
+from .registry import Registry
+
+TIERS = {
+    "paper": "the published recipe, or the protocol's own full one",
+    "lite": "the same data and tasks, a twentieth of the schedule",
+    "smoke": "seconds: a few images and epochs, to see that everything runs",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task: some classes of one image set, and how its pixels are prepared.
+
+    classes: labels in the image set; label classes[k] becomes k inside the task.
+    mean, std: per channel, in units of pixel / 255.
+    pad: zero border in pixels on each side, put on before normalisation.
+    """
+
+    name: str
+    dataset: str
+    classes: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained on each task. Every field is a setting: `--set name=value`."""
+
+    backbone: str
+    epochs: int
+    milestones: tuple[int, ...] = ()  # epochs at whose start the learning rate is divided by ten
+    lr: float = 1e-3
+    batch_size: int = 64
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = 0.0  # sgd only
+    weight_decay: float = 0.0
+    reset_optimizer: bool = True  # fresh optimiser state for each task
+    dropout: float = 0.15
+    tasks: int | None = None  # train only the first so many of the order
+    train_per_class: int | None = None  # keep only the first so many images of each class
+    test_per_class: int | None = None
+    holdout: float = (
+        0.0  # > 0: train on the rest of the training set and test on this stratified share of it, never on test data
+    )
+    partial_data: bool = False  # accept incomplete image sets, and leave out tasks whose images are missing
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "tasks", "train_per_class", "test_per_class"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in ("momentum", "dropout", "holdout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for optimizer=sgd only, {self.optimizer} has its own")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            raise ValueError(f"milestones must be increasing epochs from 1, got {self.milestones}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A benchmark of T tasks.
+
+    image: channels, height and width of a network input.
+    crop_padding, flip: training augmentation: a random crop after zero padding of so many pixels; a horizontal flip with p = 1/2.
+    tiers: the recipe of each tier.
+    published: figures from papers, shown only beside complete `paper` runs.
+    """
+
+    name: str
+    summary: str
+    needs: str
+    tasks: tuple[Task, ...]
+    image: tuple[int, int, int]
+    tiers: Mapping[str, Recipe]
+    crop_padding: int = 0
+    flip: bool = False
+    published: tuple[Published, ...] = field(default=())
+
+    def order(self, seed: int) -> list[int]:
+        """The order of learning: positions in `tasks`, shuffled by Python's generator of its own seeded with `seed`.
+
+        Source: CACL's released task orders (seed 1 gives 12 6 18 20 10 1 ... of 20 tasks, counted from 1).
+        """
+        order = list(range(len(self.tasks)))
+        random.Random(seed).shuffle(order)
+        return order
+
+
+protocols: Registry[Protocol] = Registry("protocol", "benchsuite.protocols")
+
+
+def register(protocol: Protocol) -> Protocol:
+    """Make a protocol known by its name."""
+    protocols.add(protocol.name, protocol)
+    return protocol

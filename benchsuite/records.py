@@ -1,0 +1,180 @@
+"""The record of one run: its schema, its validation, and how it is written and read.
+
+A record is one JSON file. The accuracy matrix is kept as integer counts of correct answers; every statistic is derived
+from it later (`benchsuite.metrics`). A digest over the whole content tells a record that was edited or cut short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+SCHEMA = 1
+PARTS = ("weights", "heads", "masks", "other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What identifies a run: two runs of the same job on the same kind of device give the same numbers.
+
+    settings: every resolved value, of the protocol's recipe and of the method, by field name.
+    origins: for each setting that is not the method's or the tier's own default, where its value comes from.
+    method_source: SHA-256 of the method's file when it lies outside the installed package, else "".
+    """
+
+    protocol: str
+    tier: str
+    method: str
+    seed: int
+    precision: str
+    settings: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+    method_source: str = ""
+
+    @property
+    def config(self) -> str:
+        """Twelve hexadecimal digits for everything but the seed: runs that may be averaged share it."""
+        parts = {k: v for k, v in asdict(self).items() if k not in ("seed", "origins")}
+        return digest(parts)[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Where this job keeps its files, below the results folder."""
+        return Path(self.protocol) / self.tier / self.method / f"{self.config}-seed{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.protocol}/{self.tier} {self.method} seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One finished run of T tasks.
+
+    job: what was run.
+    tasks: T entries {name, dataset, classes, train, test} in the order of learning; train and test are image counts.
+    correct: T x T; correct[t][i] is the number of right answers on the test set of task i after learning task t, None
+        where it was not measured. R[t][i] = correct[t][i] / tasks[i]["test"].
+    stored: for each t the bytes of the exported artifact after task t, {weights, heads, masks, other}; their sum is the
+        size of the file; None where no artifact was made.
+    macs: multiply-accumulates of one image through the served model, for each task.
+    iterations: optimisation steps for each task.
+    training_state_bytes: peak over tasks of parameters, gradients, optimiser state and the method's own state.
+    activation_bytes: what one training step keeps of its activations for the backward pass, at the protocol's batch size.
+    seconds: {"train": [...], "evaluate": [...]}, wall clock for each task.
+    data: one entry {name, digest, complete, note} per image set; `note` says what is partial or substituted.
+    environment: device, device_name, threads, versions, source revision, date.
+    facts: what the method reports of itself (its rank table, other sizes, ...).
+    """
+
+    job: Job
+    tasks: list[dict[str, Any]]
+    correct: list[list[int | None]]
+    stored: list[dict[str, int] | None]
+    macs: list[int]
+    iterations: list[int]
+    training_state_bytes: int
+    activation_bytes: int
+    seconds: dict[str, list[float]]
+    data: list[dict[str, Any]]
+    environment: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.tasks)
+        if n == 0 or len(self.correct) != n or any(len(row) != n for row in self.correct) or len(self.stored) != n:
+            raise ValueError("accuracy matrix and stored bytes must have one row for each task")
+        if any(
+            c is not None and not 0 <= c <= self.tasks[i]["test"] for row in self.correct for i, c in enumerate(row)
+        ):
+            raise ValueError("a count of correct answers lies outside 0..test images")
+        if any(s is not None and (set(s) != set(PARTS) or min(s.values()) < 0) for s in self.stored):
+            raise ValueError(f"stored bytes must be split into {', '.join(PARTS)}")
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size in bytes of the artifact that serves every task."""
+        last = self.stored[-1]
+        assert last is not None, "a finished run has an artifact"
+        return sum(last.values())
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of the canonical JSON form of `content`."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Put `data` at `path` whole or not at all: written beside it under a name of its own, synced, then renamed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path.parent}: {error.strerror}; choose another folder with --results"
+        ) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def to_json(record: RunRecord) -> str:
+    content = {"schema": SCHEMA, **asdict(record)}
+    return json.dumps({**content, "digest": digest(content)}, indent=1) + "\n"
+
+
+def write(record: RunRecord, path: Path) -> None:
+    """Write the record atomically."""
+    write_atomic(path, to_json(record))
+
+
+def read(path: Path) -> RunRecord:
+    """Read and check a record. Raises UserError, naming the file, when it is not one or was changed since it was written."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path}: is not a JSON file; delete it and run again") from None
+    if not isinstance(content, dict) or "schema" not in content:
+        raise UserError(f"{path}: is not a run record; move it out of the results folder")
+    if content["schema"] != SCHEMA:
+        raise UserError(
+            f"{path}: has record schema {content['schema']!r}, this version reads {SCHEMA}; "
+            "read it with the version that wrote it, or move it away and run again"
+        )
+    claimed = content.pop("digest", None)
+    if claimed != digest(content):
+        raise UserError(
+            f"{path}: was changed after it was written (its digest does not fit); restore it or delete it and run again"
+        )
+    del content["schema"]
+    try:
+        return RunRecord(**{**content, "job": Job(**content["job"])})
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is not a valid run record ({error}); delete it and run again") from None
+
+
+def read_all(folder: Path) -> list[RunRecord]:
+    """Every record below `folder`, in the order of their paths."""
+    return [read(path) for path in sorted(folder.rglob("record.json"))]
+
+
+def same_numbers(a: RunRecord, b: RunRecord) -> bool:
+    """Whether two records agree in everything that a run determines: all but wall time, date and environment."""
+    return all(
+        getattr(a, f.name) == getattr(b, f.name) for f in fields(RunRecord) if f.name not in ("seconds", "environment")
+    )

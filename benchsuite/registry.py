@@ -1,0 +1,95 @@
+"""How methods and protocols are found: our own packages, other people's entry points, or a file.
+
+An import that fails is loud and a name that is taken is refused: a method that silently went missing would be a row that
+silently went missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The methods, or the protocols, by name. `kind` is "method" or "protocol"; `package` holds our own."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._known: dict[str, T] = {}
+        self._files: dict[Path, str] = {}
+        self._discovered = False
+
+    def add(self, name: str, item: T) -> None:
+        if name in self._known and self._known[name] is not item:
+            raise UserError(f"two {self.kind}s are called {name!r}; rename one of them")
+        self._known[name] = item
+
+    def all(self) -> dict[str, T]:
+        """Every registered item by name, in alphabetical order."""
+        if not self._discovered:
+            self._discovered = True
+            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            for entry in entry_points(group=f"benchsuite.{self.kind}s"):
+                entry.load()
+        return dict(sorted(self._known.items()))
+
+    def get(self, name: str) -> T:
+        known = self.all()
+        if name not in known:
+            raise UserError(f"no {self.kind} is called {name!r}; {suggest(name, known)}")
+        return known[name]
+
+    def load_file(self, path: Path) -> str:
+        """Import a Python file that registers one item, and return that item's name."""
+        path = path.resolve()
+        self.all()
+        if path not in self._files:
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; --{self.kind} takes a registered name or a Python file")
+            before = set(self._known)
+            spec = importlib.util.spec_from_file_location(f"benchsuite_user_{path.stem}", path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            try:
+                spec.loader.exec_module(module)
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+            new = sorted(set(self._known) - before)
+            if len(new) != 1:
+                raise UserError(
+                    f"{path}: registers {len(new)} {self.kind}s, expected one; put @register above one class"
+                )
+            self._files[path] = new[0]
+        return self._files[path]
+
+    def source(self, name: str) -> str:
+        """SHA-256 of the file that `name` was loaded from, or "" for an installed one."""
+        for path, known in self._files.items():
+            if known == name:
+                return hashlib.sha256(path.read_bytes()).hexdigest()
+        return ""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the nearest known name, or all of them."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+
+
+Registrar = Callable[[Any], Any]

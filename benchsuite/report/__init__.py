@@ -1,0 +1,51 @@
+"""A leaderboard as files: tables in Markdown, CSV and LaTeX, figures in PDF and PNG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..leaderboard import Published, configurations, leaderboard
+from ..records import RunRecord, write_atomic
+from . import tables
+
+
+def write_report(records: Sequence[RunRecord], published: Sequence[Published], folder: Path) -> list[Path]:
+    """Write every table and figure of one protocol and tier into `folder`; returns the files.
+
+    The same records give the same bytes. Raises what `leaderboard` raises, and UserError when `folder` cannot be
+    written; everything is rendered before the first file is.
+    """
+    from . import figures  # matplotlib takes a second to import: whoever wants a table on the screen need not wait
+
+    board = leaderboard(records, published)
+    runs = configurations(records)
+    files: dict[str, bytes | str] = {}
+    for kind in tables.TITLES:
+        files[f"{kind}.md"] = tables.to_markdown(board, kind)
+        files[f"{kind}.csv"] = tables.to_csv(board, kind)
+        files[f"{kind}.tex"] = tables.to_latex(board, kind)
+
+    drawings = {
+        "accuracy_vs_size": figures.accuracy_vs_size(board),
+        "accuracy_after_each_task": figures.accuracy_after_each_task(runs, board.provenance),
+    }
+    for label, group in runs.items():
+        name = re.sub(r"[^\w.+=-]+", "-", label).strip("-")
+        drawings[f"accuracy_matrix_{name}"] = figures.accuracy_matrix(label, group, board.provenance)
+    for name, drawing in drawings.items():
+        files |= {f"{name}.{suffix}": content for suffix, content in figures.render(drawing).items()}
+
+    files["leaderboard.md"] = "\n".join(
+        [
+            f"# {board.protocol}, tier {board.tier}\n",
+            *(tables.to_markdown(board, kind, footnotes=False) for kind in tables.TITLES),
+            *(["## Notes\n\n" + "".join(f"- {note}\n" for note in board.footnotes)] if board.footnotes else []),
+            "## Figures\n",
+            *(f"[![{name}]({name}.png)]({name}.pdf)\n" for name in drawings),
+        ]
+    )
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    return [folder / name for name in files]

@@ -1,0 +1,190 @@
+"""Figures of a leaderboard, sized for one column of a paper, in colours that the colour-blind can tell apart.
+
+Every figure is a plain `matplotlib.figure.Figure` and carries its provenance below; no global state is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from itertools import pairwise
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from .. import metrics
+from ..leaderboard import Leaderboard, t_interval
+from ..records import RunRecord
+
+WIDTH = 3.5  # inches: one column of the usual two-column layouts
+FONT, SMALL = 7, 5  # points
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#7F7F7F"]  # Okabe and Ito 2008
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]  # nine: no pair of colour and marker returns before 72 rows
+
+
+def accuracy_vs_size(board: Leaderboard) -> Figure:
+    """Accuracy (%) against stored MB (log axis), one point per row with its 95 % intervals, and the Pareto front."""
+    rows = board.parameter_efficiency.dropna(subset=["accuracy"]).to_dict("records")
+    looks = _looks([row["method"] for row in sorted(rows, key=lambda row: (row["published"], row["method"]))])
+    figure, axes = _figure(board.provenance, height=2.9)
+    front = sorted((row["megabytes"], row["accuracy"]) for row in rows if row["pareto"])
+    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
+    for row in rows:
+        look = looks[row["method"]]
+        axes.errorbar(
+            row["megabytes"],
+            row["accuracy"],
+            xerr=np.nan_to_num(row["megabytes_ci"]),
+            yerr=np.nan_to_num(row["accuracy_ci"]),
+            color=look["color"],
+            marker=look["marker"],
+            markersize=5,
+            markerfacecolor="white" if row["published"] else look["color"],
+            elinewidth=0.8,
+            capsize=1.5,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(0.2, 0.12)
+    low, high = axes.get_xlim()
+    dense = [1 + 0.5 * i for i in range(18)]  # between close sizes 1, 2, 5 would leave one tick or none
+    axes.xaxis.set_major_locator(LogLocator(subs=dense if high < 5 * low else [1, 2, 5]))
+    axes.set_xlabel("stored for all tasks (MB)", fontsize=FONT)
+    axes.set_ylabel("accuracy (%)", fontsize=FONT)
+    _label_points(figure, axes, rows, looks)
+    return figure
+
+
+def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figure:
+    """Heat map of R (%), mean over seeds by position in the sequence; cells that were not measured stay blank."""
+    mean, _ = t_interval(np.stack([metrics.accuracy_matrix(run) for run in runs]))
+    n = len(mean)
+    figure, axes = _figure(provenance, height=3.2)
+    image = axes.imshow(mean, vmin=0, vmax=100, cmap="cividis")
+    ticks = np.arange(0, n, 1 if n <= 10 else 2)
+    axes.set_xticks(ticks, ticks + 1)
+    axes.set_yticks(ticks, ticks + 1)
+    axes.grid(False)
+    axes.set_xlabel("accuracy on task", fontsize=FONT)
+    axes.set_ylabel("after learning task", fontsize=FONT)
+    axes.set_title(textwrap.fill(f"{label}, n = {len(runs)}", 60), fontsize=FONT)
+    if n <= 10:
+        for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True):
+            colour = "black" if mean[t, i] > 50 else "white"
+            axes.text(i, t, f"{mean[t, i]:.1f}", ha="center", va="center", fontsize=FONT - 1 - n / 10, color=colour)
+    bar = figure.colorbar(image, shrink=0.8)
+    bar.set_label("%", fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
+    return figure
+
+
+def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure:
+    """A_k (%) against k, mean over seeds with its 95 % band; a method that is measured only at the end is a point."""
+    looks = _looks(list(runs))
+    columns = max(1, min(4, 76 // (max(map(len, runs)) + 8)))
+    figure, axes = _figure(provenance, height=2.5 + 0.12 * -(-len(runs) // columns))
+    for label, group in runs.items():
+        after = np.stack([metrics.accuracy_after_each_task(metrics.accuracy_matrix(run)) for run in group])
+        mean, half = t_interval(after)
+        k = np.arange(1, len(mean) + 1)
+        axes.plot(k, mean, label=textwrap.fill(label, 60), markersize=3, linewidth=0.9, **looks[label])
+        known = ~np.isnan(half)
+        if known.sum() == 1:
+            axes.errorbar(
+                k[known], mean[known], yerr=half[known], color=looks[label]["color"], elinewidth=0.8, capsize=1.5
+            )
+        else:
+            axes.fill_between(k, mean - half, mean + half, color=looks[label]["color"], alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axes.set_xlabel("tasks learned", fontsize=FONT)
+    axes.set_ylabel("mean accuracy on them (%)", fontsize=FONT)
+    style: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.6, "handletextpad": 0.5}
+    figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT - 1, **style)
+    return figure
+
+
+def render(figure: Figure) -> dict[str, bytes]:
+    """The figure as {"pdf": ..., "png": ...}, without the date, so that the files depend on their content only."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is found: once is enough for both files
+    pdf, png = io.BytesIO(), io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # publishers refuse the default Type 3 fonts
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    figure.savefig(png, format="png", dpi=300)
+    return {"pdf": pdf.getvalue(), "png": png.getvalue()}
+
+
+def _figure(provenance: str, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.tick_params(labelsize=FONT)
+    axes.grid(color="0.9", linewidth=0.5)
+    axes.set_axisbelow(True)
+    figure.supxlabel(textwrap.fill(provenance, 95), fontsize=SMALL, color="0.4")
+    return figure, axes
+
+
+def _looks(labels: list[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker by position: published rows come last, so that measured ones look the same in every figure."""
+    return {
+        label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, label in enumerate(labels)
+    }
+
+
+def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str, dict[str, Any]]) -> None:
+    """Write each row's label beside its point, in the place around it that covers the least of what stands there."""
+    figure.draw_without_rendering()  # fixes the layout: places are compared in pixels
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    margin = 3 * figure.dpi / 72  # half a marker
+    taken = []
+    for row in rows:
+        x, y = row["megabytes"], row["accuracy"]
+        dx, dy = np.nan_to_num(row["megabytes_ci"]), np.nan_to_num(row["accuracy_ci"])
+        for corners in ([(x - dx, y), (x + dx, y)], [(x, y - dy), (x, y + dy)]):
+            low, high = axes.transData.transform(corners)
+            taken.append(Bbox([low - margin, high + margin]))
+    front = sorted((row["megabytes"], row["accuracy"]) for row in rows if row["pareto"])
+    for (left, bottom), (right, top) in pairwise(front):
+        for corners in ([(left, bottom), (right, bottom)], [(right, bottom), (right, top)]):
+            low, high = axes.transData.transform(corners)
+            taken.append(Bbox([low - 1, high + 1]))
+
+    def shared(box: Bbox, other: Bbox) -> float:
+        both = Bbox.intersection(box, other)
+        return both.width * both.height if both else 0
+
+    for row in rows:
+        text = axes.annotate(
+            row["method"].replace(" [", "\n[").replace(", ", ",\n"),
+            (row["megabytes"], row["accuracy"]),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=FONT - 1,
+            color=looks[row["method"]]["color"],
+        )
+        text.set_in_layout(False)
+        places: list[tuple[float, int, dict[str, Any], Bbox]] = []
+        for distance in (5, 10, 16):
+            for right, up in [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]:
+                place = {
+                    "position": (distance * right, distance * up),
+                    "ha": ("right", "center", "left")[right + 1],
+                    "va": ("top", "center", "bottom")[up + 1],
+                }
+                text.set(**place)
+                box = text.get_window_extent(renderer).padded(margin / 3)
+                outside = box.width * box.height - shared(box, axes.bbox)
+                cost = 6 * outside + 3 * sum(shared(box, other) for other in taken) + distance
+                places.append((cost, len(places), place, box))
+        *_, place, box = min(places, key=lambda entry: entry[:2])
+        text.set(**place)
+        taken.append(box)

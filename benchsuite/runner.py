@@ -1,0 +1,363 @@
+"""One run: (protocol, method, seed, settings) to a RunRecord, with a checkpoint after every task.
+
+Files of a run, in its folder below the results folder: record.json (the result, written last), artifact.safetensors (the
+servable network), and while it is under way lock and checkpoint.pt; failure.json after a failure, until a later run succeeds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.models.dynamic_modules import avalanche_model_adaptation
+from torch import nn
+
+from . import records
+from .accounting import macs
+from .artifact import Artifact
+from .data.stream import TaskStream, build_stream
+from .errors import UserError
+from .method import Method
+from .nn.multihead import MultiHead
+from .protocol import Protocol, protocols
+from .randomness import seed_globals
+from .records import Job, RunRecord, write_atomic
+from .settings import method_of, recipe_of
+from .strategy import Diverged, Strategy, Watch
+
+
+class RunFailed(Exception):
+    """A run stopped without a result; failure.json in its folder says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Progress: `epoch` of `epochs` of stage `stage` of `stages` has ended; epoch 0 is the start of a run or of a resumed one."""
+
+    job: Job
+    stage: int
+    stages: int
+    epoch: int
+    epochs: int
+    loss: float = float("nan")
+
+
+def run(
+    job: Job,
+    *,
+    results: Path,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    report: Callable[[Event], None] = lambda event: None,
+) -> RunRecord:
+    """Run `job`, or resume it, or read its record if it is done.
+
+    Raises UserError for what the user can mend (data, folder, device) and RunFailed when training diverged or broke.
+    """
+    folder = results / job.folder
+    chosen = choose_device(device, job.precision)
+    with _alone(folder):
+        done = folder / "record.json"
+        if done.exists():
+            return records.read(done)
+        try:
+            record = _Run(job, folder, data_dir, chosen, report).finish()
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            what = str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
+            failure = {
+                "schema": records.SCHEMA,
+                "job": asdict(job),
+                "error": what,
+                "traceback": traceback.format_exc(),
+                "date": _now(),
+            }
+            write_atomic(folder / "failure.json", json.dumps(failure, indent=1) + "\n")
+            raise RunFailed(f"{job}: {what}; see {folder / 'failure.json'}") from error
+        for leftover in ("failure.json", "checkpoint.pt"):
+            (folder / leftover).unlink(missing_ok=True)
+        return record
+
+
+def choose_device(device: str, precision: str) -> torch.device:
+    """auto: the GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device cuda: no usable GPU was found; use --device cpu or auto")
+        # fp32 means fp32, and a run must be able to repeat itself
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        if precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise UserError("precision bf16: this GPU does not support it; use --precision fp32")
+    return torch.device(device)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run's lock: a second process that wants the same run waits, and then finds the record. A kill releases it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --results") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class _Run:
+    """A run from its first task, or its checkpoint, to its record."""
+
+    def __init__(
+        self, job: Job, folder: Path, data_dir: Path | None, device: torch.device, report: Callable[[Event], None]
+    ) -> None:
+        self.job, self.folder, self.device, self.report = job, folder, device, report
+        self.protocol: Protocol = protocols.get(job.protocol)
+        self.recipe = recipe_of(job.settings)
+        self.method: Method = method_of(job.method, job.settings)
+        self.stream: TaskStream = build_stream(self.protocol, self.recipe, job.seed, data_dir=data_dir, device=device)
+        n = len(self.stream.tasks)
+        self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
+        model = MultiHead.build(
+            self.recipe.backbone,
+            image=self.protocol.image,
+            classes=self.stream.classes,
+            dropout=self.recipe.dropout,
+            seed=job.seed,
+        )
+        self.method.seed, self.method.recipe, self.method.n_tasks = job.seed, self.recipe, n
+        self.method.model = self.method.prepare(model).to(device)
+        self.watch = Watch(lambda task, epoch, loss: self._tell(self.done, epoch + 1, loss))
+        self.strategy = Strategy(
+            model=self.method.model,
+            method=self.method,
+            recipe=self.recipe,
+            augmentation=self.stream.augmentation,
+            seed=job.seed,
+            precision=job.precision,
+            device=device,
+            plugins=[self.watch],
+        )
+        self.done = 0
+        self.progress: dict[str, Any] = {
+            "correct": [[None] * n for _ in range(n)],
+            "stored": [None] * n,
+            "iterations": [],
+            "seconds": {"train": [], "evaluate": []},
+            "training_state_bytes": 0,
+            "activation_bytes": 0,
+            "revisions": [],
+        }
+
+    def _tell(self, stage: int, epoch: int, loss: float = float("nan")) -> None:
+        self.report(
+            Event(job=self.job, stage=stage, stages=len(self.stages), epoch=epoch, epochs=self.recipe.epochs, loss=loss)
+        )
+
+    def finish(self) -> RunRecord:
+        self._resume()
+        revision = source_revision()
+        if revision not in self.progress["revisions"]:
+            self.progress["revisions"].append(revision)
+        self._tell(self.done, 0)
+        for stage in range(self.done, len(self.stages)):
+            self._learn(stage)
+            self.done = stage + 1
+            self._checkpoint()
+        artifact = self._artifact()
+        artifact.write(self.folder / "artifact.safetensors")
+        record = self._record(artifact)
+        records.write(record, self.folder / "record.json")
+        return record
+
+    def _learn(self, stage: int) -> None:
+        """Train one stage, then evaluate every task seen so far, in one pass."""
+        last = stage if len(self.stages) > 1 else len(self.stream.tasks) - 1
+        seed_globals(self.job.seed, stage)
+        start = time.perf_counter()
+        self.strategy.train(self.stages[stage], eval_streams=[])
+        middle = time.perf_counter()
+        self.strategy.eval(self.stream.test[: last + 1])
+        end = time.perf_counter()
+        p = self.progress
+        for task, correct in self.watch.correct.items():
+            p["correct"][last][task] = correct
+        p["stored"][last] = self._artifact().sizes()
+        p["iterations"].append(self.watch.iterations)
+        p["seconds"]["train"].append(round(middle - start, 3))
+        p["seconds"]["evaluate"].append(round(end - middle, 3))
+        p["training_state_bytes"] = max(p["training_state_bytes"], self.watch.training_state_bytes)
+        p["activation_bytes"] = p["activation_bytes"] or self.watch.activation_bytes
+
+    def _artifact(self) -> Artifact:
+        return self._with_header(self.method.artifact())
+
+    def _with_header(self, artifact: Artifact) -> Artifact:
+        artifact.header |= {
+            "method": self.job.method,
+            "protocol": self.job.protocol,
+            "tasks": [
+                {"name": t.name, "classes": list(t.classes), "pad": t.pad, "mean": list(t.mean), "std": list(t.std)}
+                for t in self.stream.tasks
+            ],
+        }
+        return artifact
+
+    def _checkpoint(self) -> None:
+        model = self.method.model
+        content = {
+            "config": self.job.config,
+            "done": self.done,
+            "model": model.state_dict(),
+            "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+            "method": self.method.state(),
+            "progress": self.progress,
+        }
+        if not self.recipe.reset_optimizer:
+            content["optimizer"] = self.strategy.optimizer.state_dict()
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"{path}: cannot be read ({type(error).__name__}); delete it to start this run again"
+            ) from None
+        if content["config"] != self.job.config:
+            raise UserError(f"{path}: belongs to another configuration; delete it to start this run again")
+        self.done, self.progress = content["done"], content["progress"]
+        model = self.method.model.train()
+        for experience in self.stages[: self.done]:
+            avalanche_model_adaptation(model, experience)
+        assign_state(model, content["model"], set(content["frozen"]))
+        model.to(self.device, memory_format=torch.channels_last)
+        self.method.load_state(content["method"])
+        if "optimizer" in content:
+            self.strategy.experience = self.stages[self.done - 1]
+            self.strategy.make_optimizer(reset_optimizer_state=True)
+            self.strategy.optimizer.load_state_dict(content["optimizer"])
+        self.strategy.clock.train_exp_counter = self.done
+        self.watch.activation_bytes = self.progress["activation_bytes"]
+
+    def _record(self, artifact: Artifact) -> RunRecord:
+        served = type(self.method).restore(artifact)
+        tasks = self.stream.tasks
+        p = self.progress
+        facts = self.method.facts()
+        if alternatives := self.method.alternatives():
+            facts["other_sizes"] = {
+                name: sum(self._with_header(a).sizes().values()) for name, a in alternatives.items()
+            }
+        return RunRecord(
+            job=self.job,
+            tasks=[
+                {
+                    "name": task.name,
+                    "dataset": task.dataset,
+                    "classes": list(task.classes),
+                    "train": len(self.stream.train[t].images.labels),
+                    "test": len(self.stream.test[t].images.labels),
+                }
+                for t, task in enumerate(tasks)
+            ],
+            correct=p["correct"],
+            stored=p["stored"],
+            macs=[macs(served, self.protocol.image, t) for t in range(len(tasks))],
+            iterations=p["iterations"],
+            training_state_bytes=p["training_state_bytes"],
+            activation_bytes=p["activation_bytes"],
+            seconds=p["seconds"],
+            data=[
+                {"name": s.name, "digest": s.digest, "complete": s.complete, "note": s.note} for s in self.stream.sets
+            ]
+            + [
+                {"name": name, "digest": "", "complete": False, "note": "missing, its tasks are left out"}
+                for name in sorted({t.dataset for t in self.protocol.tasks} - {s.name for s in self.stream.sets})
+                if self.recipe.partial_data
+            ],
+            environment=environment(self.device, p["revisions"]),
+            facts=facts,
+        )
+
+
+def assign_state(model: nn.Module, state: dict[str, Any], frozen: set[str]) -> None:
+    """Put every saved tensor in place, whatever the shape of the one it replaces: banks and masks grow from task to task."""
+    for name, value in state.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if leaf == "_extra_state":
+            module.set_extra_state(value)
+        elif leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=name not in frozen)
+        elif leaf in module._buffers:
+            module._buffers[leaf] = value
+        else:
+            raise UserError(
+                f"the checkpoint holds {name}, which this network has not; delete it to start this run again"
+            )
+
+
+def environment(device: torch.device, revisions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where a run was made: hardware, versions, source, date."""
+    names = ("torch", "torchvision", "avalanche-lib", "numpy", "benchsuite")
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "source": revisions[-1],
+        "earlier_sources": revisions[:-1],
+        "date": _now(),
+    }
+
+
+def source_revision() -> dict[str, Any]:
+    """The git revision of the source tree this package runs from, and whether its code differs from it ("" outside a checkout)."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    if not (root / "pyproject.toml").exists() or not (root / ".git").exists():
+        return {"revision": "", "dirty": False}
+    return {
+        "revision": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--", "benchsuite", "methods", "protocols")),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

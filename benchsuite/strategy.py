@@ -1,0 +1,210 @@
+"""The Avalanche strategy of every run: batches from device-resident tensors, everything else Avalanche's own template."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models import avalanche_forward
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from .accounting import KeptActivations, training_state
+from .data.batches import Augmentation, Batches
+from .method import Method
+from .nn.backbones import reseed_dropout
+from .protocol import Recipe
+
+
+class Diverged(Exception):
+    """The training loss is no longer a finite number."""
+
+
+class Strategy(SupervisedTemplate):
+    """Training and evaluation by a recipe, with a method and any further Avalanche plugins.
+
+    Batches come from the experience's `images` while nobody has changed its data; a plugin that changes `adapted_dataset` or
+    puts a DataLoader of its own in place gets Avalanche's loaders. Under precision "bf16" forward passes run in bfloat16
+    autocast; weights, gradients, optimiser state and the loss stay fp32.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        method: Method,
+        recipe: Recipe,
+        augmentation: Augmentation,
+        seed: int,
+        precision: str = "fp32",
+        device: torch.device | str = "cpu",
+        plugins: Sequence[SupervisedPlugin] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.recipe, self.augmentation, self.seed, self.precision, self.dtype = (
+            recipe,
+            augmentation,
+            seed,
+            precision,
+            dtype,
+        )
+        with warnings.catch_warnings():  # an evaluator without loggers is what we want: Watch counts for the record
+            warnings.simplefilter("ignore")
+            evaluator = EvaluationPlugin()
+        super().__init__(
+            model=model,
+            optimizer=make_optimizer(recipe, model),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=recipe.batch_size,
+            train_epochs=recipe.epochs,
+            eval_mb_size=256,
+            device=device,
+            plugins=[Schedule(), method, *plugins],
+            evaluator=evaluator,
+        )
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        kwargs |= {"remove_params": True}  # a factor that was pruned away must leave the optimiser too
+        super().make_optimizer(**kwargs)
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        kwargs.setdefault("reset_optimizer_state", self.recipe.reset_optimizer)
+        super().check_model_and_optimizer(**kwargs)
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        return super().model_adaptation(model).to(memory_format=torch.channels_last)
+
+    def train_dataset_adaptation(self, **kwargs: Any) -> None:
+        super().train_dataset_adaptation(**kwargs)
+        self._untouched = self.adapted_dataset
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        if self.adapted_dataset is self._untouched and hasattr(self.experience, "images"):
+            self.dataloader = self._batches(self.augmentation)
+        else:
+            super().make_train_dataloader(**kwargs)
+
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
+        if hasattr(self.experience, "images"):
+            self.dataloader = self._batches(None)
+        else:
+            super().make_eval_dataloader(**kwargs)
+
+    def _batches(self, augmentation: Augmentation | None) -> Batches:
+        experience = self.experience
+        images = experience.images if isinstance(experience.images, list) else [experience.images]
+        return Batches(
+            images,
+            sorted(experience.task_labels),
+            self.eval_mb_size if augmentation is None else self.train_mb_size,
+            augmentation=augmentation,
+            seed=self.seed,
+            stage=experience.current_experience,
+            dtype=self.dtype,
+        )
+
+    def _unpack_minibatch(self) -> None:
+        # The fast batches lie on the device; their task is known without asking the device for it.
+        if isinstance(self.dataloader, Batches):
+            self._task = self.dataloader.positions[0] if len(self.dataloader.positions) == 1 else None
+        else:
+            self._task = None
+            super()._unpack_minibatch()
+
+    def forward(self) -> Tensor:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            return avalanche_forward(self.model, self.mb_x, self.mb_task_id if self._task is None else self._task)
+
+    def criterion(self) -> Tensor:
+        return self._criterion(self.mb_output.float() if self.precision == "bf16" else self.mb_output, self.mb_y)
+
+    def _make_empty_loss(self) -> Tensor:
+        return torch.zeros((), device=self.device)
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimiser in PyTorch's fused form."""
+    parameters = list(model.parameters()) or [
+        nn.Parameter(torch.zeros(()))
+    ]  # a method may make its first ones with its first task
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+
+class Schedule(SupervisedPlugin):
+    """The learning rate of each epoch, and fresh dropout generators for each task."""
+
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        reseed_dropout(strategy.model, strategy.seed, strategy.experience.current_experience)
+
+    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
+        passed = sum(strategy.clock.train_exp_epochs >= m for m in strategy.recipe.milestones)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = strategy.recipe.lr * 0.1**passed
+
+
+class Watch(SupervisedPlugin):
+    """Counts, measures and reports a run. Reads the device once an epoch in training and once in a whole evaluation.
+
+    correct: {task: right answers} of the last evaluation. training_state_bytes: peak. activation_bytes: of the first step ever.
+    """
+
+    def __init__(self, report: Callable[[int, int, float], None] = lambda task, epoch, loss: None) -> None:
+        super().__init__()
+        self.report = report
+        self.correct: dict[int, int] = {}
+        self.iterations = self.training_state_bytes = self.activation_bytes = 0
+        self._kept: KeptActivations | None = None
+
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        self.iterations = 0
+
+    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._loss, self._steps = torch.zeros((), device=strategy.device), 0
+
+    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        if not self.activation_bytes:
+            self._kept = KeptActivations(strategy.model)
+            self._kept.open()
+
+    def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
+        if self._kept is not None:
+            self.activation_bytes, self._kept = self._kept.close(), None
+
+    def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._loss += strategy.loss.detach()
+        self._steps += 1
+
+    def after_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
+        self.iterations += self._steps
+        epoch, task = strategy.clock.train_exp_epochs, strategy.experience.current_experience
+        loss = float(self._loss) / max(self._steps, 1)
+        if loss != loss or abs(loss) == float("inf"):
+            raise Diverged(f"the training loss became {loss} at task {task + 1}, epoch {epoch + 1}")
+        if (
+            epoch + 1 == strategy.train_epochs
+        ):  # gradients and optimiser state are all there, nothing is consolidated yet
+            methods = [plugin.state() for plugin in strategy.plugins if isinstance(plugin, Method)]
+            state = training_state(strategy.model, strategy.optimizer, methods)
+            self.training_state_bytes = max(self.training_state_bytes, state)
+        self.report(task, epoch, loss)
+
+    def before_eval(self, strategy: Strategy, **kwargs: Any) -> None:
+        self._counts: dict[int, Tensor] = {}
+
+    def after_eval_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        task = strategy.experience.current_experience
+        right = (strategy.mb_output.argmax(1) == strategy.mb_y).sum()
+        self._counts[task] = self._counts[task] + right if task in self._counts else right
+
+    def after_eval(self, strategy: Strategy, **kwargs: Any) -> None:
+        counts = torch.stack(list(self._counts.values())).tolist()
+        self.correct = dict(zip(self._counts, counts, strict=True))

@@ -1,0 +1,233 @@
+"""CACL: compression-aware continual learning with singular value decomposition (arXiv 2009.01956).
+
+Every convolution's kernel, flattened to (O, I k^2), is a sum of rank-one components N diag|sigma| C. While learning task t
+the components of earlier tasks are used but fixed, and a pool of free ones is trained with the task's head:
+
+    L = CE + lambda_s * sum_l (||sigma_l||_1 / ||sigma_l||_2 - 1)                                     (sparsity, Hoyer)
+           + lambda_o * sum_l [q(N_l) + q(C_l)],   q(X) = ||G - I||_F^2 / d^2                          (soft orthogonality)
+
+with G the smaller Gram matrix of X and d its order; both penalties see fixed and free components together. After the task
+the fewest free components that carry a share 1 - e of the free sigma^2 are kept and fixed for ever; the others are dropped,
+the pool is topped up (growth) and drawn anew. Task i is served by the first K_i components of each layer and head i, so
+nothing that is learnt later can change it.
+
+The equations follow the official code (github pavanteja295/CACL), as the paper's own text could not be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.artifact import Artifact
+from benchsuite.method import Declared, Method, register
+from benchsuite.nn.factorised import KernelBank, SVDConv2d, break_even_rank, replace_modules
+from benchsuite.nn.multihead import MultiHead
+
+
+def energy_select(sigma: Tensor, drop: float, fixed_energy: float = 0.0) -> Tensor:
+    """Indices, in their order, of the fewest components that carry a share >= 1 - drop of the squared sigma.
+
+    sigma: (f,). Ties with the smallest kept one are kept. fixed_energy: sum of squared sigma of the fixed components, which
+    counts towards the share; where it reaches the share alone, none is kept (the official code keeps all: CACL quirk Q10).
+    Without components, or without energy, none is kept.
+    """
+    energy = sigma.detach().double().cpu().square()
+    total = float(energy.sum()) + fixed_energy
+    if total == 0 or (fixed_energy and fixed_energy >= (1 - drop) * total):
+        return torch.empty(0, dtype=torch.long, device=sigma.device)
+    descending = energy.sort(descending=True).values
+    share = (descending.cumsum(0) + fixed_energy) / total
+    m = min(int(torch.searchsorted(share, torch.tensor(1 - drop, dtype=torch.float64))) + 1, len(descending))
+    return (energy >= descending[m - 1]).nonzero().squeeze(1).to(sigma.device)
+
+
+def next_pool(growth: str, earlier: Sequence[int], free: int, initial_rank: int) -> int:
+    """Number of free components for the next task (CACL section 5.6).
+
+    earlier: cumulative ranks of the tasks before the one that has just ended; the first task never grows the pool.
+    free: what is left of the pool.
+    """
+    if growth == "fixed" or not earlier:
+        return free
+    target = initial_rank if growth == "initial_rank" else min(sum(earlier) / len(earlier), initial_rank)
+    return int(target) if free < target else free
+
+
+class _Orthogonality(torch.autograd.Function):
+    """||G - I||_F^2 / d^2 for the rows [fixed; free] (r, columns), with respect to the free rows only.
+
+    r <= columns: G = [F F', F R'; R F', R R'], so only the cross and the free block are computed; the fixed block is the
+    constant `fixed_term`. r > columns: G = F'F + R'R, with `fixed_gram` = F'F. The gradient is 4 (G - I) R in both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, free: Tensor, fixed: Tensor, fixed_gram: Tensor | None, fixed_term: Tensor) -> Tensor:
+        if fixed_gram is None:
+            d = len(fixed) + len(free)
+            cross, own = free @ fixed.T, free @ free.T
+            own.diagonal().sub_(1)
+            value = fixed_term + 2 * cross.square().sum() + own.square().sum()
+            gradient = own @ free
+            if len(fixed):
+                gradient.addmm_(cross, fixed)
+        else:
+            d = free.shape[1]
+            gram = torch.addmm(fixed_gram, free.T, free)
+            gram.diagonal().sub_(1)
+            value = gram.square().sum()
+            gradient = free @ gram
+        ctx.save_for_backward(gradient.mul_(4 / d**2))
+        return value / d**2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return grad * ctx.saved_tensors[0], None, None, None
+
+
+class Orthogonality:
+    """q([fixed; free]) of one factor for one task: what depends on the fixed rows alone is computed once."""
+
+    def __init__(self, fixed: Tensor, pool: int) -> None:
+        self.fixed = fixed.contiguous()
+        self.gram = fixed.T @ fixed if len(fixed) + pool > fixed.shape[1] else None
+        self.term = (fixed @ fixed.T - torch.eye(len(fixed), device=fixed.device, dtype=fixed.dtype)).square().sum()
+
+    def __call__(self, free: Tensor) -> Tensor:
+        return _Orthogonality.apply(free, self.fixed, self.gram, self.term)
+
+
+def sparsity(kind: str, sigma: Tensor) -> Tensor:
+    """hoyer: ||s||_1/||s||_2 - 1; hoyer_square: its squared form; l1: ||s||_1. An all-zero vector gives 0."""
+    l1, squared = sigma.abs().sum(), sigma.square().sum()
+    if kind == "l1":
+        return l1
+    ratio = l1 / squared.sqrt() if kind == "hoyer" else l1.square() / squared
+    return torch.where(squared > 0, ratio - 1, torch.zeros_like(ratio))
+
+
+@register
+@dataclass
+class CACL(Method):
+    """CACL: a bank of SVD components for each convolution, grown and pruned task by task; nothing is forgotten."""
+
+    sparsity_weight: float = 0.1  # lambda_s; the paper's headline models, 0.4 is its second operating point
+    orthogonality_weight: float = 1.0  # lambda_o
+    energy_drop: float = 3e-5  # e
+    sparsity_kind: Literal["hoyer", "hoyer_square", "l1"] = "hoyer"
+    penalty_scope: Literal["all", "residual"] = "all"  # which components the penalties see (quirk Q4)
+    energy_scope: Literal["residual", "all"] = "residual"  # "all" is the official option prev_sing
+    growth: Literal["mean_cumulative", "initial_rank", "fixed"] = "mean_cumulative"
+    storage: Literal["factors", "smaller"] = "factors"  # "smaller": for each layer factors or recomposed kernels
+    pools: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
+
+    forgetting = "none"
+    settings: ClassVar = (
+        Declared(
+            protocol="five-datasets",
+            values={"growth": "initial_rank"},
+            origin="official code: any data set but the two 20-splits refills the pool to the initial rank",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.energy_drop < 1:
+            raise ValueError(f"energy_drop must lie in [0, 1), got {self.energy_drop}")
+        for name in ("sparsity_weight", "orthogonality_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def prepare(self, model: MultiHead) -> MultiHead:
+        self.layers = replace_modules(model.backbone, nn.Conv2d, lambda _, conv: SVDConv2d(conv))
+        # free components for each task, the last entry being for the task to come
+        self.pools = {name: [break_even_rank(layer.rows, layer.columns)] for name, layer in self.layers.items()}
+        return model
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """The first hook of a task, before the optimiser collects parameters: draw the free components."""
+        self._penalties = {}
+        for name, layer in self.layers.items():
+            task = len(layer.ranks)
+            layer.draw_residual(self.pools[name][-1], self.generator("residual", task, name))
+            fixed = slice(None) if self.penalty_scope == "all" else slice(0)
+            self._penalties[name] = (
+                Orthogonality(layer.N.T[fixed], layer.pool),
+                Orthogonality(layer.C[fixed], layer.pool),
+                layer.sigma[fixed],
+            )
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        for name, layer in self.layers.items():
+            if layer.pool:
+                q_n, q_c, fixed_sigma = self._penalties[name]
+                strategy.loss += self.orthogonality_weight * (q_n(layer.residual_N.T) + q_c(layer.residual_C))
+                strategy.loss += self.sparsity_weight * sparsity(
+                    self.sparsity_kind, torch.cat([fixed_sigma, layer.residual_sigma])
+                )
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        for name, layer in self.layers.items():
+            before = float(layer.sigma.double().square().sum()) if self.energy_scope == "all" else 0.0
+            keep = energy_select(layer.residual_sigma, self.energy_drop, before)
+            free = layer.pool - len(keep)
+            earlier = list(layer.ranks)
+            layer.consolidate(keep)
+            self.pools[name].append(next_pool(self.growth, earlier, free, self.pools[name][0]))
+        self._penalties = {}
+
+    def artifact(self) -> Artifact:
+        """Per layer the bank N, sigma, C (or its kernels, whichever is smaller), the rank table (T, L) as int32, the heads."""
+        return self._stored(self.storage)
+
+    def _stored(self, storage: str) -> Artifact:
+        tensors = {f"heads/{name}": t for name, t in self.model.heads.state_dict().items()}
+        tensors["masks/ranks"] = torch.tensor([layer.ranks for layer in self.layers.values()], dtype=torch.int32).T
+        for name, layer in self.layers.items():
+            distinct = sorted(set(layer.ranks))
+            factors = {part: getattr(layer, part) for part in ("N", "sigma", "C")}
+            dense = len(distinct) * layer.rows * layer.columns
+            if storage == "smaller" and dense < sum(t.numel() for t in factors.values()):
+                kernels = [layer.prefix(layer.ranks.index(rank)).view(layer.shape) for rank in distinct]
+                tensors[f"weights/{name}.kernels"] = torch.stack(kernels)
+            else:
+                tensors |= {f"weights/{name}.{part}": t for part, t in factors.items()}
+        return Artifact(tensors, {"network": self.model.describe()})
+
+    @classmethod
+    def restore(cls, artifact: Artifact) -> nn.Module:
+        model = MultiHead.from_description(artifact.header["network"])
+        stored = {name.split("/", 1)[1]: t for name, t in artifact.tensors.items() if name.startswith("weights/")}
+        columns = iter(artifact.tensors["masks/ranks"].T.tolist())
+
+        def serve(name: str, conv: nn.Conv2d) -> nn.Module:
+            ranks = next(columns)
+            if f"{name}.kernels" in stored:
+                distinct = sorted(set(ranks))
+                return KernelBank(conv, stored[f"{name}.kernels"], [distinct.index(rank) for rank in ranks])
+            layer = SVDConv2d(conv)
+            layer.N, layer.sigma, layer.C, layer.ranks = (
+                stored[f"{name}.N"],
+                stored[f"{name}.sigma"],
+                stored[f"{name}.C"],
+                ranks,
+            )
+            return layer
+
+        replace_modules(model.backbone, nn.Conv2d, serve)
+        model.heads.load_state_dict(
+            {name.split("/", 1)[1]: t for name, t in artifact.tensors.items() if name.startswith("heads/")}
+        )
+        return model.eval()
+
+    def alternatives(self) -> dict[str, Artifact]:
+        return {"factors": self._stored("factors"), "factors or kernels, whichever is smaller": self._stored("smaller")}
+
+    def facts(self) -> dict[str, Any]:
+        return {"ranks": {name: layer.ranks for name, layer in self.layers.items()}, "pools": self.pools}
+
+    def state(self) -> dict[str, Any]:
+        return {"pools": self.pools}

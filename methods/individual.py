@@ -1,0 +1,57 @@
+"""Individual models: one network for each task, the denominator of all size ratios."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from benchsuite.artifact import Artifact
+from benchsuite.method import Method, register
+from benchsuite.nn.backbones import build_backbone
+from benchsuite.nn.multihead import MultiHead, TaskConditional
+from benchsuite.randomness import derive
+
+
+class PerTask(TaskConditional):
+    """A backbone for each task; each is made when its task is first met and shares nothing with the others."""
+
+    def __init__(self, described: dict, features: int, dropout: float) -> None:
+        super().__init__()
+        self.described, self.features, self.dropout = described, features, dropout
+        self.models = nn.ModuleDict()
+        self._task = -1
+
+    def add_task(self, task: int, seed: int) -> None:
+        own = derive(seed, "individual", task)
+        self.models[str(task)] = build_backbone(self.described["backbone"], self.described["image"], self.dropout, own)
+
+    def set_task(self, task: int) -> None:
+        self._task = task
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.models[str(self._task)](x)
+
+
+@register
+class Individual(Method):
+    """T separate networks, each trained from its own initialisation on its own task alone.
+
+    Nothing is shared and nothing is forgotten; the size is T times that of one network.
+    """
+
+    forgetting = "none"
+
+    def prepare(self, model: MultiHead) -> MultiHead:
+        return _separate(model, self.recipe.dropout)
+
+    @classmethod
+    def restore(cls, artifact: Artifact) -> nn.Module:
+        network = artifact.header["network"]
+        model = _separate(MultiHead.build(network["backbone"], image=network["image"], classes=network["classes"]), 0.0)
+        for task in network["heads"]:
+            model.add_task(task)
+        return artifact.fill(model)
+
+
+def _separate(model: MultiHead, dropout: float) -> MultiHead:
+    model.backbone = PerTask(model.describe(), model.features, dropout)
+    return model

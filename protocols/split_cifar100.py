@@ -1,0 +1,39 @@
+"""split-cifar100: CIFAR-100 in 20 tasks of 5 classes, as CACL runs it (arXiv 2009.01956, official code)."""
+
+from dataclasses import replace
+
+from benchsuite.leaderboard import Published
+from benchsuite.protocol import Protocol, Recipe, Task, register
+
+MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
+PAPER = Recipe(backbone="cacl", epochs=200, milestones=(120, 180), lr=1e-3, batch_size=64, dropout=0.15)
+
+register(
+    Protocol(
+        name="split-cifar100",
+        summary="20 tasks x 5 classes of 32x32 colour images, classes in label order, tasks shuffled by the seed",
+        needs="CIFAR-100 (161 MB; `benchsuite data get split-cifar100`)",
+        # Class groups are fixed and contiguous in the order of the fine labels; only the order of the tasks is random.
+        tasks=tuple(
+            Task(name=str(i + 1), dataset="cifar100", classes=tuple(range(5 * i, 5 * i + 5)), mean=MEAN, std=STD)
+            for i in range(20)
+        ),
+        image=(3, 32, 32),
+        crop_padding=4,
+        flip=True,
+        tiers={
+            "paper": PAPER,
+            "lite": replace(PAPER, epochs=10, milestones=(6, 9)),
+            "smoke": replace(PAPER, epochs=1, milestones=(), tasks=3, train_per_class=16, test_per_class=8),
+        },
+        published=(
+            Published(
+                method="CACL",
+                accuracy=86.58,
+                bwt=None,  # isolated by construction; the official code computes none
+                megabytes=8.53,
+                source="official code (github pavanteja295/CACL), README, released model, lambda_s = 0.1, one seed",
+            ),
+        ),
+    )
+)

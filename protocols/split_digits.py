@@ -1,0 +1,26 @@
+"""split-digits: the embedded protocol, five tasks of two handwritten digits each; nothing is ever downloaded."""
+
+from benchsuite.protocol import Protocol, Recipe, Task, register
+
+# Images: scikit-learn's copy of the UCI optical digits (1,797 grey 8x8 images, values 0..16 stored as 0..255). The copy keeps no
+# split into training and test, so ours is fixed: two thirds of each class for training.
+MEAN, STD = (0.305,), (0.376,)  # of the training pixels, rounded
+
+FULL = Recipe(backbone="digits", epochs=20, milestones=(12, 18), lr=1e-3, batch_size=16, dropout=0.15)
+
+register(
+    Protocol(
+        name="split-digits",
+        summary="5 tasks x 2 classes of 8x8 handwritten digits; the embedded default",
+        needs="nothing: the images come with scikit-learn",
+        tasks=tuple(
+            Task(name=str(i + 1), dataset="digits", classes=(2 * i, 2 * i + 1), mean=MEAN, std=STD) for i in range(5)
+        ),
+        image=(1, 8, 8),
+        tiers={
+            "paper": FULL,
+            "lite": Recipe(**{**vars(FULL), "epochs": 2, "milestones": (1,)}),
+            "smoke": Recipe(**{**vars(FULL), "epochs": 1, "milestones": (), "train_per_class": 48}),
+        },
+    )
+)

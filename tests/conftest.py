@@ -1,0 +1,28 @@
+import warnings
+
+import pytest
+import torch
+
+with (
+    warnings.catch_warnings()
+):  # Avalanche imports solvers that warn of one another; the tests' own warnings are errors
+    warnings.simplefilter("ignore")
+    import avalanche.training.templates  # noqa: F401
+
+from benchsuite.data.batches import TaskImages
+
+
+@pytest.fixture
+def colour_task():
+    """96 random 32x32 colour images of 5 classes, normalised as CIFAR-100."""
+
+    def make(seed=0, n=96, classes=5, size=32, channels=3):
+        g = torch.Generator().manual_seed(seed)
+        return TaskImages(
+            pixels=torch.randint(256, (n, size, size, channels), generator=g, dtype=torch.uint8),
+            labels=torch.randint(classes, (n,), generator=g),
+            mean=(0.507, 0.487, 0.441)[:channels],
+            std=(0.267, 0.256, 0.276)[:channels],
+        )
+
+    return make

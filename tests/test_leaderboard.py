@@ -1,0 +1,247 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchsuite.errors import UserError
+from benchsuite.leaderboard import Published, configurations, leaderboard, t_interval
+from benchsuite.records import Job, RunRecord
+
+COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
+
+
+def run(method="finetune", seed=1, correct=((90, None), (70, 80)), size=1_000_000, *, environment=None, **changes):
+    """A run of two tasks with 100 test images each, so that counts are per cent."""
+    job = {"tier": "lite", "precision": "fp32", "settings": {"epochs": 10}, "origins": {}, "method_source": ""}
+    job = {name: changes.pop(name, value) for name, value in job.items()}
+    n = len(correct)
+    stored = {"weights": size - 1000, "heads": 1000, "masks": 0, "other": 0}
+    record = {
+        "tasks": [{"name": f"task {i}", "dataset": "digits", "classes": 2, "train": 10, "test": 100} for i in range(n)],
+        "correct": [list(row) for row in correct],
+        "stored": [None] * (n - 1) + [stored],
+        "macs": [2_000_000, 4_000_000][:n],
+        "iterations": [10] * n,
+        "training_state_bytes": 3_000_000,
+        "activation_bytes": 1,
+        "seconds": {"train": [1.0] * n, "evaluate": [1.0] * n},
+        "data": [COMPLETE],
+        "environment": {
+            "device": "cpu",
+            "device_name": "Model X",
+            "versions": {"torch": "2.6.0", "avalanche-lib": "0.6.0", "benchsuite": "0.1.0"},
+            "source": {"revision": "abcdef0123", "dirty": False},
+            "date": "2026-01-02T03:04:05+00:00",
+            **(environment or {}),
+        },
+    }
+    return RunRecord(job=Job(protocol="split-digits", method=method, seed=seed, **job), **{**record, **changes})
+
+
+def individual(seed=1, correct=((90, None), (90, 85)), size=2_000_000, **changes):
+    return run("individual", seed, correct, size, **changes)
+
+
+def joint(seed=1):
+    return run("joint", seed, ((None, None), (95, 93)))
+
+
+def rows(frame):
+    return {row["method"]: row for row in frame.to_dict("records")}
+
+
+def test_t_interval_against_a_known_value():
+    mean, half = t_interval(np.array([1.0, 2.0, 3.0]))
+    assert mean == 2
+    assert half == pytest.approx(4.302652729911275 / math.sqrt(3))  # t_{0.975, 2} from printed tables, s = 1
+    mean, half = t_interval(np.array([[1.0, 5.0]]))
+    assert mean.tolist() == [1, 5]
+    assert np.isnan(half).all()
+    assert np.isnan(t_interval(np.array([]))).all()
+
+
+def test_every_statistic_of_two_seeds():
+    board = leaderboard(
+        [
+            run(seed=1),
+            run(seed=2, correct=((80, None), (70, 82))),
+            individual(1),
+            individual(2, size=4_000_000),
+            joint(),
+        ]
+    )
+    accuracy, transfer = rows(board.accuracy), rows(board.backward_transfer)
+    row = accuracy["finetune"]
+    t = 12.706204736432095  # t_{0.975, 1}; the standard error of two numbers is half their distance
+    assert (row["accuracy"], row["accuracy_ci"]) == pytest.approx((75.5, t * 0.5))
+    assert (row["learning_accuracy"], row["learning_accuracy_ci"]) == pytest.approx((83, t * 2))
+    assert (row["forward_gain"], row["forward_gain_ci"]) == pytest.approx((-4, t * 1))
+    assert row["n"] == 2
+    row = transfer["finetune"]
+    assert (row["bwt"], row["bwt_ci"], row["forgetting"]) == pytest.approx((-15, t * 5, 15))
+    row = rows(board.parameter_efficiency)["finetune"]
+    assert (row["megabytes"], row["megabytes_ci"], row["weights"], row["heads"]) == (1, 0, 0.999, 0.001)
+    assert (row["ratio"], row["compression"]) == pytest.approx((0.375, 1 / 0.375))
+    assert (row["macs"], row["training_megabytes"]) == (3, 3)
+    assert accuracy["individual"]["forward_gain"] == 0
+    assert rows(board.parameter_efficiency)["individual"]["ratio"] == 1
+
+
+def test_order_of_rows_and_reasons():
+    board = leaderboard([run(), individual(), joint()])
+    assert board.accuracy["method"].tolist() == ["joint", "individual", "finetune"]
+    assert board.backward_transfer["method"].tolist() == ["individual", "finetune", "joint"]
+    last = rows(board.backward_transfer)["joint"]
+    assert math.isnan(last["bwt"])
+    assert last["bwt_note"] == last["forgetting_note"] == "n/a: trains all tasks at once"
+    assert rows(board.accuracy)["joint"]["forward_gain_note"] == "n/a: trains all tasks at once"
+
+    single = leaderboard([run(correct=((90,),))])
+    assert single.backward_transfer["bwt_note"].tolist() == ["n/a: needs at least two tasks"]
+    assert single.accuracy["accuracy"].tolist() == single.accuracy["learning_accuracy"].tolist() == [90]
+
+
+def test_pareto_front():
+    small = run("small", correct=((60, None), (60, 60)), size=500_000)
+    twin = run("twin", correct=((60, None), (60, 60)), size=500_000)
+    worse = run("worse", correct=((60, None), (60, 60)), size=600_000)
+    board = leaderboard([worse, run(), small, twin, individual()]).parameter_efficiency
+    assert board["method"].tolist() == ["small", "twin", "finetune", "individual", "worse"]
+    assert board["pareto"].tolist() == [True, True, True, True, False]
+
+
+def test_settings_are_never_averaged():
+    other = run(seed=2, correct=((50, None), (50, 50)), settings={"epochs": 10, "lr": 0.1})
+    records = [run(settings={"epochs": 10, "lr": 0.2}), other]
+    board = rows(leaderboard(records).accuracy)
+    assert {label: (row["accuracy"], row["n"]) for label, row in board.items()} == {
+        "finetune [lr=0.2]": (75, 1),
+        "finetune [lr=0.1]": (50, 1),
+    }
+    # Negative control: with the same settings the same counts are averaged, and give another number.
+    same = [run(settings={"lr": 0.2}), run(seed=2, correct=other.correct, settings={"lr": 0.2})]
+    assert leaderboard(same).accuracy["accuracy"].tolist() == [62.5]
+
+
+def test_labels_say_what_differs():
+    def labels(*records):
+        return list(configurations(records))
+
+    assert labels(run(), run(seed=2)) == ["finetune"]
+    assert labels(run(), run(precision="bf16")) == ["finetune [precision=bf16]", "finetune [precision=fp32]"]
+    assert labels(run(method_source="abc1234def"), run()) == ["finetune [file abc1234]", "finetune [installed]"]
+    assert labels(run(settings={"a": 1, "b": 2}), run(settings={"a": 1, "b": 3}), run("x")) == [
+        "finetune [b=2]",
+        "finetune [b=3]",
+        "x",
+    ]
+
+
+def test_what_cannot_share_a_board_is_refused():
+    with pytest.raises(
+        ValueError, match=r"split-digits/lite finetune seed 1, configuration [0-9a-f]{12}, of 2026.* and"
+    ):
+        leaderboard([run(), run(correct=((1, None), (1, 1)))])
+    with pytest.raises(ValueError, match="several protocols or tiers"):
+        leaderboard([run(), run(seed=2, tier="paper")])
+    with pytest.raises(UserError, match=r"no finished runs.*benchsuite leaderboard"):
+        leaderboard([])
+
+
+def test_the_individual_run_to_compare_with_has_the_same_seed_recipe_precision_and_images():
+    other_images = [{**COMPLETE, "digest": "e" * 64}]
+    for stranger in [
+        individual(2),
+        individual(settings={"epochs": 20}),
+        individual(precision="bf16"),
+        individual(data=other_images),
+    ]:
+        board = leaderboard([run(settings={"epochs": 10, "mine": 1}), stranger])
+        row = rows(board.accuracy)["finetune"]
+        assert math.isnan(row["forward_gain"])
+        assert row["forward_gain_note"] == "n/a: no matching run of individual"
+        assert math.isnan(rows(board.parameter_efficiency)["finetune"]["compression"])
+    several = [individual(settings={"epochs": 20}, size=9_000_000), individual(settings={"epochs": 10})]
+    assert rows(leaderboard([run(), *several]).parameter_efficiency)["finetune"]["ratio"] == 0.5
+
+
+def test_fewer_seeds_of_individual_are_stated():
+    board = leaderboard([run(), run(seed=2), individual()])
+    row = rows(board.accuracy)["finetune"]
+    assert (row["n"], row["forward_gain_n"], row["forward_gain"]) == (2, 1, -5)
+    assert "finetune: forward gain and ratio over 1 of 2 seeds, individual has no matching run of the others" in (
+        board.footnotes
+    )
+
+
+def test_published_figures_stand_only_beside_complete_paper_runs():
+    published = [
+        Published(method="CACL", accuracy=86.58, megabytes=8.53, source="its README"),
+        Published(method="A-GEM", accuracy=54.38, bwt=-21.99, source="Table 1"),
+    ]
+    partial = {**COMPLETE, "complete": False, "note": "half of it"}
+    for records in [[run()], [run(tier="paper"), run(seed=2, tier="paper", data=[partial])]]:
+        board = leaderboard(records, published)
+        assert not any("published)" in str(text) for text in [*board.accuracy["method"], *board.footnotes])
+
+    board = leaderboard([run(tier="paper")], published)
+    row = rows(board.accuracy)["CACL (published)"]
+    assert row["published"]
+    assert row["accuracy"] == 86.58
+    assert math.isnan(row["n"])
+    assert board.backward_transfer["method"].tolist() == ["finetune", "A-GEM (published)"]
+    assert board.parameter_efficiency["method"].tolist() == ["finetune", "CACL (published)"]
+    assert board.footnotes == ["CACL (published): its README", "A-GEM (published): Table 1"]
+    for name in ("accuracy", "forward_gain", "n"):
+        assert board.accuracy[name].dtype.kind == "f"
+
+
+def test_footnotes():
+    partial = {"name": "notmnist", "digest": "e" * 64, "complete": False, "note": "10 of 459 images"}
+    newer = {"versions": {"torch": "2.7.0", "avalanche-lib": "0.6.0", "benchsuite": "0.1.0"}}
+    newer |= {"source": {"revision": "abcdef0123", "dirty": True}, "device": "cuda", "device_name": "Model Y"}
+    board = leaderboard(
+        [
+            run(),
+            run(
+                "cacl",
+                data=[COMPLETE, partial],
+                environment=newer,
+                settings={"epochs": 20, "energy": 0.01},
+                origins={"energy": "found on lite"},
+                facts={"other_sizes": {"factors": 1_000_000, "kernels": 2_500_000}},
+            ),
+        ]
+    )
+    assert board.footnotes == [
+        "cacl: energy = 0.01 (found on lite)",
+        "runs with different settings: epochs: 10 (finetune); 20 (cacl)",
+        "notmnist: 10 of 459 images; not the published benchmark",
+        "runs on different images of notmnist: eeeeeee (cacl); none (finetune)",
+        "runs on different devices: cpu (Model X) (finetune); cuda (Model Y) (cacl)",
+        "runs with different versions of torch: 2.6.0 (finetune); 2.7.0 (cacl)",
+        "from an uncommitted revision: cacl",
+        "cacl: 1.000 MB as factors, 2.500 MB as kernels",
+    ]
+
+
+def test_provenance():
+    line = leaderboard([run(), run(seed=2, environment={"date": "2026-01-04T00:00:00+00:00"})]).provenance
+    assert line == (
+        "split-digits, tier lite; seeds: 1, 2; tasks: 2; cpu (Model X); fp32; torch 2.6.0, avalanche-lib 0.6.0, "
+        "benchsuite 0.1.0; revision abcdef0; 2026-01-02 to 2026-01-04"
+    )
+    bare = RunRecord(**{**vars(run()), "environment": {}})
+    assert "unknown (unknown); fp32; torch unknown" in leaderboard([bare]).provenance
+
+
+def test_no_torch_is_needed():
+    code = (
+        "import sys, benchsuite.metrics, benchsuite.leaderboard, benchsuite.report.tables\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "import benchsuite.report.figures\n"
+        "assert not {'torch', 'torchvision', 'avalanche', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

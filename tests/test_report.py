@@ -1,0 +1,166 @@
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from benchsuite.errors import UserError
+from benchsuite.leaderboard import Published, leaderboard
+from benchsuite.records import Job, RunRecord
+from benchsuite.report import tables, write_report
+
+ENVIRONMENT = {
+    "device": "cpu",
+    "device_name": "Model X",
+    "versions": {"torch": "2.6.0", "avalanche-lib": "0.6.0", "benchsuite": "0.1.0"},
+    "source": {"revision": "abcdef0123", "dirty": False},
+    "date": "2026-01-02T03:04:05+00:00",
+}
+
+
+def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2, **changes):
+    """Each task is learned to `first` per cent and kept at `last`; `first` None: only the end was measured."""
+    correct = [
+        [
+            None if i > t or (first is None and t < tasks - 1) else first if i == t and first else last
+            for i in range(tasks)
+        ]
+        for t in range(tasks)
+    ]
+    return RunRecord(
+        job=Job(protocol="split_x", tier=tier, method=method, seed=seed, precision="fp32", settings={}, **changes),
+        tasks=[{"name": f"task {i}", "test": 100} for i in range(tasks)],
+        correct=correct,
+        stored=[None] * (tasks - 1) + [{"weights": size - 1000, "heads": 1000, "masks": 0, "other": 0}],
+        macs=[2_500_000] * tasks,
+        iterations=[1] * tasks,
+        training_state_bytes=4_000_000,
+        activation_bytes=1,
+        seconds={},
+        data=[],
+        environment=ENVIRONMENT,
+    )
+
+
+def records(tasks=2, tier="lite"):
+    return [
+        run("fine_tune", 1, 90, 70, tasks=tasks, tier=tier),
+        run("fine_tune", 2, 92, 71, tasks=tasks, tier=tier),
+        *(run("individual", s, 93, 93, 2_000_000, tasks=tasks, tier=tier) for s in (1, 2)),
+        run("joint", 1, None, 95, tasks=tasks, tier=tier),
+    ]
+
+
+DRAWN = [record for record in records(tasks=3) if record.job.method != "individual"]
+
+
+def test_markdown():
+    board = leaderboard(records())
+    assert (
+        tables.to_markdown(board, "accuracy")
+        == """\
+## Accuracy
+
+| Method | Accuracy (%) | Learning accuracy (%) | Forward gain | n |
+| --- | ---: | ---: | ---: | ---: |
+| joint | 95.00 | n/a: trains all tasks at once | n/a: trains all tasks at once | 1 |
+| individual | 93.00 ± 0.00 | 93.00 ± 0.00 | 0.00 ± 0.00 | 2 |
+| fine_tune | 80.75 ± 9.53 | 91.00 ± 12.71 | -2.00 ± 12.71 | 2 |
+
+split_x, tier lite; seeds: 1, 2; tasks: 2; cpu (Model X); fp32; torch 2.6.0, avalanche-lib 0.6.0, benchsuite 0.1.0; \
+revision abcdef0; 2026-01-02
+"""
+    )
+    text = tables.to_markdown(board, "parameter_efficiency")
+    assert "| fine_tune | 1.00 | 0.999 | 0.001 | 0 | 0 | 0.500 | 2.00 | 2.50 | 4.00 | 80.75 ± 9.53 |  | 2 |" in text
+
+
+def test_markdown_cells_cannot_break_the_table():
+    assert r"| a\|b | 85.00 |" in tables.to_markdown(leaderboard([run("a|b")]), "accuracy")
+
+
+def test_csv_reads_back_equal():
+    published = [Published(method="HAT", accuracy=76.96, bwt=0.01, megabytes=1 / 3)]
+    for board in (leaderboard(records()), leaderboard(records(tier="paper"), published)):
+        for kind in tables.TITLES:
+            frame = getattr(board, kind)
+            text = tables.to_csv(board, kind)
+            assert "±" not in text
+            back = pd.read_csv(io.StringIO(text))
+            notes = [name for name in frame if name.endswith("_note")]  # a column of blanks has no type to read back
+            pd.testing.assert_frame_equal(back.drop(columns=notes), frame.drop(columns=notes), rtol=1e-15)
+            assert all(back[name].dropna().tolist() == frame[name].dropna().tolist() for name in notes)
+
+
+def test_latex():
+    board = leaderboard([*records(), run("a&b 100%", last=1)])
+    text = tables.to_latex(board, "accuracy")
+    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{", r"\label{"))
+    assert r"fine\_tune & 80.75 $\pm$ 9.53" in text
+    assert r"a\&b 100\% &" in text
+    assert r"joint & \textbf{95.00}" in text
+    assert text.count(r"\textbf") == 3
+    assert r"\par\footnotesize split\_x, tier lite; seeds: 1, 2" in text
+    assert text.rstrip().endswith(r"\end{table}")
+
+
+def test_the_screen_shows_brackets_and_the_tier():
+    stream = io.StringIO()
+    changed = [run("a", method_source="abc1234"), run("a", 2)]
+    tables.print_boards(leaderboard(changed), Console(file=stream, width=120))
+    text = stream.getvalue()
+    assert "a [file abc1234]" in text
+    assert text.count("tier lite") == 3
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    before = dict(matplotlib.rcParams)
+    files = write_report(DRAWN, [], folder / "new")
+    assert dict(matplotlib.rcParams) == before
+    return files
+
+
+def test_report_writes_every_file(report):
+    figures = ["accuracy_vs_size", "accuracy_after_each_task"]
+    figures += [f"accuracy_matrix_{method}" for method in ("fine_tune", "joint")]
+    expected = {f"{name}.{suffix}" for name in figures for suffix in ("pdf", "png")}
+    expected |= {f"{kind}.{suffix}" for kind in tables.TITLES for suffix in ("md", "csv", "tex")} | {"leaderboard.md"}
+    assert {path.name for path in report} == expected
+    assert {path.name for path in report[0].parent.iterdir()} == expected
+    page = (report[0].parent / "leaderboard.md").read_text()
+    assert page.count("tier lite; seeds") == 3
+    assert all(f"({name}.png)" in page for name in figures)
+
+
+def test_figures_are_drawn(report):
+    from matplotlib.image import imread
+
+    for path in report:
+        if path.suffix == ".png":
+            pixels = imread(path)
+            assert pixels.shape[1] == 1050  # 3.5 inches at 300 dpi
+            assert len(np.unique(pixels[:, :, 0])) > 20  # not a blank page
+        if path.suffix == ".pdf":
+            assert path.stat().st_size > 5000
+            assert b"CreationDate" not in path.read_bytes()
+
+
+def test_same_records_in_any_order_give_the_same_bytes(report, tmp_path):
+    for path in write_report(DRAWN[::-1], [], tmp_path):
+        assert path.read_bytes() == (report[0].parent / path.name).read_bytes(), path.name
+
+
+def test_one_run_of_one_task_and_published_figures_can_be_drawn(tmp_path):
+    published = [Published(method="HAT", accuracy=76.96, megabytes=30), Published(method="ACL", megabytes=8.5)]
+    files = write_report([run("a", tasks=1, tier="paper", method_source="ab/cd")], published, tmp_path)
+    assert tmp_path / "accuracy_matrix_a.png" in files
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        write_report([run("a")], [], tmp_path / "file" / "report")
