@@ -171,14 +171,13 @@ def _write(target: Path, arrays: Arrays, whole: str) -> None:
     """Write beside `target`, then rename; a damaged entry of that name is moved out of the way first."""
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        temporary.chmod(0o755)
+        if target.exists():
+            os.rename(target, temporary / "damaged")
         new = temporary / "new"
         new.mkdir()
         for field, array in arrays._asdict().items():
             np.save(new / f"{field}.npy", array)
         (new / "meta.json").write_text(json.dumps(_meta(arrays, whole)))
-        if target.exists():
-            os.rename(target, temporary / "damaged")
         try:
             os.rename(new, target)
         except OSError:

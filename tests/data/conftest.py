@@ -16,7 +16,7 @@ def cache_dir(tmp_path, monkeypatch):
 
 @pytest.fixture
 def write_mnist():
-    """write(folder, zipped=True, seed=0): 20 training and 10 test images as the four idx files; returns their pixels."""
+    """write(folder, zipped=True, seed=0): 20 training and 10 test images as idx files; returns the pixels."""
 
     def write(folder, zipped=True, seed=0):
         rng = np.random.default_rng(seed)

@@ -146,19 +146,31 @@ def test_remains_of_a_killed_process_are_cleared(mnist, cache_dir):
 def test_unwritable_cache_is_one_line(mnist, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("BENCHSUITE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot write to .*BENCHSUITE_CACHE"):
+    with pytest.raises(UserError, match=r"cannot write to .*BENCHSUITE_CACHE"):
         load("mnist", mnist, partial=True)
 
 
-def test_another_process_was_faster(mnist, cache_dir):
-    """The entry appears between the look and the rename: ours is dropped, theirs is used."""
+def test_another_process_was_faster(mnist, cache_dir, monkeypatch):
+    """The entry appears while ours is being written: ours is dropped, theirs is used."""
     arrays, note = readers.find("mnist", mnist).read()
-    folder = cache_dir / "arrays" / "mnist"
-    theirs = cache.store("mnist", "key", arrays, note) if folder.mkdir(parents=True) is None else None
-    inode = (entry(cache_dir) / "train_x.npy").stat().st_ino
-    assert cache.store("mnist", "other key", arrays, note).digest == theirs.digest
-    assert (entry(cache_dir) / "train_x.npy").stat().st_ino == inode
-    assert len(list((folder / "index").iterdir())) == 2
+    (cache_dir / "arrays" / "mnist").mkdir(parents=True)
+    save, inodes = np.save, []
+
+    def overtaken(file, array):
+        monkeypatch.setattr(np, "save", save)
+        cache.store("mnist", "theirs", arrays, note)
+        inodes.append(entry_file().stat().st_ino)
+        save(file, array)
+
+    def entry_file():
+        return cache_dir / "arrays" / "mnist" / cache.digest(arrays)[:16] / "train_x.npy"
+
+    monkeypatch.setattr(np, "save", overtaken)
+    ours = cache.store("mnist", "ours", arrays, note)
+    np.testing.assert_array_equal(ours.arrays.train_x, arrays.train_x)
+    assert [entry_file().stat().st_ino] == inodes
+    assert cache.lookup("mnist", "theirs").digest == cache.lookup("mnist", "ours").digest
+    assert len(list((cache_dir / "arrays" / "mnist").iterdir())) == 2
 
 
 def _load(folder, barrier, results):

@@ -1,0 +1,5 @@
+"""python -m benchsuite"""
+
+from .cli import main
+
+raise SystemExit(main())

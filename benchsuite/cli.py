@@ -1,0 +1,267 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .errors import UserError
+
+EPILOG = """examples:
+  benchsuite leaderboard                                   the embedded protocol, every method, three seeds
+  benchsuite run --protocol split-cifar100 --tier lite --method cacl --seed 1
+  benchsuite run --method ./my_method.py --set strength=0.5
+  benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1,2,3,4,5
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {message}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"seeds must be whole numbers with commas between, got {text!r}") from None
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog="benchsuite",
+        description="Continual learning inside a storage budget: methods on equal terms, three leaderboards.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    where = Parser(add_help=False)
+    where.add_argument("--protocol", default="split-digits", help="a registered protocol (default: the embedded split-digits)")
+    where.add_argument("--tier", default="paper", help="paper (the full recipe, default), lite or smoke")
+    where.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    how = Parser(add_help=False)
+    how.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="any setting of the recipe or the method")
+    how.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast; part of a run's identity")
+    how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    data = Parser(add_help=False)
+    data.add_argument("--data-dir", type=Path, metavar="DIR", help="where image sets lie, as archives or extracted (default: the download cache)")
+    data.add_argument("--partial-data", action="store_true", help="accept incomplete image sets; never comparable with published figures")
+
+    commands.add_parser("list", help="the methods and protocols, and what they need")
+    one = commands.add_parser("run", parents=[where, how, data], help="one run: a method on a protocol with a seed")
+    one.add_argument("--method", required=True, help="a registered method, or a Python file that registers one")
+    one.add_argument("--seed", type=int, default=1)
+    board = commands.add_parser("leaderboard", parents=[where, how, data], help="run what is missing, then rank all results")
+    board.add_argument("--method", dest="methods", action="append", metavar="METHOD", help="run only these; repeatable (default: every registered one)")
+    board.add_argument("--seeds", type=seeds, default=[1, 2, 3], help="with commas between (default: 1,2,3)")
+    board.add_argument("--workers", type=int, default=None, help="processes at once (default: one a core on the CPU, one on a GPU)")
+    board.add_argument("--no-run", action="store_true", help="rank the records that are there, run nothing")
+    board.add_argument("--output", type=Path, metavar="DIR", help="folder for tables and figures (default: beside the records)")
+    sets = commands.add_parser("data", help="fetch or check a protocol's image sets")
+    actions = sets.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    for action, what in (("get", "download what is missing"), ("verify", "decode everything afresh and check it")):
+        actions.add_parser(action, parents=[data], help=what).add_argument("protocol")
+    out = commands.add_parser("export", help="copy out the servable artifact of a finished run")
+    out.add_argument("run", type=Path, help="the run's folder or its record.json")
+    out.add_argument("--output", type=Path, metavar="FILE", help="default: <protocol>-<tier>-<method>-seed<n>.safetensors here")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 for a run that failed, 2 for what the user can mend, 130 after an interrupt."""
+    top = parser()
+    arguments = top.parse_args(argv)
+    if arguments.version:
+        from importlib.metadata import version
+
+        print(f"benchsuite {version('benchsuite')}")
+        return 0
+    if arguments.command is None:
+        top.print_help()
+        return 2
+    try:
+        return int(globals()[f"command_{arguments.command}"](arguments) or 0)
+    except UserError as error:
+        print(f"benchsuite: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("benchsuite: interrupted; finished tasks are kept, the same command resumes", file=sys.stderr)
+        return 130
+
+
+def command_list(arguments: argparse.Namespace) -> None:
+    from .method import methods
+    from .protocol import TIERS, protocols
+
+    print("methods")
+    for name, cls in methods.all().items():
+        first = (cls.__doc__ or "").strip().splitlines()[0]
+        print(f"  {name:20} {first}{' [forgets nothing]' if cls.forgetting == 'none' else ''}")
+    print("protocols")
+    for name, protocol in protocols.all().items():
+        print(f"  {name:20} {protocol.summary}\n  {'':20} needs {protocol.needs}")
+    print("tiers")
+    for name, what in TIERS.items():
+        print(f"  {name:20} {what}")
+
+
+def command_run(arguments: argparse.Namespace) -> int:
+    overrides = parse_settings(arguments)
+    from .method import methods
+    from .progress import Display
+    from .runner import RunFailed, run
+    from .settings import resolve
+
+    method = resolve_method(methods, arguments.method)
+    job = resolve(arguments.protocol, arguments.tier, method, arguments.seed, overrides=overrides, precision=arguments.precision)
+    try:
+        with Display([job]) as display:
+            record = run(job, results=arguments.results, data_dir=arguments.data_dir, device=arguments.device, report=display)
+    except RunFailed as error:
+        print(f"benchsuite: failed: {error}", file=sys.stderr)
+        return 1
+    from .metrics import accuracy_matrix, average_accuracy, backward_transfer
+
+    R = accuracy_matrix(record)
+    bwt = backward_transfer(R)
+    print(f"{job}: ACC {average_accuracy(R):.2f} %, BWT {'n/a' if bwt != bwt else f'{bwt:.2f}'}, {record.stored_bytes / 1e6:.3f} MB")
+    print(arguments.results / job.folder / "record.json")
+    return 0
+
+
+def command_leaderboard(arguments: argparse.Namespace) -> int:
+    overrides = parse_settings(arguments)
+    from .protocol import protocols
+    from .registry import suggest
+
+    protocol = protocols.get(arguments.protocol)
+    if arguments.tier not in protocol.tiers:
+        raise UserError(f"no tier is called {arguments.tier!r}; {suggest(arguments.tier, protocol.tiers)}")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"workers must be at least 1, got {arguments.workers}")
+    failed = {} if arguments.no_run else run_missing(arguments, overrides)
+
+    from rich.console import Console
+
+    from .leaderboard import leaderboard
+    from .records import read_all
+    from .report import write_report
+    from .report.tables import print_boards
+
+    folder = arguments.results / arguments.protocol / arguments.tier
+    records = read_all(folder)
+    board = leaderboard(records, protocol.published)
+    output = arguments.output or folder / "leaderboard"
+    write_report(records, protocol.published, output)
+    print_boards(board, Console())
+    print(f"tables and figures: {output}")
+    for error in failed.values():
+        print(f"benchsuite: failed: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run_missing(arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
+    """Run what the board lacks; returns the errors by run folder."""
+    import os
+
+    from .grid import missing, run_all
+    from .method import methods
+    from .progress import Display
+    from .registry import suggest
+    from .runner import choose_device
+    from .settings import field_types, resolve
+    from .protocol import Recipe
+
+    names = [resolve_method(methods, name) for name in arguments.methods or methods.all()]
+    known = {name: {*field_types(Recipe), *field_types(methods.get(name))} for name in names}
+    for setting in overrides:
+        if not any(setting in fields for fields in known.values()):
+            raise UserError(f"{setting!r} is no setting of {', '.join(names)}; {suggest(setting, set().union(*known.values()))}")
+    jobs = [
+        resolve(
+            arguments.protocol,
+            arguments.tier,
+            name,
+            seed,
+            overrides={k: v for k, v in overrides.items() if k in known[name]},
+            precision=arguments.precision,
+        )
+        for seed in dict.fromkeys(arguments.seeds)
+        for name in names
+    ]
+    on_gpu = choose_device(arguments.device, arguments.precision).type == "cuda"
+    left = missing(jobs, arguments.results)
+    if not left:
+        return {}
+    workers = min(arguments.workers or (1 if on_gpu else os.cpu_count() or 1), len(left))
+    files = [Path(name) for name in arguments.methods or () if name.endswith(".py")]
+    with Display(left) as display:
+        return run_all(
+            left,
+            results=arguments.results,
+            data_dir=arguments.data_dir,
+            device=arguments.device,
+            workers=workers,
+            method_files=files,
+            report=display,
+        )
+
+
+def command_data(arguments: argparse.Namespace) -> None:
+    from .data import get, verify
+    from .protocol import protocols
+
+    for name in dict.fromkeys(task.dataset for task in protocols.get(arguments.protocol).tasks):
+        if arguments.action == "get":
+            get(name, arguments.data_dir)
+        images = verify(name, arguments.data_dir, partial=arguments.partial_data)
+        print(
+            f"{name}: {len(images.train_y):,} training and {len(images.test_y):,} test images, "
+            f"{'complete' if images.complete else images.note or 'incomplete'}, digest {images.digest[:16]}"
+        )
+
+
+def command_export(arguments: argparse.Namespace) -> None:
+    from .records import read, write_atomic
+
+    folder = arguments.run.parent if arguments.run.name == "record.json" else arguments.run
+    record = read(folder / "record.json")
+    source, job = folder / "artifact.safetensors", record.job
+    if not source.exists():
+        raise UserError(f"{source}: is not there; delete {folder / 'record.json'} and run again to make it")
+    content = source.read_bytes()
+    if len(content) != record.stored_bytes:
+        raise UserError(f"{source}: has {len(content)} bytes, its record says {record.stored_bytes}; delete both and run again")
+    output = arguments.output or Path(f"{job.protocol}-{job.tier}-{job.method}-seed{job.seed}.safetensors")
+    if output.exists():
+        raise UserError(f"{output}: exists already; choose another file with --output")
+    write_atomic(output, content)
+    print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
+    print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
+
+
+def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:
+    overrides = {}
+    for text in arguments.settings:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set takes name=value, got {text!r}")
+        overrides[name] = value
+    if arguments.partial_data:
+        overrides["partial_data"] = "true"
+    return overrides
+
+
+def resolve_method(methods, text: str) -> str:  # type: ignore[no-untyped-def]
+    """A registered name as it is; a Python file is imported and its method's name returned."""
+    return methods.load_file(Path(text)) if text.endswith(".py") else methods.get(text).name
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
