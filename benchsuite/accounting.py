@@ -47,9 +47,7 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, method_st
     """Bytes that training holds between two steps: parameters, buffers, gradients, optimiser state, the method's own."""
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return bytes_of(
-        [*parameters, *model.buffers(), *gradients, *tensors_in(dict(optimizer.state)), *tensors_in(method_state)]
-    )
+    return bytes_of([*parameters, *model.buffers(), *gradients, *tensors_in(dict(optimizer.state)), *tensors_in(method_state)])
 
 
 class KeptActivations:

@@ -34,9 +34,7 @@ class Artifact:
     def __post_init__(self) -> None:
         for name in self.tensors:
             if name.split("/")[0] not in PARTS or "/" not in name:
-                raise ValueError(
-                    f"artifact tensor {name!r} must be called <part>/<name> with a part of {', '.join(PARTS)}"
-                )
+                raise ValueError(f"artifact tensor {name!r} must be called <part>/<name> with a part of {', '.join(PARTS)}")
 
     @classmethod
     def of_network(cls, model: MultiHead) -> Artifact:
@@ -61,17 +59,13 @@ class Artifact:
         missing, unexpected = model.load_state_dict(state, strict=False)
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]
         if missing or unexpected:
-            raise UserError(
-                f"the artifact does not fit its network: missing {missing}, unexpected {unexpected}; export it again"
-            )
+            raise UserError(f"the artifact does not fit its network: missing {missing}, unexpected {unexpected}; export it again")
         return model.eval()
 
     def to_bytes(self) -> bytes:
         header = {"format": FORMAT, **self.header}
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
-        return safetensors.torch.save(
-            tensors, {"benchsuite": json.dumps(header, separators=(",", ":"), sort_keys=True)}
-        )
+        return safetensors.torch.save(tensors, {"benchsuite": json.dumps(header, separators=(",", ":"), sort_keys=True)})
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each part; the file's own header counts as other. The sum is the size of the file."""
@@ -97,9 +91,7 @@ class Artifact:
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (SafetensorError, KeyError, ValueError, struct.error) as error:
-            raise UserError(
-                f"{path}: is not a benchsuite artifact ({error}); make one with `benchsuite export`"
-            ) from None
+            raise UserError(f"{path}: is not a benchsuite artifact ({error}); make one with `benchsuite export`") from None
 
 
 class Served(torch.nn.Module):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import UserError
 
@@ -46,21 +46,43 @@ def parser() -> Parser:
     where.add_argument("--tier", default="paper", help="paper (the full recipe, default), lite or smoke")
     where.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     how = Parser(add_help=False)
-    how.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="any setting of the recipe or the method")
+    how.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting of the recipe or the method",
+    )
     how.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast; part of a run's identity")
     how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     data = Parser(add_help=False)
-    data.add_argument("--data-dir", type=Path, metavar="DIR", help="where image sets lie, as archives or extracted (default: the download cache)")
-    data.add_argument("--partial-data", action="store_true", help="accept incomplete image sets; never comparable with published figures")
+    data.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where image sets lie, as archives or extracted (default: the download cache)",
+    )
+    data.add_argument(
+        "--partial-data", action="store_true", help="accept incomplete image sets; never comparable with published figures"
+    )
 
     commands.add_parser("list", help="the methods and protocols, and what they need")
     one = commands.add_parser("run", parents=[where, how, data], help="one run: a method on a protocol with a seed")
     one.add_argument("--method", required=True, help="a registered method, or a Python file that registers one")
     one.add_argument("--seed", type=int, default=1)
     board = commands.add_parser("leaderboard", parents=[where, how, data], help="run what is missing, then rank all results")
-    board.add_argument("--method", dest="methods", action="append", metavar="METHOD", help="run only these; repeatable (default: every registered one)")
+    board.add_argument(
+        "--method",
+        dest="methods",
+        action="append",
+        metavar="METHOD",
+        help="run only these; repeatable (default: every registered one)",
+    )
     board.add_argument("--seeds", type=seeds, default=[1, 2, 3], help="with commas between (default: 1,2,3)")
-    board.add_argument("--workers", type=int, default=None, help="processes at once (default: one a core on the CPU, one on a GPU)")
+    board.add_argument(
+        "--workers", type=int, default=None, help="processes at once (default: one a core on the CPU, one on a GPU)"
+    )
     board.add_argument("--no-run", action="store_true", help="rank the records that are there, run nothing")
     board.add_argument("--output", type=Path, metavar="DIR", help="folder for tables and figures (default: beside the records)")
     sets = commands.add_parser("data", help="fetch or check a protocol's image sets")
@@ -130,7 +152,9 @@ def command_run(arguments: argparse.Namespace) -> int:
 
     R = accuracy_matrix(record)
     bwt = backward_transfer(R)
-    print(f"{job}: ACC {average_accuracy(R):.2f} %, BWT {'n/a' if bwt != bwt else f'{bwt:.2f}'}, {record.stored_bytes / 1e6:.3f} MB")
+    print(
+        f"{job}: ACC {average_accuracy(R):.2f} %, BWT {'n/a' if bwt != bwt else f'{bwt:.2f}'}, {record.stored_bytes / 1e6:.3f} MB"
+    )
     print(arguments.results / job.folder / "record.json")
     return 0
 
@@ -173,10 +197,10 @@ def run_missing(arguments: argparse.Namespace, overrides: dict[str, str]) -> dic
     from .grid import missing, run_all
     from .method import methods
     from .progress import Display
+    from .protocol import Recipe
     from .registry import suggest
     from .runner import choose_device
     from .settings import field_types, resolve
-    from .protocol import Recipe
 
     names = [resolve_method(methods, name) for name in arguments.methods or methods.all()]
     known = {name: {*field_types(Recipe), *field_types(methods.get(name))} for name in names}
@@ -258,7 +282,7 @@ def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:
     return overrides
 
 
-def resolve_method(methods, text: str) -> str:  # type: ignore[no-untyped-def]
+def resolve_method(methods: Any, text: str) -> str:
     """A registered name as it is; a Python file is imported and its method's name returned."""
     return methods.load_file(Path(text)) if text.endswith(".py") else methods.get(text).name
 

@@ -137,9 +137,7 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
         names = dict.fromkeys(name for trait in traits.values() for name in trait)
         differ = [name for name in names if len({repr(trait.get(name)) for trait in traits.values()}) > 1]
         for config, runs in configs.items():
-            parts = [
-                traits[config][name] if name == "file" else f"{name}={traits[config].get(name)}" for name in differ
-            ]
+            parts = [traits[config][name] if name == "file" else f"{name}={traits[config].get(name)}" for name in differ]
             label = f"{method} [{', '.join(parts)}]" if parts else method
             labels[label] = [runs[seed] for seed in sorted(runs)]
     return dict(sorted(labels.items()))

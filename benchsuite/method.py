@@ -72,12 +72,8 @@ class Method(SupervisedPlugin):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the method besides the network: every attribute that is not a hyper-parameter."""
-        given = {"seed", "recipe", "n_tasks", "model", *(f.name for f in fields(self))}  # type: ignore[arg-type]
-        return {
-            name: plain(f"{type(self).__name__}.{name}", value)
-            for name, value in vars(self).items()
-            if name not in given
-        }
+        given = {"seed", "recipe", "n_tasks", "model", *(f.name for f in fields(self))}
+        return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
@@ -93,9 +89,7 @@ def plain(name: str, value: Any) -> Any:
         return {k: plain(f"{name}[{k!r}]", v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
         return type(value)(plain(name, v) for v in value)
-    raise TypeError(
-        f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; override state() and load_state()"
-    )
+    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; override state() and load_state()")
 
 
 methods: Registry[type[Method]] = Registry("method", "benchsuite.methods")

@@ -25,7 +25,13 @@ class Display:
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self.bars = Progress(*columns, console=self.console)
             self.bars.start()
             if self.total > 1:
@@ -42,7 +48,9 @@ class Display:
         if self.bars:
             done = event.stage * event.epochs + event.epoch
             if key not in self.rows:
-                self.rows[key] = self.bars.add_task(f"{event.job.method} seed {event.job.seed}", total=event.stages * event.epochs)
+                self.rows[key] = self.bars.add_task(
+                    f"{event.job.method} seed {event.job.seed}", total=event.stages * event.epochs
+                )
             self.bars.update(self.rows[key], completed=done)
             if last:
                 self.bars.remove_task(self.rows[key])
@@ -50,6 +58,8 @@ class Display:
                 self.bars.update(self.overall, completed=self.finished)
         elif event.epoch == event.epochs:
             runs = f"  [{self.finished}/{self.total} runs]" if last and self.total > 1 else ""
-            print(f"{event.job}: {event.stage + 1}/{event.stages} trained, loss {event.loss:.4f}{runs}", file=sys.stderr, flush=True)
+            print(
+                f"{event.job}: {event.stage + 1}/{event.stages} trained, loss {event.loss:.4f}{runs}", file=sys.stderr, flush=True
+            )
         elif event.epoch == 0 and event.stage:
             print(f"{event.job}: resumes after {event.stage}/{event.stages}", file=sys.stderr, flush=True)

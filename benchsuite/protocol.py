@@ -51,9 +51,7 @@ class Recipe:
     tasks: int | None = None  # train only the first so many of the order
     train_per_class: int | None = None  # keep only the first so many images of each class
     test_per_class: int | None = None
-    holdout: float = (
-        0.0  # > 0: train on the rest of the training set and test on this stratified share of it, never on test data
-    )
+    holdout: float = 0.0  # > 0: train on the rest of the training set and test on this stratified share of it, never on test data
     partial_data: bool = False  # accept incomplete image sets, and leave out tasks whose images are missing
 
     def __post_init__(self) -> None:

@@ -90,9 +90,7 @@ class RunRecord:
         n = len(self.tasks)
         if n == 0 or len(self.correct) != n or any(len(row) != n for row in self.correct) or len(self.stored) != n:
             raise ValueError("accuracy matrix and stored bytes must have one row for each task")
-        if any(
-            c is not None and not 0 <= c <= self.tasks[i]["test"] for row in self.correct for i, c in enumerate(row)
-        ):
+        if any(c is not None and not 0 <= c <= self.tasks[i]["test"] for row in self.correct for i, c in enumerate(row)):
             raise ValueError("a count of correct answers lies outside 0..test images")
         if any(s is not None and (set(s) != set(PARTS) or min(s.values()) < 0) for s in self.stored):
             raise ValueError(f"stored bytes must be split into {', '.join(PARTS)}")
@@ -116,9 +114,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise UserError(
-            f"cannot write to {path.parent}: {error.strerror}; choose another folder with --results"
-        ) from None
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder with --results") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -175,6 +171,4 @@ def read_all(folder: Path) -> list[RunRecord]:
 
 def same_numbers(a: RunRecord, b: RunRecord) -> bool:
     """Whether two records agree in everything that a run determines: all but wall time, date and environment."""
-    return all(
-        getattr(a, f.name) == getattr(b, f.name) for f in fields(RunRecord) if f.name not in ("seconds", "environment")
-    )
+    return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(RunRecord) if f.name not in ("seconds", "environment"))

@@ -61,7 +61,8 @@ class Registry(Generic[T]):
                 raise UserError(f"{path}: no such file; --{self.kind} takes a registered name or a Python file")
             before = set(self._known)
             spec = importlib.util.spec_from_file_location(f"benchsuite_user_{path.stem}", path)
-            assert spec is not None and spec.loader is not None
+            assert spec is not None
+            assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             try:
@@ -72,9 +73,7 @@ class Registry(Generic[T]):
                 raise UserError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
             new = sorted(set(self._known) - before)
             if len(new) != 1:
-                raise UserError(
-                    f"{path}: registers {len(new)} {self.kind}s, expected one; put @register above one class"
-                )
+                raise UserError(f"{path}: registers {len(new)} {self.kind}s, expected one; put @register above one class")
             self._files[path] = new[0]
         return self._files[path]
 

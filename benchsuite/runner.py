@@ -168,9 +168,7 @@ class _Run:
         }
 
     def _tell(self, stage: int, epoch: int, loss: float = float("nan")) -> None:
-        self.report(
-            Event(job=self.job, stage=stage, stages=len(self.stages), epoch=epoch, epochs=self.recipe.epochs, loss=loss)
-        )
+        self.report(Event(job=self.job, stage=stage, stages=len(self.stages), epoch=epoch, epochs=self.recipe.epochs, loss=loss))
 
     def finish(self) -> RunRecord:
         self._resume()
@@ -244,9 +242,7 @@ class _Run:
         try:
             content = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
-            raise UserError(
-                f"{path}: cannot be read ({type(error).__name__}); delete it to start this run again"
-            ) from None
+            raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start this run again") from None
         if content["config"] != self.job.config:
             raise UserError(f"{path}: belongs to another configuration; delete it to start this run again")
         self.done, self.progress = content["done"], content["progress"]
@@ -269,9 +265,7 @@ class _Run:
         p = self.progress
         facts = self.method.facts()
         if alternatives := self.method.alternatives():
-            facts["other_sizes"] = {
-                name: sum(self._with_header(a).sizes().values()) for name, a in alternatives.items()
-            }
+            facts["other_sizes"] = {name: sum(self._with_header(a).sizes().values()) for name, a in alternatives.items()}
         return RunRecord(
             job=self.job,
             tasks=[
@@ -291,9 +285,7 @@ class _Run:
             training_state_bytes=p["training_state_bytes"],
             activation_bytes=p["activation_bytes"],
             seconds=p["seconds"],
-            data=[
-                {"name": s.name, "digest": s.digest, "complete": s.complete, "note": s.note} for s in self.stream.sets
-            ]
+            data=[{"name": s.name, "digest": s.digest, "complete": s.complete, "note": s.note} for s in self.stream.sets]
             + [
                 {"name": name, "digest": "", "complete": False, "note": "missing, its tasks are left out"}
                 for name in sorted({t.dataset for t in self.protocol.tasks} - {s.name for s in self.stream.sets})
@@ -316,9 +308,7 @@ def assign_state(model: nn.Module, state: dict[str, Any], frozen: set[str]) -> N
         elif leaf in module._buffers:
             module._buffers[leaf] = value
         else:
-            raise UserError(
-                f"the checkpoint holds {name}, which this network has not; delete it to start this run again"
-            )
+            raise UserError(f"the checkpoint holds {name}, which this network has not; delete it to start this run again")
 
 
 def environment(device: torch.device, revisions: list[dict[str, Any]]) -> dict[str, Any]:
@@ -336,7 +326,7 @@ def environment(device: torch.device, revisions: list[dict[str, Any]]) -> dict[s
 
 
 def source_revision() -> dict[str, Any]:
-    """The git revision of the source tree this package runs from, and whether its code differs from it ("" outside a checkout)."""
+    """The git revision of the source tree this package runs from ("" outside a checkout), and whether its code differs."""
     root = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 from .method import Method, methods
+from .nn.backbones import BACKBONES
 from .protocol import TIERS, Protocol, Recipe, protocols
 from .records import Job
 from .registry import suggest
@@ -97,26 +98,23 @@ def resolve(
     kinds = {**recipe_kinds, **method_kinds}
     settings: dict[str, Any] = {name: getattr(chosen.tiers[tier], name) for name in recipe_kinds}
     for f in fields(cls):
-        if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in (overrides or {}):
-            raise UserError(f"{method}: {f.name} has no default; give it with --set {f.name}=VALUE")
-    settings |= {
-        f.name: f.default if f.default is not MISSING else f.default_factory()
-        for f in fields(cls)
-        if f.init and f.name not in (overrides or {})
-    }  # type: ignore[misc]
+        if f.init and f.default is not MISSING:
+            settings[f.name] = f.default
+        elif f.init and callable(f.default_factory):
+            settings[f.name] = f.default_factory()
     origins: dict[str, str] = {}
     for declared in cls.settings:
         if declared.protocol == protocol and declared.tier in (None, tier):
             for name, value in declared.values.items():
                 if name not in kinds:
-                    raise UserError(
-                        f"{method}: declares a value for {name!r}, which is no setting; {suggest(name, kinds)}"
-                    )
+                    raise UserError(f"{method}: declares a value for {name!r}, which is no setting; {suggest(name, kinds)}")
                 settings[name], origins[name] = value, declared.origin
     for name, value in (overrides or {}).items():
         if name not in kinds:
             raise UserError(f"{name!r} is no setting of {protocol} or {method}; {suggest(name, kinds)}")
         settings[name], origins[name] = value, "command line"
+    if unset := sorted(set(kinds) - set(settings)):
+        raise UserError(f"{method}: {unset[0]} has no default; give it with --set {unset[0]}=VALUE")
     settings = {name: convert(name, value, kinds[name]) for name, value in settings.items()}
     try:
         recipe = recipe_of(settings)
@@ -143,7 +141,5 @@ def check_protocol(protocol: Protocol, recipe: Recipe) -> None:
     """What a recipe and a protocol must agree on."""
     if recipe.tasks is not None and recipe.tasks > len(protocol.tasks):
         raise UserError(f"tasks must be at most {len(protocol.tasks)} on {protocol.name}, got {recipe.tasks}")
-    from .nn.backbones import BACKBONES
-
     if recipe.backbone not in BACKBONES:
         raise UserError(f"no backbone is called {recipe.backbone!r}; {suggest(recipe.backbone, BACKBONES)}")

@@ -132,9 +132,7 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         nn.Parameter(torch.zeros(()))
     ]  # a method may make its first ones with its first task
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-        )
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
@@ -189,9 +187,7 @@ class Watch(SupervisedPlugin):
         loss = float(self._loss) / max(self._steps, 1)
         if loss != loss or abs(loss) == float("inf"):
             raise Diverged(f"the training loss became {loss} at task {task + 1}, epoch {epoch + 1}")
-        if (
-            epoch + 1 == strategy.train_epochs
-        ):  # gradients and optimiser state are all there, nothing is consolidated yet
+        if epoch + 1 == strategy.train_epochs:  # gradients and optimiser state are all there, nothing is consolidated yet
             methods = [plugin.state() for plugin in strategy.plugins if isinstance(plugin, Method)]
             state = training_state(strategy.model, strategy.optimizer, methods)
             self.training_state_bytes = max(self.training_state_bytes, state)

@@ -85,7 +85,7 @@ class _Orthogonality(torch.autograd.Function):
         return value / d**2
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return grad * ctx.saved_tensors[0], None, None, None
 
 

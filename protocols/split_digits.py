@@ -13,9 +13,7 @@ register(
         name="split-digits",
         summary="5 tasks x 2 classes of 8x8 handwritten digits; the embedded default",
         needs="nothing: the images come with scikit-learn",
-        tasks=tuple(
-            Task(name=str(i + 1), dataset="digits", classes=(2 * i, 2 * i + 1), mean=MEAN, std=STD) for i in range(5)
-        ),
+        tasks=tuple(Task(name=str(i + 1), dataset="digits", classes=(2 * i, 2 * i + 1), mean=MEAN, std=STD) for i in range(5)),
         image=(1, 8, 8),
         tiers={
             "paper": FULL,

@@ -74,7 +74,8 @@ def test_an_epoch_holds_every_image_once_and_epochs_differ(colour_task):
     first, second = batches.draws(0), batches.draws(1)
     assert first.index.sort().values.tolist() == list(range(96)) == second.index.sort().values.tolist()
     assert first.index.tolist() != second.index.tolist()
-    assert [len(y) for _, y, _ in batches] == [40, 40, 16] and len(batches) == 3  # the last partial batch is kept
+    assert [len(y) for _, y, _ in batches] == [40, 40, 16]  # the last partial batch is kept
+    assert len(batches) == 3
 
 
 def test_a_later_epoch_does_not_depend_on_what_was_drawn_before(colour_task):
@@ -87,9 +88,7 @@ def test_a_later_epoch_does_not_depend_on_what_was_drawn_before(colour_task):
 def test_evaluation_batches_are_the_images_in_order(colour_task):
     task = colour_task()
     x = torch.cat([x for x, _, _ in Batches([task], [0], 40, augmentation=None)])
-    plain = (task.pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(task.mean).view(3, 1, 1)) / torch.tensor(
-        task.std
-    ).view(3, 1, 1)
+    plain = (task.pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(task.mean).view(3, 1, 1)) / torch.tensor(task.std).view(3, 1, 1)
     assert torch.allclose(x, plain, atol=1e-5)
     assert x.is_contiguous(memory_format=torch.channels_last)
 

@@ -27,12 +27,8 @@ def test_energy_select_edges():
     assert energy_select(torch.zeros(3), 3e-5).tolist() == []
     assert energy_select(torch.tensor([1.0, 2.0, -2.0]), 0.5).tolist() == [1, 2]  # a tie with the smallest kept one
     assert energy_select(torch.tensor([1.0, 2.0]), 0.0).tolist() == [0, 1]
-    assert energy_select(torch.tensor([1e-8, 1.0]), 1e-9).tolist() == [
-        1
-    ]  # float64: the official float32 loop runs off the end
-    assert (
-        energy_select(torch.tensor([1.0]), 0.1, fixed_energy=9.0).tolist() == []
-    )  # official option prev_sing keeps all here
+    assert energy_select(torch.tensor([1e-8, 1.0]), 1e-9).tolist() == [1]  # float64: the official float32 loop runs off the end
+    assert energy_select(torch.tensor([1.0]), 0.1, fixed_energy=9.0).tolist() == []  # official option prev_sing keeps all here
     assert energy_select(torch.tensor([1.0, 0.1]), 0.01, fixed_energy=9.0).tolist() == [0]
 
 
@@ -54,9 +50,7 @@ def test_orthogonality_vector():
     assert Orthogonality(torch.empty(0, 3), 3)(2 * torch.eye(3)).item() == pytest.approx(3)
 
 
-@pytest.mark.parametrize(
-    ("fixed", "free", "columns"), [(0, 4, 7), (5, 4, 20), (5, 4, 9), (5, 4, 8), (9, 3, 6), (0, 9, 4)]
-)
+@pytest.mark.parametrize(("fixed", "free", "columns"), [(0, 4, 7), (5, 4, 20), (5, 4, 9), (5, 4, 8), (9, 3, 6), (0, 9, 4)])
 def test_orthogonality_equals_the_plain_form_in_value_and_gradient(fixed, free, columns):
     g = torch.Generator().manual_seed(0)
     bank = torch.randn(fixed, columns, generator=g, dtype=torch.float64)
@@ -104,9 +98,7 @@ def test_growth_vectors():
     assert conv3[19] + 67 == 192
     free = [r - k for r, k in zip(R0, [2, 2, 6, 4, 8], strict=True)]
     assert free == [16, 55, 98, 111, 162]
-    assert [
-        next_pool("initial_rank", [], f, r) for f, r in zip(free, R0, strict=True)
-    ] == free  # never after the first task
+    assert [next_pool("initial_rank", [], f, r) for f, r in zip(free, R0, strict=True)] == free  # never after the first task
     assert [next_pool("initial_rank", [2], f, r) for f, r in zip(free, R0, strict=True)] == R0
     assert next_pool("fixed", [5], 0, 18) == 0
 

@@ -95,12 +95,9 @@ class Batches:
         self.of = torch.repeat_interleave(torch.tensor(positions), torch.tensor(self.sizes)).to(self.device)
         self.shape = (tasks[0].pixels.shape[1], tasks[0].pixels.shape[2])
         if augmentation and augmentation.flip:
-            self.pixels = torch.stack(
-                [self.pixels, self.pixels.flip(2)]
-            )  # [as it is, mirrored]: a flip is a choice of source
+            self.pixels = torch.stack([self.pixels, self.pixels.flip(2)])  # [as it is, mirrored]: a flip is a choice of source
         self.mean, self.std = (
-            torch.tensor([getattr(task, name) for task in tasks], dtype=dtype, device=self.device)
-            for name in ("mean", "std")
+            torch.tensor([getattr(task, name) for task in tasks], dtype=dtype, device=self.device) for name in ("mean", "std")
         )
 
     def __len__(self) -> int:
@@ -136,9 +133,7 @@ class Batches:
             return
         draws = self.draws(self.epoch)
         self.epoch += 1
-        index, top, left, flip = (
-            d.to(self.device, non_blocking=True) for d in (draws.index, draws.top, draws.left, draws.flip)
-        )
+        index, top, left, flip = (d.to(self.device, non_blocking=True) for d in (draws.index, draws.top, draws.left, draws.flip))
         windows = self._windows()
         for start in range(0, len(index), self.batch_size):
             rows = slice(start, start + self.batch_size)

@@ -71,9 +71,7 @@ def fingerprint(files: Iterable[Path]) -> str:
         try:
             s = file.stat()
         except OSError as error:
-            raise UserError(
-                f"{file}: cannot be read: {error.strerror}; restore it or fetch the whole set again"
-            ) from None
+            raise UserError(f"{file}: cannot be read: {error.strerror}; restore it or fetch the whole set again") from None
         h.update(f"\n{file.absolute()}\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}".encode())
     return h.hexdigest()[:32]
 
@@ -104,9 +102,7 @@ def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
         raise UserError(_unwritable(folder, error)) from None
     stored = _open(target, whole)
     if stored is None:
-        raise UserError(
-            f"{target}: cannot be read back; check the disk, or name another cache folder in BENCHSUITE_CACHE"
-        )
+        raise UserError(f"{target}: cannot be read back; check the disk, or name another cache folder in BENCHSUITE_CACHE")
     return Entry(stored, whole, note)
 
 

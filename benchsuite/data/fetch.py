@@ -47,13 +47,9 @@ def remotes(name: str) -> list[Remote]:
         return [Remote((cifar.url,), cifar.filename, cifar.tgz_md5)]
     if name in ("mnist", "fashion_mnist"):
         mnist = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
-        return [
-            Remote(tuple(m + f for m in mnist.mirrors), f"{mnist.__name__}/raw/{f}", md5) for f, md5 in mnist.resources
-        ]
+        return [Remote(tuple(m + f for m in mnist.mirrors), f"{mnist.__name__}/raw/{f}", md5) for f, md5 in mnist.resources]
     assert name == "svhn", name
-    return [
-        Remote((url,), file, md5) for url, file, md5 in (datasets.SVHN.split_list[part] for part in ("train", "test"))
-    ]
+    return [Remote((url,), file, md5) for url, file, md5 in (datasets.SVHN.split_list[part] for part in ("train", "test"))]
 
 
 def download(
@@ -88,9 +84,7 @@ def download(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write to {path.parent}: {error.strerror}; choose another folder with --data-dir"
-        ) from None
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder with --data-dir") from None
     with locked(path.with_name(path.name + ".lock")):
         if path.exists():
             wrong = mismatch(path)
@@ -112,9 +106,7 @@ def download(
             except (OSError, http.client.HTTPException, ValueError) as error:
                 failures[url] = " ".join(str(error).split()) or type(error).__name__
     reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
-    raise UserError(
-        f"{path.name} could not be fetched ({reasons}); try again, or put the file into {path.parent} yourself"
-    )
+    raise UserError(f"{path.name} could not be fetched ({reasons}); try again, or put the file into {path.parent} yourself")
 
 
 def _transfer(url: str, part: Path, report: Callable[[str], None]) -> None:

@@ -66,14 +66,10 @@ def _cifar(folder: Path, *, name: str, key: str, classes: int, train: list[str],
         return Arrays(x, y, *decoded[-1]), ""
 
     if archive.exists():
-        return Source(
-            archive, [archive], lambda: read(lambda: _from_tar(archive, inner, [*train, test]), archive), name
-        )
+        return Source(archive, [archive], lambda: read(lambda: _from_tar(archive, inner, [*train, test]), archive), name)
     if (folder / inner).is_dir():
         files = [folder / inner / part for part in (*train, test)]
-        return Source(
-            folder / inner, files, lambda: read(lambda: {f.name: _bytes(f) for f in files}, folder / inner), name
-        )
+        return Source(folder / inner, files, lambda: read(lambda: {f.name: _bytes(f) for f in files}, folder / inner), name)
     return None
 
 
@@ -209,11 +205,7 @@ def _folder_images(files: list[Path]) -> Images:
 
 def _is_image(path: Path) -> bool:
     """Leaves out what operating systems strew about (`._x.png`, `.DS_Store`, `Thumbs.db`)."""
-    return (
-        path.suffix.lower() in (".png", ".jpg", ".jpeg")
-        and not path.name.startswith(".")
-        and "__MACOSX" not in path.parts
-    )
+    return path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith(".") and "__MACOSX" not in path.parts
 
 
 def _images_in(place: Path, folders: Sequence[str]) -> list[Path]:
@@ -239,9 +231,7 @@ def _letters(images: Images, place: Path) -> tuple[np.ndarray, np.ndarray, list[
         except _Unreadable as error:
             broken.append(file)
             if len(broken) > UNREADABLE:
-                raise UserError(
-                    f"{error}; more than {UNREADABLE} such images in {place}: extract or fetch it again"
-                ) from None
+                raise UserError(f"{error}; more than {UNREADABLE} such images in {place}: extract or fetch it again") from None
             continue
         labels.append(LETTERS.index(file.parent.name))
         parents.append(file.parent.parent.name)
@@ -256,9 +246,7 @@ def _acl_split(images: Images, place: Path) -> tuple[Arrays, str]:
     train, test = (np.array([p == part for p in parents], bool) for part in ("Train", "Test"))
     for part, chosen in (("Train", train), ("Test", test)):
         if missing := sorted(set(range(10)) - set(y[chosen].tolist())):
-            raise UserError(
-                f"{place}: has no readable image in {part}/{LETTERS[missing[0]]}; extract or fetch it again"
-            )
+            raise UserError(f"{place}: has no readable image in {part}/{LETTERS[missing[0]]}; extract or fetch it again")
     return Arrays(x[train], y[train], x[test], y[test]), note
 
 
@@ -295,14 +283,10 @@ def _miniimagenet(folder: Path) -> Source | None:
             continue
         if (place / "train.csv").exists():
             tables = [place / f"{part}.csv" for part in ("train", "val", "test")]
-            rows = [
-                (place / "images" / r["filename"], r["label"]) for t in tables for r in _table(t, ("filename", "label"))
-            ]
+            rows = [(place / "images" / r["filename"], r["label"]) for t in tables for r in _table(t, ("filename", "label"))]
             for file, label in rows:
                 if (own := re.match(r"n\d{8}", file.name)) and own[0] != label:
-                    raise UserError(
-                        f"{place}: a table gives {file.name} the label {label!r}, its name says {own[0]}; restore it"
-                    )
+                    raise UserError(f"{place}: a table gives {file.name} the label {label!r}, its name says {own[0]}; restore it")
             return _mini_source(place, sorted(rows, key=lambda row: (row[1], row[0].name)), tables, None)
         if (table := place / "split.csv").exists():
             listed = _table(table, ("filename", "label", "split"))
@@ -327,9 +311,7 @@ def _mini_source(place: Path, rows: list[tuple[Path, str]], tables: list[Path], 
             raise UserError(f"{file}: is listed {times} times in the table of {place}; restore the original table")
     wnids = sorted({wnid for _, wnid in rows})
     if len(wnids) != 100:
-        raise UserError(
-            f"{place}: holds images of {len(wnids)} classes, miniImageNet has 100; {HOW_TO['miniimagenet']}"
-        )
+        raise UserError(f"{place}: holds images of {len(wnids)} classes, miniImageNet has 100; {HOW_TO['miniimagenet']}")
 
     def read() -> tuple[Arrays, str]:
         x: np.ndarray = np.empty((len(rows), 84, 84, 3), np.uint8)
@@ -395,9 +377,7 @@ def _image(raw: bytes, file: Path, size: tuple[int, int], mode: str) -> np.ndarr
     except UserError as error:
         raise _Unreadable(str(error)) from None
     if pixels is None:
-        raise UserError(
-            f"{file}: is {found[0]}x{found[1]}, expected {size[0]}x{size[1]}; resize the images to that size first"
-        )
+        raise UserError(f"{file}: is {found[0]}x{found[1]}, expected {size[0]}x{size[1]}; resize the images to that size first")
     return pixels.reshape(size[1], size[0], -1)
 
 
@@ -440,9 +420,7 @@ def _decoding(file: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{file}: cannot be read as {kind} ({reason}); it is damaged or cut short, fetch it again"
-        ) from None
+        raise UserError(f"{file}: cannot be read as {kind} ({reason}); it is damaged or cut short, fetch it again") from None
 
 
 FIND: dict[str, Callable[[Path], Source | None]] = {
@@ -470,8 +448,7 @@ LAYOUTS = {
     "svhn": "train_32x32.mat and test_32x32.mat, there or in svhn/",
     "notmnist": "notMNIST.zip, notMNIST/{Train,Test}/{A..J}/, notMNIST_small.tar.gz, notMNIST_small/{A..J}/",
     "miniimagenet": (
-        "miniImageNet/ with <wnid>/*.jpg [and split.csv], with {train,val,test}.csv and images/, "
-        "or with train.pkl and test.pkl"
+        "miniImageNet/ with <wnid>/*.jpg [and split.csv], with {train,val,test}.csv and images/, or with train.pkl and test.pkl"
     ),
 }
 

@@ -195,15 +195,11 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
     uneven = official.balanced and any(count.min() != count.max() for count in counts)
     notes = [official.substitute, entry.note]
     if not whole or uneven:
-        what = " and ".join(
-            f"{f:,} of {n:,} {part}" for f, n, part in zip(found, expected, ("training", "test"), strict=True)
-        )
+        what = " and ".join(f"{f:,} of {n:,} {part}" for f, n, part in zip(found, expected, ("training", "test"), strict=True))
         what += " images" + ", unevenly over the classes" * uneven
         if not partial:
             mend = (
-                "lay out the whole set"
-                if name == "miniimagenet"
-                else f"fetch it with `benchsuite data get {official.protocol}`"
+                "lay out the whole set" if name == "miniimagenet" else f"fetch it with `benchsuite data get {official.protocol}`"
             )
             raise UserError(
                 f"{name}: {source.place} holds {what}; {mend}, or run on what is there with --partial-data "

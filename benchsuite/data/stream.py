@@ -72,9 +72,7 @@ class Normalised(Dataset):
         return self.images.pixels[i].permute(2, 0, 1), self.targets[i]
 
 
-def build_stream(
-    protocol: Protocol, recipe: Recipe, seed: int, *, data_dir: Path | None, device: torch.device
-) -> TaskStream:
+def build_stream(protocol: Protocol, recipe: Recipe, seed: int, *, data_dir: Path | None, device: torch.device) -> TaskStream:
     """Load the image sets and cut them into tasks. Raises UserError where data is missing or damaged."""
     order = [protocol.tasks[i] for i in protocol.order(seed)]
     sets: dict[str, ImageSet | None] = {}
@@ -88,11 +86,10 @@ def build_stream(
                 sets[task.dataset] = None
     tasks = [task for task in order[: recipe.tasks] if sets[task.dataset] is not None]
     if not tasks:
-        raise UserError(
-            f"none of the image sets of {protocol.name} was found; see `benchsuite data get {protocol.name}`"
-        )
+        raise UserError(f"none of the image sets of {protocol.name} was found; see `benchsuite data get {protocol.name}`")
     augmentation = Augmentation(padding=protocol.crop_padding, flip=protocol.flip)
-    train, test = [], []
+    train: list[TaskImages] = []
+    test: list[TaskImages] = []
     for position, task in enumerate(tasks):
         images = sets[task.dataset]
         assert images is not None
@@ -107,9 +104,7 @@ def build_stream(
     )
 
 
-def _task_images(
-    images: ImageSet, task: Task, part: str, recipe: Recipe, seed: int, device: torch.device
-) -> TaskImages:
+def _task_images(images: ImageSet, task: Task, part: str, recipe: Recipe, seed: int, device: torch.device) -> TaskImages:
     """One part of one task: its classes' images in the data set's order, relabelled 0..K-1."""
     from_train = part == "train" or recipe.holdout > 0
     x, y = (images.train_x, images.train_y) if from_train else (images.test_x, images.test_y)
@@ -124,7 +119,7 @@ def _task_images(
         rows = rows[: recipe.train_per_class if part == "train" else recipe.test_per_class]
         if len(rows) == 0:
             raise UserError(
-                f"{images.name}: no {part} image of class {label} for task {task.name}; check the files with `benchsuite data verify`"
+                f"{images.name}: no {part} image of class {label} for task {task.name}; check it with `benchsuite data verify`"
             )
         chosen.append(rows)
     rows = np.sort(np.concatenate(chosen))

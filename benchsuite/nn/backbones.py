@@ -86,9 +86,7 @@ class ConvNet(nn.Sequential):
 def cacl_net(image: Sequence[int], dropout: float) -> nn.Module:
     """The five-convolution network of CACL's benchmarks (arXiv 2009.01956, official code `customnet_SVD.Net_SVD`), its dense
     form with biases: 390,848 weights and 640 biases; 1,024 features at 32x32, 16,384 at 84x84."""
-    return ConvNet(
-        image, [(64, 3), (64, 3), "max", "drop", (128, 3), (128, 3), "max", "drop", (256, 2), "avg"], dropout
-    )
+    return ConvNet(image, [(64, 3), (64, 3), "max", "drop", (128, 3), (128, 3), "max", "drop", (256, 2), "avg"], dropout)
 
 
 def digits_net(image: Sequence[int], dropout: float) -> nn.Module:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .multihead import TaskConditional
+
+M = TypeVar("M", bound=nn.Module)
+N = TypeVar("N", bound=nn.Module)
 
 
 def break_even_rank(out_channels: int, columns: int) -> int:
@@ -43,7 +48,7 @@ class SVDConv2d(TaskConditional):
         self.ranks: list[int] = []
         for name in ("residual_N", "residual_sigma", "residual_C"):
             self.register_parameter(name, None)
-        self._task, self._kernel = -1, None
+        self._task, self._kernel = -1, torch.empty(0)
 
     @property
     def pool(self) -> int:
@@ -119,7 +124,7 @@ class KernelBank(TaskConditional):
         return F.conv2d(x, self.kernels[self.index[self._task]], None, self.stride, self.padding, self.dilation)
 
 
-def replace_modules(network: nn.Module, kind: type[nn.Module], make) -> dict[str, nn.Module]:  # type: ignore[no-untyped-def]
+def replace_modules(network: nn.Module, kind: type[M], make: Callable[[str, M], N]) -> dict[str, N]:
     """Replace every module of `kind` inside `network` by make(name, module); returns the new ones by name."""
     new = {name: make(name, module) for name, module in network.named_modules() if isinstance(module, kind)}
     for name, module in new.items():

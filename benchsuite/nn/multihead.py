@@ -37,7 +37,7 @@ class MultiHead(MultiTaskModule):
         super().__init__()
         self.backbone, self.heads = backbone, nn.ModuleDict()
         self.classes, self.seed = list(classes), seed
-        self.features: int = backbone.features  # type: ignore[assignment]
+        self.features: int = backbone.features
         self._described = described or {}
 
     @classmethod

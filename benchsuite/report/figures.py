@@ -97,9 +97,7 @@ def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) 
         axes.plot(k, mean, label=textwrap.fill(label, 60), markersize=3, linewidth=0.9, **looks[label])
         known = ~np.isnan(half)
         if known.sum() == 1:
-            axes.errorbar(
-                k[known], mean[known], yerr=half[known], color=looks[label]["color"], elinewidth=0.8, capsize=1.5
-            )
+            axes.errorbar(k[known], mean[known], yerr=half[known], color=looks[label]["color"], elinewidth=0.8, capsize=1.5)
         else:
             axes.fill_between(k, mean - half, mean + half, color=looks[label]["color"], alpha=0.15, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -134,10 +132,7 @@ def _figure(provenance: str, height: float) -> tuple[Figure, Axes]:
 
 def _looks(labels: list[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker by position: published rows come last, so that measured ones look the same in every figure."""
-    return {
-        label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        for i, label in enumerate(labels)
-    }
+    return {label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, label in enumerate(labels)}
 
 
 def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str, dict[str, Any]]) -> None:

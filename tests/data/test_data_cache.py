@@ -185,7 +185,7 @@ def test_concurrent_processes(mnist, cache_dir):
     processes = [context.Process(target=_load, args=(mnist, barrier, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    found = [results.get(timeout=20) for _ in processes]
     for process in processes:
         process.join()
     assert found[0] == found[1] == found[2]

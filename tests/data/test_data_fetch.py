@@ -100,6 +100,7 @@ def test_broken_connection_goes_on_by_itself(server, tmp_path, said):
 def test_server_without_ranges_starts_over(server, tmp_path, said):
     (tmp_path / "file.bin.part").write_bytes(b"x" * 1000)
     fetch.download([f"{server.url}/noranges"], tmp_path / "file.bin", md5=MD5, report=said.append)
+    assert server.requests == [("/noranges", "bytes=1000-")]
     assert (tmp_path / "file.bin").read_bytes() == BODY
 
 
@@ -120,6 +121,7 @@ def test_falls_back_to_the_next_mirror(server, tmp_path, said):
 def test_wrong_checksum_leaves_nothing(server, tmp_path, said):
     with pytest.raises(UserError, match=f"could not be fetched.*md5 .* expected {MD5}"):
         fetch.download([f"{server.url}/wrong"], tmp_path / "file.bin", md5=MD5, report=said.append)
+    assert [range_ for _, range_ in server.requests] == [None, None]
     assert left_over(tmp_path) == []
     assert any("deleted" in line for line in said)
 
