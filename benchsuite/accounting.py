@@ -29,25 +29,29 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def tensors_in(value: Any) -> Iterable[Tensor]:
-    """Every tensor in nested containers."""
+def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
+    """Every tensor in nested containers and in the attributes of objects; networks, which are counted apart, are left out."""
+    seen = set() if seen is None else seen
+    if id(value) in seen or isinstance(value, nn.Module | type):
+        return
+    seen.add(id(value))
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from tensors_in(item)
+            yield from tensors_in(item, seen)
     elif isinstance(value, list | tuple | set):
         for item in value:
-            yield from tensors_in(item)
-    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
-        yield from tensors_in(vars(value))
+            yield from tensors_in(item, seen)
+    elif hasattr(value, "__dict__"):
+        yield from tensors_in(vars(value), seen)
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, method_state: Any) -> int:
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, methods: Any) -> int:
     """Bytes that training holds between two steps: parameters, buffers, gradients, optimiser state, the method's own."""
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return bytes_of([*parameters, *model.buffers(), *gradients, *tensors_in(dict(optimizer.state)), *tensors_in(method_state)])
+    return bytes_of([*parameters, *model.buffers(), *gradients, *tensors_in(dict(optimizer.state)), *tensors_in(methods)])
 
 
 class KeptActivations:

@@ -169,7 +169,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
         raise UserError(f"no tier is called {arguments.tier!r}; {suggest(arguments.tier, protocol.tiers)}")
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"workers must be at least 1, got {arguments.workers}")
-    failed = {} if arguments.no_run else run_missing(arguments, overrides)
+    failed = {} if arguments.no_run else run_missing(protocol, arguments, overrides)
 
     from rich.console import Console
 
@@ -190,17 +190,18 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def run_missing(arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
+def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
     """Run what the board lacks; returns the errors by run folder."""
     import os
 
+    from .data import load
     from .grid import missing, run_all
     from .method import methods
     from .progress import Display
     from .protocol import Recipe
     from .registry import suggest
     from .runner import choose_device
-    from .settings import field_types, resolve
+    from .settings import field_types, recipe_of, resolve
 
     names = [resolve_method(methods, name) for name in arguments.methods or methods.all()]
     known = {name: {*field_types(Recipe), *field_types(methods.get(name))} for name in names}
@@ -209,7 +210,7 @@ def run_missing(arguments: argparse.Namespace, overrides: dict[str, str]) -> dic
             raise UserError(f"{setting!r} is no setting of {', '.join(names)}; {suggest(setting, set().union(*known.values()))}")
     jobs = [
         resolve(
-            arguments.protocol,
+            protocol.name,
             arguments.tier,
             name,
             seed,
@@ -223,6 +224,11 @@ def run_missing(arguments: argparse.Namespace, overrides: dict[str, str]) -> dic
     left = missing(jobs, arguments.results)
     if not left:
         return {}
+    for job in left:  # before any worker starts: one clear line, and one process that decodes
+        recipe = recipe_of(job.settings)
+        for name in dict.fromkeys(protocol.tasks[i].dataset for i in protocol.order(job.seed)[: recipe.tasks]):
+            if not recipe.partial_data:
+                load(name, arguments.data_dir)
     workers = min(arguments.workers or (1 if on_gpu else os.cpu_count() or 1), len(left))
     files = [Path(name) for name in arguments.methods or () if name.endswith(".py")]
     with Display(left) as display:

@@ -110,14 +110,17 @@ class Strategy(SupervisedTemplate):
     def _unpack_minibatch(self) -> None:
         # The fast batches lie on the device; their task is known without asking the device for it.
         if isinstance(self.dataloader, Batches):
-            self._task = self.dataloader.positions[0] if len(self.dataloader.positions) == 1 else None
+            self._task, self._labels = self.dataloader.positions[0], self.mbatch[-1]
+            if len(self.dataloader.positions) > 1:
+                self._labels = None
         else:
-            self._task = None
+            self._labels = None
             super()._unpack_minibatch()
 
     def forward(self) -> Tensor:
+        untouched = self.mb_task_id is self._labels  # a plugin may have put other tasks' samples into the batch
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            return avalanche_forward(self.model, self.mb_x, self.mb_task_id if self._task is None else self._task)
+            return avalanche_forward(self.model, self.mb_x, self._task if untouched else self.mb_task_id)
 
     def criterion(self) -> Tensor:
         return self._criterion(self.mb_output.float() if self.precision == "bf16" else self.mb_output, self.mb_y)
@@ -188,7 +191,7 @@ class Watch(SupervisedPlugin):
         if loss != loss or abs(loss) == float("inf"):
             raise Diverged(f"the training loss became {loss} at task {task + 1}, epoch {epoch + 1}")
         if epoch + 1 == strategy.train_epochs:  # gradients and optimiser state are all there, nothing is consolidated yet
-            methods = [plugin.state() for plugin in strategy.plugins if isinstance(plugin, Method)]
+            methods = [plugin for plugin in strategy.plugins if isinstance(plugin, Method)]
             state = training_state(strategy.model, strategy.optimizer, methods)
             self.training_state_bytes = max(self.training_state_bytes, state)
         self.report(task, epoch, loss)

@@ -48,7 +48,8 @@ class SVDConv2d(TaskConditional):
         self.ranks: list[int] = []
         for name in ("residual_N", "residual_sigma", "residual_C"):
             self.register_parameter(name, None)
-        self._task, self._kernel = -1, torch.empty(0)
+        self._task = -1
+        self.register_buffer("_kernel", torch.empty(0, device=device), persistent=False)  # of the task told last
 
     @property
     def pool(self) -> int:

@@ -61,6 +61,7 @@ class MultiHead(MultiTaskModule):
 
     def adaptation(self, experience: CLExperience) -> None:
         """Avalanche's call before an experience is trained on or evaluated: make the heads it needs."""
+        super().adaptation(experience)  # keeps the tasks trained so far, which `forward_all_tasks` goes through
         for task in experience.task_labels:
             self.add_task(int(task))
 
@@ -72,16 +73,22 @@ class MultiHead(MultiTaskModule):
             for module in self._conditional():
                 module.add_task(task, self.seed)
 
-    def forward(self, x: Tensor, task_labels: int | Tensor) -> Tensor:
+    def forward(self, x: Tensor, task_labels: int | Tensor | None) -> Tensor | dict[int, Tensor]:
         """x: (B, C, H, W). task_labels: one task for the whole batch, or (B,) tasks, one for each image.
-        Returns (B, K_task); for mixed tasks (B, max K), where columns beyond a task's own head hold the lowest finite number."""
+        Returns (B, K_task); for mixed tasks (B, max K), where columns beyond a task's own head hold the lowest finite number;
+        with None, as Avalanche's distillation asks, {task: (B, K_task)} for every task trained so far."""
+        if task_labels is None:
+            return self.forward_all_tasks(x)
         if isinstance(task_labels, Tensor):
             tasks = task_labels.unique().tolist()
             if len(tasks) > 1:
                 return self._mixed(x, task_labels, tasks)
             task_labels = int(tasks[0])
-        self._tell(task_labels)
-        return self.heads[str(task_labels)](self.backbone(x))
+        return self.forward_single_task(x, task_labels)
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        self._tell(task_label)
+        return self.heads[str(task_label)](self.backbone(x))
 
     def _mixed(self, x: Tensor, labels: Tensor, tasks: list[int]) -> Tensor:
         shared = None if self._conditional() else self.backbone(x)
@@ -89,7 +96,7 @@ class MultiHead(MultiTaskModule):
         out: Tensor | None = None
         for task in tasks:
             rows = (labels == task).nonzero().squeeze(1)
-            logits = self(x[rows], task) if shared is None else self.heads[str(task)](shared[rows])
+            logits = self.forward_single_task(x[rows], task) if shared is None else self.heads[str(task)](shared[rows])
             if out is None:  # only now is the dtype known: under autocast it is not that of x
                 out = logits.new_full((len(x), width), torch.finfo(logits.dtype).min)
             padded = nn.functional.pad(logits, (0, width - logits.shape[1]), value=torch.finfo(logits.dtype).min)

@@ -116,10 +116,7 @@ def test_verify_mends_an_altered_entry(mnist, cache_dir):
     raw[-1] ^= 1
     file.write_bytes(raw)
     assert verify("mnist", mnist, partial=True).digest == good.digest
-    assert (
-        cache.digest(cache.Arrays(*(np.load(entry(cache_dir) / f"{a}.npy") for a in cache.Arrays._fields)))
-        == good.digest
-    )
+    assert cache.digest(cache.Arrays(*(np.load(entry(cache_dir) / f"{a}.npy") for a in cache.Arrays._fields))) == good.digest
 
 
 def test_failed_write_leaves_nothing(mnist, cache_dir, monkeypatch):

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -36,6 +37,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
+        if self.path == "/slow":  # so that two who ask at about the same time overlap
+            time.sleep(1)
         if self.path in ("/cut", "/cutonce") and not (self.path == "/cutonce" and start):
             body = body[: start + 100_000]
         self.wfile.write(body[start:])
@@ -133,9 +136,7 @@ def test_file_of_the_wrong_size_is_refused(server, tmp_path, said):
 
 def test_truncated_transfer_keeps_the_part_and_says_what_failed_where(server, tmp_path, said):
     with pytest.raises(UserError) as error:
-        fetch.download(
-            [f"{server.url}/missing", f"{server.url}/cut"], tmp_path / "file.bin", md5=MD5, report=said.append
-        )
+        fetch.download([f"{server.url}/missing", f"{server.url}/cut"], tmp_path / "file.bin", md5=MD5, report=said.append)
     assert "/missing: HTTP Error 404" in str(error.value)
     assert "/cut: the connection closed after 200,000 of 1,024,000 bytes" in str(error.value)
     assert "\n" not in str(error.value)
@@ -157,9 +158,7 @@ def test_unwritable_folder_is_one_line(server, tmp_path):
 def test_two_processes_fetch_once(server, tmp_path):
     context = multiprocessing.get_context("spawn")
     path = tmp_path / "file.bin"
-    both = [
-        context.Process(target=fetch.download, args=([f"{server.url}/ok"], path), kwargs={"md5": MD5}) for _ in range(2)
-    ]
+    both = [context.Process(target=fetch.download, args=([f"{server.url}/slow"], path), kwargs={"md5": MD5}) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:

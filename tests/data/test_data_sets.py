@@ -208,9 +208,7 @@ def test_archives_are_never_extracted(data):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(
-    ("name", "place"), [("mnist", "MNIST/raw"), ("mnist", "mnist"), ("fashion_mnist", "FashionMNIST")]
-)
+@pytest.mark.parametrize(("name", "place"), [("mnist", "MNIST/raw"), ("mnist", "mnist"), ("fashion_mnist", "FashionMNIST")])
 def test_mnist_layouts(data, official, write_mnist, name, place, zipped):
     train, test = write_mnist(data / place, zipped)
     official(name, train=20, test=10)
@@ -250,9 +248,7 @@ def test_damaged_idx_file_is_named(data, write_mnist, file, change, message):
     assert message in found
 
 
-@pytest.mark.parametrize(
-    "change", [lambda r: r[:-20], lambda r: r[:60] + b"xx" + r[62:], lambda r: b"", lambda r: b"<html>"]
-)
+@pytest.mark.parametrize("change", [lambda r: r[:-20], lambda r: r[:60] + b"xx" + r[62:], lambda r: b"", lambda r: b"<html>"])
 def test_damaged_gzip_file_is_named(data, write_mnist, change):
     write_mnist(data / "MNIST")
     file = data / "MNIST" / "train-images-idx3-ubyte.gz"

@@ -1,0 +1,50 @@
+"""Is bf16 distinguishable from fp32? The same runs under both precisions, compared seed by seed and task by task.
+
+Each pair shares its seed: task order, initial weights, batches and augmentation are the same, only the arithmetic differs.
+Printed: ACC under both, and the mean difference with its 95 % interval over the seeds (Student's t). Runs are resumed and kept
+as any run is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ..leaderboard import t_interval
+from ..metrics import accuracy_matrix, average_accuracy, learning_accuracy
+from ..runner import run
+from ..settings import resolve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--protocol", default="split-cifar100")
+    parser.add_argument("--tier", default="lite")
+    parser.add_argument("--method", default="finetune")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--tasks", type=int, default=5)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--results", type=Path, default=Path("runs/precision"))
+    arguments = parser.parse_args()
+    overrides = dict(text.split("=", 1) for text in arguments.settings) | {"tasks": arguments.tasks}
+    found: dict[str, list[np.ndarray]] = {"fp32": [], "bf16": []}
+    for seed in arguments.seeds:
+        for precision, matrices in found.items():
+            job = resolve(arguments.protocol, arguments.tier, arguments.method, seed, overrides=overrides, precision=precision)
+            matrices.append(accuracy_matrix(run(job, results=arguments.results, data_dir=arguments.data_dir)))
+            print(f"{job} {precision}: ACC {average_accuracy(matrices[-1]):.2f} %", flush=True)
+    for name, statistic in (("ACC", average_accuracy), ("learning accuracy", learning_accuracy)):
+        values = {precision: np.array([statistic(R) for R in matrices]) for precision, matrices in found.items()}
+        mean, half = t_interval(values["bf16"] - values["fp32"])
+        verdict = "not distinguishable" if abs(mean) <= half else "DIFFERENT"
+        print(
+            f"{name}: fp32 {values['fp32'].mean():.2f} %, bf16 {values['bf16'].mean():.2f} %, "
+            f"difference {mean:+.2f} ± {half:.2f} (95 %, n = {len(arguments.seeds)}): {verdict}"
+        )
+
+
+if __name__ == "__main__":
+    main()
