@@ -50,7 +50,7 @@ class Leaderboard:
     backward_transfer: bwt and forgetting in percentage points.
     parameter_efficiency: megabytes (1e6 bytes of the exported file) and its parts, ratio to `individual` and its
         inverse compression, macs (millions for one image, mean over tasks), training_megabytes, accuracy; pareto marks
-        the rows that no other row beats in size without losing accuracy.
+        the sequential rows that no other such row beats in size without losing accuracy.
     provenance: one line; it belongs under every table and figure.
     """
 
@@ -229,13 +229,17 @@ def _why_not(name: str, run: RunRecord) -> str:
     return f"n/a: no matching run of {REFERENCE}" if name == "forward_gain" else "n/a: not measured after every task"
 
 
-def _pareto(board: pd.DataFrame) -> list[bool]:
-    """Rows that no other row dominates: at most its size and at least its accuracy, one of them strictly."""
-    size, accuracy = board["megabytes"].to_numpy(), board["accuracy"].to_numpy(dtype=float)
-    return [
-        bool(not np.isnan(a) and not ((size <= s) & (accuracy >= a) & ((size < s) | (accuracy > a))).any())
-        for s, a in zip(size, accuracy, strict=True)
+def _pareto(board: pd.DataFrame) -> pd.Series:
+    """Rows that no other row dominates: at most its size and at least its accuracy, one of them strictly.
+
+    Only measured runs that learn task after task take part: a reference that sees all tasks at once would leave no one else.
+    """
+    part = board["learning_accuracy"].notna() & ~board["published"]
+    size, accuracy = board["megabytes"].where(part), board["accuracy"].where(part).astype(float)
+    dominated = [
+        ((size <= s) & (accuracy >= a) & ((size < s) | (accuracy > a))).any() for s, a in zip(size, accuracy, strict=True)
     ]
+    return part & ~pd.Series(dominated, index=board.index, dtype=bool)
 
 
 def _select(board: pd.DataFrame, columns: str) -> pd.DataFrame:

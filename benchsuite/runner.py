@@ -230,7 +230,8 @@ class _Run:
             "progress": self.progress,
         }
         if not self.recipe.reset_optimizer:
-            content["optimizer"] = self.strategy.optimizer.state_dict()
+            state = self.strategy.optimizer.state  # by name: a pruned parameter is still in the optimiser, not in the network
+            content["optimizer"] = {name: state[p] for name, p in model.named_parameters() if p in state}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
@@ -255,7 +256,8 @@ class _Run:
         if "optimizer" in content:
             self.strategy.experience = self.stages[self.done - 1]
             self.strategy.make_optimizer(reset_optimizer_state=True)
-            self.strategy.optimizer.load_state_dict(content["optimizer"])
+            for name, state in content["optimizer"].items():
+                self.strategy.optimizer.state[model.get_parameter(name)] = state
         self.strategy.clock.train_exp_counter = self.done
         self.watch.activation_bytes = self.progress["activation_bytes"]
 

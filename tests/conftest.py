@@ -10,6 +10,9 @@ with (
     import avalanche.training.templates  # noqa: F401
 
 from benchsuite.data.batches import TaskImages
+from benchsuite.method import methods
+
+torch.set_num_threads(1)  # the same in every process of a test; the networks are too small to share out
 
 
 @pytest.fixture
@@ -26,3 +29,11 @@ def colour_task():
         )
 
     return make
+
+
+@pytest.fixture
+def own_methods(monkeypatch):
+    """The registered methods; what a test registers is forgotten after it."""
+    monkeypatch.setattr(methods, "_known", dict(methods.all()))
+    monkeypatch.setattr(methods, "_files", {})
+    return methods

@@ -23,10 +23,7 @@ ENVIRONMENT = {
 def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2, **changes):
     """Each task is learned to `first` per cent and kept at `last`; `first` None: only the end was measured."""
     correct = [
-        [
-            None if i > t or (first is None and t < tasks - 1) else first if i == t and first else last
-            for i in range(tasks)
-        ]
+        [None if i > t or (first is None and t < tasks - 1) else first if i == t and first else last for i in range(tasks)]
         for t in range(tasks)
     ]
     return RunRecord(
@@ -74,7 +71,9 @@ revision abcdef0; 2026-01-02
 """
     )
     text = tables.to_markdown(board, "parameter_efficiency")
-    assert "| fine_tune | 1.00 | 0.999 | 0.001 | 0 | 0 | 0.500 | 2.00 | 2.50 | 4.00 | 80.75 ± 9.53 |  | 2 |" in text
+    assert (
+        "| fine_tune | 1.00 | 0.999 | 0.001 | 0 | 0 | 0.500 | 2.00 | 2.50 | 4.00 | 80.75 ± 9.53 | yes | 2 |" in text
+    )  # joint, which sees all tasks at once, is no rival
 
 
 def test_markdown_cells_cannot_break_the_table():

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..protocol import Protocol, Recipe, Task
 from ..randomness import derive
 from .batches import Augmentation, TaskImages, normalise, pad_images
-from .sets import ImageSet, load
+from .sets import ImageSet, MissingData, load
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,10 +80,10 @@ def build_stream(protocol: Protocol, recipe: Recipe, seed: int, *, data_dir: Pat
         if task.dataset not in sets:
             try:
                 sets[task.dataset] = load(task.dataset, data_dir, partial=recipe.partial_data)
-            except UserError:
+            except MissingData:
                 if not recipe.partial_data:
                     raise
-                sets[task.dataset] = None
+                sets[task.dataset] = None  # what is damaged is an error all the same
     tasks = [task for task in order[: recipe.tasks] if sets[task.dataset] is not None]
     if not tasks:
         raise UserError(f"none of the image sets of {protocol.name} was found; see `benchsuite data get {protocol.name}`")

@@ -34,7 +34,7 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
     looks = _looks([row["method"] for row in sorted(rows, key=lambda row: (row["published"], row["method"]))])
     figure, axes = _figure(board.provenance, height=2.9)
     front = sorted((row["megabytes"], row["accuracy"]) for row in rows if row["pareto"])
-    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
+    axes.plot(*np.array(front).reshape(-1, 2).T, drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
     for row in rows:
         look = looks[row["method"]]
         axes.errorbar(
@@ -58,6 +58,7 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=dense if high < 5 * low else [1, 2, 5]))
     axes.set_xlabel("stored for all tasks (MB)", fontsize=FONT)
     axes.set_ylabel("accuracy (%)", fontsize=FONT)
+    _bound(axes)
     _label_points(figure, axes, rows, looks)
     return figure
 
@@ -103,6 +104,7 @@ def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.set_xlabel("tasks learned", fontsize=FONT)
     axes.set_ylabel("mean accuracy on them (%)", fontsize=FONT)
+    _bound(axes)
     style: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.6, "handletextpad": 0.5}
     figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT - 1, **style)
     return figure
@@ -128,6 +130,12 @@ def _figure(provenance: str, height: float) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     figure.supxlabel(textwrap.fill(provenance, 95), fontsize=SMALL, color="0.4")
     return figure, axes
+
+
+def _bound(axes: Axes) -> None:
+    """No room for accuracies that cannot be, however wide an interval is."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))
 
 
 def _looks(labels: list[str]) -> dict[str, dict[str, Any]]:

@@ -51,7 +51,7 @@ COLUMNS = {
         Column("Heads (MB)", "heads", screen=False),
         Column("Masks (MB)", "masks", screen=False),
         Column("Other (MB)", "other", screen=False),
-        Column("Ratio", "ratio", None, "min"),
+        Column("Size / individual", "ratio", None, "min"),
         Column("Compression", "compression", None, "max"),
         Column("MACs (M)", "macs", None, "min"),
         Column("Training MB", "training_megabytes", screen=False),
