@@ -141,6 +141,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     from .settings import resolve
 
     method = resolve_method(methods, arguments.method)
+    note_slow_precision(arguments)
     job = resolve(arguments.protocol, arguments.tier, method, arguments.seed, overrides=overrides, precision=arguments.precision)
     try:
         with Display([job]) as display:
@@ -220,6 +221,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
         for seed in dict.fromkeys(arguments.seeds)
         for name in names
     ]
+    note_slow_precision(arguments)
     on_gpu = choose_device(arguments.device, arguments.precision).type == "cuda"
     left = missing(jobs, arguments.results)
     if not left:
@@ -274,6 +276,16 @@ def command_export(arguments: argparse.Namespace) -> None:
     write_atomic(output, content)
     print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
     print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
+
+
+def note_slow_precision(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .runner import choose_device
+
+    device = choose_device(arguments.device, arguments.precision)
+    if arguments.precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print("benchsuite: note: this CPU has no bf16 arithmetic and will be many times slower than in fp32", file=sys.stderr)
 
 
 def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:

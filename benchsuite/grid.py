@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -48,7 +49,7 @@ def run_all(
 
         def listen() -> None:
             while (event := events.get()) is not None:
-                report(event)
+                report(pickle.loads(event))
 
         listener = Thread(target=listen, daemon=True)
         listener.start()
@@ -111,7 +112,8 @@ def _work(job: Job) -> str:
 
     results, data_dir, device, _, events = _shared
     try:
-        run(job, results=results, data_dir=data_dir, device=device, report=events.put)
+        # as bytes, or the process that holds the queue would have to import all that an event is made of: torch, Avalanche
+        run(job, results=results, data_dir=data_dir, device=device, report=lambda event: events.put(pickle.dumps(event)))
     except (UserError, RunFailed) as error:
         return str(error)
     return ""

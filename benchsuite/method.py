@@ -63,7 +63,9 @@ class Method(SupervisedPlugin):
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """What the record should say of this run besides the common columns. Plain JSON."""
+        """What the record should say of this run besides the common columns. Plain JSON.
+
+        "other_sizes" is shown under the leaderboard: bytes by how they are counted, in words that follow "MB as"."""
         return {}
 
     def generator(self, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:

@@ -242,9 +242,10 @@ class _Run:
             return
         try:
             content = torch.load(path, map_location=self.device, weights_only=True)
+            config = content["config"]
         except Exception as error:
             raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start this run again") from None
-        if content["config"] != self.job.config:
+        if config != self.job.config:
             raise UserError(f"{path}: belongs to another configuration; delete it to start this run again")
         self.done, self.progress = content["done"], content["progress"]
         model = self.method.model.train()
@@ -267,7 +268,8 @@ class _Run:
         p = self.progress
         facts = self.method.facts()
         if alternatives := self.method.alternatives():
-            facts["other_sizes"] = {name: sum(self._with_header(a).sizes().values()) for name, a in alternatives.items()}
+            sizes = {name: sum(self._with_header(a).sizes().values()) for name, a in alternatives.items()}
+            facts["other_sizes"] = {**sizes, **facts.get("other_sizes", {})}
         return RunRecord(
             job=self.job,
             tasks=[

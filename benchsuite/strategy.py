@@ -126,16 +126,18 @@ class Strategy(SupervisedTemplate):
         return self._criterion(self.mb_output.float() if self.precision == "bf16" else self.mb_output, self.mb_y)
 
     def _make_empty_loss(self) -> Tensor:
-        return torch.zeros((), device=self.device)
+        return torch.zeros((), device=self.device, dtype=self.dtype)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimiser in PyTorch's fused form."""
+    """The recipe's optimiser in PyTorch's fused form, where it is sound."""
     parameters = list(model.parameters()) or [
         nn.Parameter(torch.zeros(()))
     ]  # a method may make its first ones with its first task
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+        # With momentum the fused form breaks on parameters of which some have had no gradient yet (the heads of later tasks).
+        fused = recipe.momentum == 0
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from benchsuite.accounting import bytes_of
 from benchsuite.artifact import Artifact
 from benchsuite.method import Method, register
 from benchsuite.nn.backbones import build_backbone
@@ -50,6 +53,10 @@ class Individual(Method):
         for task in network["heads"]:
             model.add_task(task)
         return artifact.fill(model)
+
+    def facts(self) -> dict[str, Any]:
+        counted = [p for name, p in self.model.named_parameters() if name.startswith("heads.") or not name.endswith(".bias")]
+        return {"other_sizes": {"CACL's official code counts (no biases of convolutions)": bytes_of(counted)}}
 
 
 def _separate(model: MultiHead, dropout: float) -> MultiHead:

@@ -3,9 +3,7 @@ import warnings
 import pytest
 import torch
 
-with (
-    warnings.catch_warnings()
-):  # Avalanche imports solvers that warn of one another; the tests' own warnings are errors
+with warnings.catch_warnings():  # Avalanche imports solvers that warn of one another; the tests' own warnings are errors
     warnings.simplefilter("ignore")
     import avalanche.training.templates  # noqa: F401
 

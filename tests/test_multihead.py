@@ -26,8 +26,8 @@ def separate():
     return method.prepare(small())
 
 
-def with_heads(model, tasks=range(len(CLASSES))):
-    for task in tasks:
+def with_heads(model):
+    for task in range(len(CLASSES)):
         model.add_task(task)
     return model
 

@@ -23,8 +23,6 @@ from ..protocol import protocols
 from ..settings import method_of, recipe_of, resolve
 from ..strategy import Strategy, Watch
 
-DROPS = (3e-5, 1e-3, 1e-2, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -34,6 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=4, help="an order that no reported seed uses")
     parser.add_argument("--tasks", type=int, default=1)
     parser.add_argument("--sparsity-weights", type=float, nargs="+", default=[0.1, 1.0, 3.0, 10.0])
+    parser.add_argument("--energy-drops", type=float, nargs="+", default=[3e-5, 1e-3, 1e-2, 0.03, 0.05, 0.07, 0.1, 0.2])
     arguments = parser.parse_args()
     for weight in arguments.sparsity_weights:
         sweep(arguments, weight)
@@ -65,7 +64,7 @@ def sweep(arguments: argparse.Namespace, weight: float) -> None:
     print(f"sparsity_weight {weight:g}: {accuracy():.1f} % before pruning", flush=True)
     pools = copy.deepcopy(method.pools)
     residuals = {name: layer_state(layer) for name, layer in method.layers.items()}
-    for drop in DROPS:
+    for drop in arguments.energy_drops:
         for name, layer in method.layers.items():
             set_layer_state(layer, residuals[name])
         method.pools, method.energy_drop = copy.deepcopy(pools), drop

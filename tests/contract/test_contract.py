@@ -25,8 +25,8 @@ SEQUENTIAL = [name for name in NAMES if not methods.get(name).trains_jointly]
 LASTING = [name for name in NAMES if methods.get(name).forgetting == "none"]
 VARIANTS = [(name, {}) for name in NAMES] + [("cacl", {"storage": "smaller"}), ("cacl", {"growth": "fixed"})]
 OPTIMIZERS = {
-    "sgd": {"optimizer": "sgd", "lr": 0.05},
-    "momentum and decay": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
+    "sgd": {"optimizer": "sgd", "lr": 0.01},
+    "momentum and decay": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3},
     "adam": {"optimizer": "adam", "lr": 0.01},
     "adamw and decay": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
 }
@@ -62,7 +62,10 @@ class Watcher(SupervisedPlugin):
     def drift(self):
         """Whether any logit of an old task changed after the task ended."""
         return any(
-            not torch.equal(later[t], now[t]) for i, now in enumerate(self.logits) for later in self.logits[i:] for t in range(i + 1)
+            not torch.equal(later[t], now[t])
+            for i, now in enumerate(self.logits)
+            for later in self.logits[i:]
+            for t in range(i + 1)
         )
 
     def moved_heads(self):
@@ -332,7 +335,9 @@ def test_wrong_settings_are_refused_by_name_before_data_is_loaded(name, field, v
 
 def test_individual_has_a_model_for_each_task_and_shares_nothing(finished):
     run, single = finished("individual"), finished("finetune")
-    networks = [[*run.watcher.model.backbone.models[str(t)].parameters(), *run.watcher.model.heads[str(t)].parameters()] for t in range(T)]
+    networks = [
+        [*run.watcher.model.backbone.models[str(t)].parameters(), *run.watcher.model.heads[str(t)].parameters()] for t in range(T)
+    ]
     storages = [{p.untyped_storage().data_ptr() for p in network} for network in networks]
     assert len(set.union(*storages)) == sum(map(len, networks))
     first = [network[0] for network in networks]

@@ -1,0 +1,248 @@
+"""The command line: what users type, what they read when something is wrong, and a method of their own in one file."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+import benchsuite
+from benchsuite.cli import main
+from benchsuite.data.sets import load as load_images
+from benchsuite.records import read, read_all
+
+TINY = ["--tier", "smoke", "--set", "tasks=3", "--set", "train_per_class=24", "--set", "batch_size=16"]
+
+ANCHOR = '''
+from dataclasses import dataclass, field
+
+from benchsuite import Method, register
+
+
+@register
+@dataclass
+class Anchor(Method):
+    """L2 anchor: L = CE_t + strength / 2 ||theta - theta_{t-1}||^2 over the backbone."""
+
+    strength: float = 1.0
+    old: dict = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if self.strength < 0:
+            raise ValueError(f"strength must not be negative, got {self.strength}")
+
+    def before_backward(self, strategy, **kwargs):
+        for name, p in self.model.backbone.named_parameters():
+            if name in self.old:
+                strategy.loss += self.strength / 2 * (p - self.old[name]).square().sum()
+
+    def after_training_exp(self, strategy, **kwargs):
+        self.old = {name: p.detach().clone() for name, p in self.model.backbone.named_parameters()}
+'''.lstrip()
+
+BROKEN = '''
+from benchsuite import Method, register
+
+
+@register
+class Broken(Method):
+    """It breaks in its second task."""
+
+    def before_backward(self, strategy, **kwargs):
+        if strategy.experience.current_experience == 1:
+            raise RuntimeError("as it was told")
+'''.lstrip()
+
+KILLED = """
+import os
+import signal
+
+from benchsuite import Method, register
+
+
+@register
+class Killed(Method):
+    def before_backward(self, strategy, **kwargs):
+        if strategy.experience.current_experience == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+""".lstrip()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, own_methods):
+    """The current folder, with nothing in reach: no images, no earlier runs, no methods but our own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BENCHSUITE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "anchor.py").write_text(ANCHOR)
+    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "killed.py").write_text(KILLED)
+    return tmp_path
+
+
+def call(*words):
+    """The exit code of `benchsuite words`."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_help_needs_nothing_heavy_and_answers_at_once(tmp_path):
+    code = (
+        "import sys; from benchsuite.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(*{'torch', 'numpy', 'pandas', 'avalanche', 'rich', 'scipy'} & set(sys.modules), 'loaded')"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert answer.stdout.splitlines()[-1].strip() == "loaded"
+    assert "leaderboard" in answer.stdout
+    assert min(seconds) < 1  # 0.5 on an idle machine
+
+
+def test_list_names_everything(folder, capsys):
+    assert call("list") == 0
+    words = capsys.readouterr().out
+    for word in ("cacl", "finetune", "individual", "joint", "split-digits", "split-cifar100", "161 MB", "smoke"):
+        assert word in words
+
+
+RUN = ["run", "--tier", "smoke"]
+BAD = [
+    ([*RUN, "--method", "cakl"], ["'cakl'", "did you mean 'cacl'?"]),
+    ([*RUN, "--method", "none.py"], ["none.py", "registered name or a Python file"]),
+    ([*RUN, "--method", "finetune", "--protocol", "split-cifar10"], ["'split-cifar10'", "did you mean 'split-cifar100'?"]),
+    (["run", "--method", "finetune", "--tier", "full"], ["'full'", "paper"]),
+    ([*RUN, "--method", "cacl", "--set", "sparsty_weight=1"], ["'sparsty_weight'", "did you mean 'sparsity_weight'?"]),
+    ([*RUN, "--method", "finetune", "--set", "epochs=many"], ["epochs", "whole number", "'many'"]),
+    ([*RUN, "--method", "finetune", "--set", "lr=-1"], ["lr", "positive"]),
+    ([*RUN, "--method", "cacl", "--set", "energy_drop=2"], ["energy_drop", "[0, 1)"]),
+    ([*RUN, "--method", "finetune", "--set", "epochs"], ["name=value", "'epochs'"]),
+    ([*RUN, "--method", "finetune", "--seed", "one"], ["--seed", "'one'", "--help"]),
+    ([*RUN, "--method", "finetune", "--seed", "1.5"], ["--seed", "'1.5'", "--help"]),
+    ([*RUN, "--method", "finetune", "--seed", "-1"], ["seed", "-1"]),
+    ([*RUN, "--method", "finetune", "--precision", "fp8"], ["precision", "'fp8'", "bf16"]),
+    ([*RUN, "--method", "finetune", "--device", "tpu"], ["device", "'tpu'", "cpu"]),
+    ([*RUN, "--method", "finetune", "--protocol", "split-cifar100", "--data-dir", "empty"], ["empty", "data get"]),
+    ([*RUN, "--method", "finetune", "--results", "file/runs"], ["file/runs", "--results"]),
+    (["leaderboard", "--seeds", "1,two"], ["seeds", "'1,two'"]),
+    (["leaderboard", "--tier", "smoke", "--set", "epoch=1"], ["'epoch'", "did you mean 'epochs'?"]),
+    (["leaderboard", "--workers", "0"], ["workers", "at least 1"]),
+    (["leaderboard", "--no-run"], ["no finished runs"]),
+    (["leaderboard", "--method", "cakl"], ["did you mean 'cacl'?"]),
+    (["export", "nowhere"], ["nowhere"]),
+    (["data", "verify", "split-cifar100", "--data-dir", "empty"], ["empty", "data get"]),
+    (["fly"], ["'fly'", "--help"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=lambda value: " ".join(value[-2:]))
+def test_what_the_user_can_mend_is_said_in_one_line(words, said, folder, capsys):
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("mine")
+    before = sorted(p for p in folder.rglob("*") if p.is_file())
+    assert call(*words) == 2
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert err.startswith("benchsuite")
+    assert [word for word in said if word not in err] == [], err
+    assert out == ""
+    left = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "lock" and "cache" not in p.parts)
+    assert left == before
+
+
+@pytest.mark.parametrize("command", ["run", "leaderboard", "export", "leaderboard --no-run"])
+def test_an_edited_record_stops_every_command(command, folder, capsys):
+    run = ["run", *TINY, "--method", "finetune"]
+    assert call(*run) == 0
+    (path,) = folder.rglob("record.json")
+    edited = path.read_text().replace('"correct": [\n  [\n   ', '"correct": [\n  [\n   1')
+    assert edited != path.read_text()
+    path.write_text(edited)
+    capsys.readouterr()
+    words = {
+        "run": run,
+        "leaderboard": ["leaderboard", *TINY, "--method", "finetune", "--seeds", "1"],
+        "leaderboard --no-run": ["leaderboard", *TINY, "--no-run"],
+        "export": ["export", path, "--output", "served.safetensors"],
+    }
+    assert call(*words[command]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "record.json: was changed after it was written" in err
+    assert path.read_text() == edited
+    assert not (folder / "served.safetensors").exists()
+
+
+def test_a_method_in_one_file_appears_on_the_leaderboard(folder, capsys):
+    assert len(ANCHOR.splitlines()) <= 30
+    for seed in (1, 2):
+        assert call("run", *TINY, "--method", "./anchor.py", "--seed", seed, "--set", "strength=0.5") == 0
+        assert call("run", *TINY, "--method", "finetune", "--seed", seed) == 0
+    assert call("leaderboard", *TINY, "--no-run", "--output", "board") == 0
+    out = capsys.readouterr().out
+    assert "anchor" in out
+    table = pd.read_csv(folder / "board" / "accuracy.csv", comment="#")
+    assert {"anchor", "finetune"} == set(table["method"].str.split().str[0])
+    assert "anchor" in (folder / "board" / "leaderboard.md").read_text()
+    own = [r for r in read_all(folder / "runs") if r.job.method == "anchor"]
+    assert {r.job.seed for r in own} == {1, 2}
+    assert len({r.job.config for r in own}) == 1
+    assert own[0].job.settings["strength"] == 0.5
+    assert len(own[0].job.method_source) == 64  # what was run is on record, though it lies outside the package
+
+
+@pytest.mark.parametrize("text", ["raise ValueError('no')", "x = 1", "import no_such_package"])
+def test_a_file_that_is_no_method_is_refused(text, folder, capsys):
+    (folder / "other.py").write_text(text)
+    assert call(*RUN, "--method", "./other.py") == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "other.py" in err
+
+
+def test_failing_and_killed_runs_do_not_stop_the_others(folder, capfd):
+    grid = ["--method", "./broken.py", "--method", "./killed.py", "--method", "finetune", "--seeds", "1", "--workers", "1"]
+    assert call("leaderboard", *TINY, *grid) == 1
+    failed = [line for line in capfd.readouterr().err.splitlines() if line.startswith("benchsuite: failed")]
+    assert len(failed) == 2
+    assert "as it was told" in failed[0]
+    assert "killed seed 1: its process was killed" in failed[1]
+    runs = folder / "runs" / "split-digits" / "smoke"
+    assert {r.job.method for r in read_all(runs)} == {"finetune"}
+    assert (runs / "leaderboard" / "accuracy.csv").exists()
+    (failure,) = runs.rglob("failure.json")
+    assert "RuntimeError: as it was told" in json.loads(failure.read_text())["traceback"]
+    assert len(list((runs / "killed").rglob("checkpoint.pt"))) == 1  # its first task is kept
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("record.json")}
+    assert call("run", *TINY, "--method", "./broken.py") == 1  # a failure is no result: it is tried again
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("record.json")} == before
+
+
+@pytest.mark.parametrize("method", ["finetune", "cacl"])
+def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(method, folder, capsys):
+    assert call("run", *TINY, "--method", method) == 0
+    (path,) = folder.rglob("record.json")
+    record = read(path)
+    assert call("export", path.parent, "--output", "served.safetensors") == 0
+    assert f"{record.stored_bytes:,} bytes" in capsys.readouterr().out
+    assert (folder / "served.safetensors").stat().st_size == record.stored_bytes
+    served, images = benchsuite.load("served.safetensors"), load_images("digits")
+    x, y = torch.tensor(images.test_x), torch.tensor(images.test_y)
+    for t, task in enumerate(record.tasks):
+        rows = torch.isin(y, torch.tensor(task["classes"]))
+        assert rows.sum() == task["test"]
+        assert (served.predict(x[rows], t) == y[rows]).sum() == record.correct[-1][t]
+    with pytest.raises(benchsuite.UserError, match=r"serves tasks 0\.\.2, not 3"):
+        served(x[:1], 3)
+
+    content = (folder / "served.safetensors").read_bytes()
+    assert call("export", path, "--output", "served.safetensors") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (folder / "served.safetensors").read_bytes() == content

@@ -1,0 +1,279 @@
+"""One run: killed, contested, diverging, or met by files that are not what they should be."""
+
+import contextlib
+import json
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchsuite import records
+from benchsuite.accounting import macs
+from benchsuite.artifact import Artifact
+from benchsuite.errors import UserError
+from benchsuite.method import Method, register
+from benchsuite.nn.multihead import MultiHead
+from benchsuite.runner import RunFailed, run
+from benchsuite.settings import resolve
+
+TINY = {"tasks": 4, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
+
+
+def job_of(name="finetune", seed=1, **settings):
+    return resolve("split-digits", "smoke", name, seed, overrides=TINY | settings)
+
+
+DRIVER = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+import torch
+from benchsuite.records import Job
+from benchsuite.runner import run
+torch.set_num_threads(1)
+
+def report(event):
+    print(event.stage, event.epoch, flush=True)
+    sys.stdin.readline()
+
+for line in sys.stdin:
+    results, job = json.loads(line)
+    run(Job(**job), results=Path(results), report=report)
+    print("done", flush=True)
+"""
+
+
+class OtherProcess:
+    """A process that runs jobs; it stands still at every event until it is told to go on."""
+
+    def __init__(self, folder):
+        script = folder / "driver.py"
+        script.write_text(DRIVER)
+        self.process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def say(self, line=""):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def start(self, job, results):
+        self.say(json.dumps([str(results), vars(job)]))
+
+    def until(self, event):
+        """Let it run until it stands at this event ("stage epoch", or "done")."""
+        while (line := self.process.stdout.readline().strip()) != event:
+            assert line, "the process ended"
+            self.say()
+
+
+@pytest.fixture(scope="module")
+def other_process(tmp_path_factory):
+    other = OtherProcess(tmp_path_factory.mktemp("driver"))
+    yield other
+    other.process.kill()
+    other.process.wait()
+    other.process.stdin.close()
+    other.process.stdout.close()
+
+
+def test_two_processes_share_one_run(other_process, tmp_path):
+    job, mine, events = job_of("cacl"), [], []
+    other_process.start(job, tmp_path)
+    other_process.until("1 1")
+    waiting = threading.Thread(target=lambda: mine.append(run(job, results=tmp_path, report=events.append)))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    assert not events
+    other_process.say()
+    other_process.until("done")
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert not events
+    (record,) = mine
+    folder = tmp_path / job.folder
+    assert record == records.read(folder / "record.json")
+    assert records.same_numbers(record, run(job, results=tmp_path / "alone"))
+    assert sorted(p.name for p in folder.iterdir()) == ["artifact.safetensors", "lock", "record.json"]
+
+
+def test_a_killed_run_goes_on_where_it_was(other_process, tmp_path):
+    job = job_of("cacl")
+    folder = tmp_path / job.folder
+    other_process.start(job, tmp_path)
+    other_process.until("2 1")  # in the middle of the third task
+    other_process.process.kill()
+    assert other_process.process.wait() == -9
+    assert (folder / "checkpoint.pt").exists()
+    assert not (folder / "record.json").exists()
+    events = []
+    record = run(job, results=tmp_path, report=events.append)
+    assert [(e.stage, e.epoch) for e in events] == [(2, 0), (2, 1), (2, 2), (3, 1), (3, 2)]
+    whole = run(job, results=tmp_path / "whole")
+    assert records.same_numbers(record, whole)
+    artifacts = [(results / job.folder / "artifact.safetensors").read_bytes() for results in (tmp_path, tmp_path / "whole")]
+    assert artifacts[0] == artifacts[1]
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_loss_that_overflows_is_a_failure_and_no_result(tmp_path):
+    job = job_of(lr=1e30)
+    with pytest.raises(RunFailed, match="task 1, epoch 1"):
+        run(job, results=tmp_path)
+    assert {p.name for p in (tmp_path / job.folder).iterdir()} == {"failure.json", "lock"}
+
+
+class Fragile(Method):
+    """Its loss is not a number in the second epoch of the second task, while `broken`."""
+
+    broken = True
+
+    def before_backward(self, strategy, **kwargs):
+        if self.broken and strategy.experience.current_experience == 1 and strategy.clock.train_exp_epochs == 1:
+            strategy.loss *= float("nan")
+
+
+def test_a_failure_is_on_record_until_a_later_run_succeeds(own_methods, tmp_path, monkeypatch):
+    register(Fragile)
+    job = job_of("fragile")
+    folder = tmp_path / job.folder
+    with pytest.raises(RunFailed, match="nan at task 2, epoch 2"):
+        run(job, results=tmp_path)
+    failure = json.loads((folder / "failure.json").read_text())
+    assert "task 2, epoch 2" in failure["error"]
+    assert failure["job"]["method"] == "fragile"
+    assert not (folder / "record.json").exists()
+    monkeypatch.setattr(Fragile, "broken", False)
+    events = []
+    record = run(job, results=tmp_path, report=events.append)
+    assert events[0].stage == 1  # the first task was kept
+    assert not (folder / "failure.json").exists()
+    assert record.correct == run(job_of(), results=tmp_path).correct  # sound again, it is fine-tuning
+
+
+@pytest.fixture(scope="module")
+def record_text(tmp_path_factory):
+    results = tmp_path_factory.mktemp("runs")
+    job = job_of(tasks=1, epochs=1)
+    run(job, results=results)
+    return (results / job.folder / "record.json").read_text()
+
+
+def change(**values):
+    return lambda text: json.dumps(json.loads(text) | values)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda text: text.replace('"iterations": [\n  ', '"iterations": [\n  1'), "was changed after it was written"),
+        (change(schema=99), "has record schema 99"),
+        (lambda text: text[: len(text) // 2], "is not a JSON file"),
+        (lambda text: "[]", "is not a run record"),
+    ],
+)
+def test_a_record_that_cannot_be_trusted_is_refused_and_left_alone(spoil, word, record_text, tmp_path):
+    job = job_of(tasks=1, epochs=1)
+    path = tmp_path / job.folder / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(record_text)
+    assert run(job, results=tmp_path).correct == json.loads(record_text)["correct"]  # control: untouched it is read
+    spoilt = spoil(record_text)
+    assert spoilt != record_text
+    path.write_text(spoilt)
+    with pytest.raises(UserError, match=word) as error:
+        run(job, results=tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert path.read_text() == spoilt
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot write to .*--results"):
+        run(job_of(), results=tmp_path / "file" / "runs")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def torch_file(content):
+    def write(path, marker):
+        torch.save(content(marker), path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        torch_file(lambda marker: Malicious(marker)),
+        torch_file(lambda marker: {"config": job_of().config, "done": Malicious(marker)}),
+        lambda path, marker: path.write_bytes(pickle.dumps(Malicious(marker))),
+    ],
+)
+def test_a_malicious_checkpoint_is_refused_and_not_executed(write, tmp_path):
+    job, marker = job_of(), tmp_path / "executed"
+    path = tmp_path / job.folder / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    write(path, marker)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: cannot be read .*delete it"):
+        run(job, results=tmp_path)
+    assert path.exists()
+    assert not marker.exists()
+    with contextlib.suppress(RuntimeError):  # no torch file, or no longer
+        torch.load(path, weights_only=False)  # control: read carelessly it does its work
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\x03\x04 cut short"])
+def test_a_damaged_checkpoint_is_refused(content, tmp_path):
+    job = job_of()
+    path = tmp_path / job.folder / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read .*delete it"):
+        run(job, results=tmp_path)
+
+
+@pytest.mark.parametrize("content", [{}, [], {"config": "another"}])
+def test_a_checkpoint_of_something_else_is_refused(content, tmp_path):
+    job = job_of()
+    path = tmp_path / job.folder / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(content, path)
+    with pytest.raises(UserError, match="delete it to start this run again"):
+        run(job, results=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}", Artifact({}).to_bytes()[:-20]]
+)
+def test_a_file_that_is_no_artifact_is_refused(content, tmp_path):
+    path = tmp_path / "some.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"some\.safetensors"):
+        Artifact.read(path)
+
+
+def test_a_missing_artifact_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        Artifact.read(tmp_path / "none.safetensors")
+    with pytest.raises(UserError):
+        Artifact.read(tmp_path)
+
+
+def test_multiply_accumulates_of_the_cacl_network():
+    model = MultiHead.build("cacl", image=(3, 32, 32), classes=[5])
+    model.add_task(0)
+    by_layer = [64 * 27 * 30**2, 64 * 576 * 28**2, 128 * 576 * 12**2, 128 * 1152 * 10**2, 256 * 512 * 4**2, 1024 * 5]
+    assert macs(model.eval(), (3, 32, 32), 0) == sum(by_layer) == 57_921_280
