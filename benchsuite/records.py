@@ -6,10 +6,13 @@ from it later (`benchsuite.metrics`). A digest over the whole content tells a re
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 from .errors import UserError
 
 SCHEMA = 1
+ELSEWHERE = "choose a folder that can be written (--results, --output or --data-dir; BENCHSUITE_CACHE for the cache)"
 PARTS = ("weights", "heads", "masks", "other")
 
 
@@ -114,7 +118,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder with --results") from None
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -125,6 +129,30 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards. A kill releases it."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
+        with file:
+            # Whoever held the lock before has removed the file: the lock counts only on the file that has the name now.
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def to_json(record: RunRecord) -> str:

@@ -1,20 +1,18 @@
 """One run: (protocol, method, seed, settings) to a RunRecord, with a checkpoint after every task.
 
 Files of a run, in its folder below the results folder: record.json (the result, written last), artifact.safetensors (the
-servable network), and while it is under way lock and checkpoint.pt; failure.json after a failure, until a later run succeeds.
+servable network), and, while it is under way, lock and checkpoint.pt; failure.json after a failure, until a later run succeeds.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -69,7 +67,7 @@ def run(
     """
     folder = results / job.folder
     chosen = choose_device(device, job.precision)
-    with _alone(folder):
+    with records.locked(folder / "lock"):  # a second process that wants the same run waits, and then finds the record
         done = folder / "record.json"
         if done.exists():
             return records.read(done)
@@ -108,19 +106,6 @@ def choose_device(device: str, precision: str) -> torch.device:
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise UserError("precision bf16: this GPU does not support it; use --precision fp32")
     return torch.device(device)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the run's lock: a second process that wants the same run waits, and then finds the record. A kill releases it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --results") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 class _Run:

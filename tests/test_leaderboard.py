@@ -140,9 +140,7 @@ def test_labels_say_what_differs():
 
 
 def test_what_cannot_share_a_board_is_refused():
-    with pytest.raises(
-        ValueError, match=r"split-digits/lite finetune seed 1, configuration [0-9a-f]{12}, of 2026.* and"
-    ):
+    with pytest.raises(ValueError, match=r"split-digits/lite finetune seed 1, configuration [0-9a-f]{12}, of 2026.* and"):
         leaderboard([run(), run(correct=((1, None), (1, 1)))])
     with pytest.raises(ValueError, match="several protocols or tiers"):
         leaderboard([run(), run(seed=2, tier="paper")])
@@ -171,9 +169,7 @@ def test_fewer_seeds_of_individual_are_stated():
     board = leaderboard([run(), run(seed=2), individual()])
     row = rows(board.accuracy)["finetune"]
     assert (row["n"], row["forward_gain_n"], row["forward_gain"]) == (2, 1, -5)
-    assert "finetune: forward gain and ratio over 1 of 2 seeds, individual has no matching run of the others" in (
-        board.footnotes
-    )
+    assert "finetune: forward gain and ratio over 1 of 2 seeds, individual has no matching run of the others" in (board.footnotes)
 
 
 def test_published_figures_stand_only_beside_complete_paper_runs():

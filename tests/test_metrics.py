@@ -46,9 +46,7 @@ def test_what_a_single_task_cannot_show_is_nan():
 
 def test_what_was_not_measured_is_nan():
     assert metrics.average_accuracy(JOINT) == 80
-    assert np.isnan(
-        [metrics.backward_transfer(JOINT), metrics.forgetting(JOINT), metrics.learning_accuracy(JOINT)]
-    ).all()
+    assert np.isnan([metrics.backward_transfer(JOINT), metrics.forgetting(JOINT), metrics.learning_accuracy(JOINT)]).all()
     assert np.isnan(metrics.forward_gain(JOINT, R))
     assert np.isnan(metrics.forward_gain(R, JOINT))
     assert np.isnan(metrics.forward_gain(JOINT[1:, 1:], R[:2, :2]))  # though the one gain of two tasks is measured

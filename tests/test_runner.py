@@ -97,7 +97,7 @@ def test_two_processes_share_one_run(other_process, tmp_path):
     folder = tmp_path / job.folder
     assert record == records.read(folder / "record.json")
     assert records.same_numbers(record, run(job, results=tmp_path / "alone"))
-    assert sorted(p.name for p in folder.iterdir()) == ["artifact.safetensors", "lock", "record.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["artifact.safetensors", "record.json"]
 
 
 def test_a_killed_run_goes_on_where_it_was(other_process, tmp_path):
@@ -123,7 +123,7 @@ def test_a_loss_that_overflows_is_a_failure_and_no_result(tmp_path):
     job = job_of(lr=1e30)
     with pytest.raises(RunFailed, match="task 1, epoch 1"):
         run(job, results=tmp_path)
-    assert {p.name for p in (tmp_path / job.folder).iterdir()} == {"failure.json", "lock"}
+    assert {p.name for p in (tmp_path / job.folder).iterdir()} == {"failure.json"}
 
 
 class Fragile(Method):

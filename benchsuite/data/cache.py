@@ -9,7 +9,6 @@ never be answered with the labels of the old one.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from ..records import write_atomic
+from ..records import ELSEWHERE, locked, write_atomic
 
 READERS = 1  # raise it when a reader's output changes: what older readers decoded is then decoded again
 
@@ -99,7 +98,7 @@ def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
         (folder / "index").mkdir(exist_ok=True)
         write_atomic(folder / "index" / f"{key}.json", json.dumps({"digest": whole, "note": note}))
     except OSError as error:
-        raise UserError(_unwritable(folder, error)) from None
+        raise UserError(f"cannot write to {folder}: {error.strerror}; {ELSEWHERE}") from None
     stored = _open(target, whole)
     if stored is None:
         raise UserError(f"{target}: cannot be read back; check the disk, or name another cache folder in BENCHSUITE_CACHE")
@@ -110,44 +109,10 @@ def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
 def decoding(name: str) -> Iterator[None]:
     """One process at a time decodes a set; the others wait and then find it in the cache."""
     folder = root() / "arrays" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(_unwritable(folder, error)) from None
     with locked(folder / ".lock"):
         for left in folder.glob(".*/"):  # by a process that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
         yield
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards."""
-    while True:
-        try:
-            file = path.open("a")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(_unwritable(path.parent, error)) from None
-        with file:
-            # Whoever held the lock before has removed the file: the lock counts only on the file that has the name now.
-            try:
-                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    continue
-            except FileNotFoundError:
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _unwritable(folder: Path, error: OSError) -> str:
-    return (
-        f"cannot write to {folder}: {error.strerror}; choose a folder that can be written "
-        "(BENCHSUITE_CACHE for the cache, --data-dir for downloads)"
-    )
 
 
 def _meta(arrays: Arrays, whole: str) -> dict[str, Any]:

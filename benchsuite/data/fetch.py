@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .cache import locked
+from ..records import locked
 
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 60  # seconds without an answer
