@@ -157,7 +157,11 @@ def served(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     torch.save(IMAGES, folder / "images.pt")
     paths = [finished(name, **settings).path for name, settings in VARIANTS]
-    subprocess.run([sys.executable, "-c", SERVE, folder / "images.pt", folder / "logits.pt", *paths], check=True)
+    subprocess.run(
+        [sys.executable, "-c", SERVE, folder / "images.pt", folder / "logits.pt", *paths],
+        check=True,
+        cwd=folder,  # not the source tree, whose folders would shadow the installed package
+    )
     return dict(zip(map(str, VARIANTS), torch.load(folder / "logits.pt"), strict=True))
 
 
