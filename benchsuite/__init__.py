@@ -1,7 +1,10 @@
 """benchsuite: continual learning inside a storage budget, measured on equal terms."""
 
+import warnings
 from importlib import import_module
 from typing import Any
+
+warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche imports a solver library for GEM, on every start
 
 _PUBLIC = {
     "Method": "method",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,7 +81,7 @@ def parser() -> Parser:
         metavar="METHOD",
         help="run only these; repeatable (default: every registered one)",
     )
-    board.add_argument("--seeds", type=seeds, default=[1, 2, 3], help="with commas between (default: 1,2,3)")
+    board.add_argument("--seeds", type=seeds, help="with commas between (default: 1,2,3)")
     board.add_argument(
         "--workers", type=int, default=None, help="processes at once (default: one a core on the CPU, one on a GPU)"
     )
@@ -89,14 +91,19 @@ def parser() -> Parser:
     actions = sets.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     for action, what in (("get", "download what is missing"), ("verify", "decode everything afresh and check it")):
         actions.add_parser(action, parents=[data], help=what).add_argument("protocol")
-    out = commands.add_parser("export", help="copy out the servable artifact of a finished run")
-    out.add_argument("run", type=Path, help="the run's folder or its record.json")
-    out.add_argument("--output", type=Path, metavar="FILE", help="default: <protocol>-<tier>-<method>-seed<n>.safetensors here")
+    out = commands.add_parser("export", help="copy out the servable artifacts of finished runs")
+    out.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder or its record.json")
+    out.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="for a single run (default: <protocol>-<tier>-<method>-seed<n>.safetensors here)",
+    )
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 for a run that failed, 2 for what the user can mend, 130 after an interrupt."""
+    """Returns the exit code: 0, 1 for a run that failed, 2 for what the user can mend, 130 or 143 after a signal."""
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.version:
@@ -107,14 +114,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         top.print_help()
         return 2
+    # A termination ends a command as an interrupt does: the worker processes go too.
+    here = threading.current_thread() is threading.main_thread()  # Python lets no other thread set a handler
+    before = signal.signal(signal.SIGTERM, interrupt) if here else None
     try:
         return int(globals()[f"command_{arguments.command}"](arguments) or 0)
     except UserError as error:
         print(f"benchsuite: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("benchsuite: interrupted; finished tasks are kept, the same command resumes", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def command_list(arguments: argparse.Namespace) -> None:
@@ -137,12 +154,13 @@ def command_run(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
     from .method import methods
     from .progress import Display
-    from .runner import RunFailed, run
+    from .runner import RunFailed, identify, run
     from .settings import resolve
 
     method = resolve_method(methods, arguments.method)
     note_slow_precision(arguments)
     job = resolve(arguments.protocol, arguments.tier, method, arguments.seed, overrides=overrides, precision=arguments.precision)
+    job = identify(job, arguments.data_dir)
     try:
         with Display([job]) as display:
             record = run(job, results=arguments.results, data_dir=arguments.data_dir, device=arguments.device, report=display)
@@ -162,6 +180,10 @@ def command_run(arguments: argparse.Namespace) -> int:
 
 def command_leaderboard(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
+    given = {"--method": arguments.methods, "--set": arguments.settings, "--seeds": arguments.seeds}
+    if arguments.no_run and any(given.values()):
+        words = ", ".join(name for name, value in given.items() if value)
+        raise UserError(f"--no-run ranks every record that is there; {words} can only choose what to run, leave it out")
     from .protocol import protocols
     from .registry import suggest
 
@@ -171,6 +193,8 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"workers must be at least 1, got {arguments.workers}")
     failed = {} if arguments.no_run else run_missing(protocol, arguments, overrides)
+    for error in failed.values():
+        print(f"benchsuite: failed: {error}", file=sys.stderr)
 
     from rich.console import Console
 
@@ -181,27 +205,25 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
 
     folder = arguments.results / arguments.protocol / arguments.tier
     records = read_all(folder)
+    if failed and not records:
+        return 1
     board = leaderboard(records, protocol.published)
     output = arguments.output or folder / "leaderboard"
-    write_report(records, protocol.published, output)
+    write_report(board, records, output)
     print_boards(board, Console())
     print(f"tables and figures: {output}")
-    for error in failed.values():
-        print(f"benchsuite: failed: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
     """Run what the board lacks; returns the errors by run folder."""
-    import os
-
     from .data import load
-    from .grid import missing, run_all
+    from .grid import cores, missing, run_all
     from .method import methods
     from .progress import Display
     from .protocol import Recipe
     from .registry import suggest
-    from .runner import choose_device
+    from .runner import choose_device, identify
     from .settings import field_types, recipe_of, resolve
 
     names = [resolve_method(methods, name) for name in arguments.methods or methods.all()]
@@ -218,9 +240,10 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
             overrides={k: v for k, v in overrides.items() if k in known[name]},
             precision=arguments.precision,
         )
-        for seed in dict.fromkeys(arguments.seeds)
+        for seed in dict.fromkeys(arguments.seeds or (1, 2, 3))
         for name in names
     ]
+    jobs = [identify(job, arguments.data_dir) for job in jobs]
     note_slow_precision(arguments)
     on_gpu = choose_device(arguments.device, arguments.precision).type == "cuda"
     left = missing(jobs, arguments.results)
@@ -231,7 +254,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
         for name in dict.fromkeys(protocol.tasks[i].dataset for i in protocol.order(job.seed)[: recipe.tasks]):
             if not recipe.partial_data:
                 load(name, arguments.data_dir)
-    workers = min(arguments.workers or (1 if on_gpu else os.cpu_count() or 1), len(left))
+    workers = min(arguments.workers or (1 if on_gpu else cores()), len(left))
     files = [Path(name) for name in arguments.methods or () if name.endswith(".py")]
     with Display(left) as display:
         return run_all(
@@ -246,13 +269,19 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
 
 
 def command_data(arguments: argparse.Namespace) -> None:
-    from .data import get, verify
+    from .data import get, load, verify
     from .protocol import protocols
 
     for name in dict.fromkeys(task.dataset for task in protocols.get(arguments.protocol).tasks):
         if arguments.action == "get":
-            get(name, arguments.data_dir)
-        images = verify(name, arguments.data_dir, partial=arguments.partial_data)
+            try:
+                get(name, arguments.data_dir)
+            except UserError as error:  # what cannot be completed may be accepted as it is
+                if not arguments.partial_data:
+                    raise
+                print(f"benchsuite: note: {error}", file=sys.stderr)
+        check = load if arguments.action == "get" else verify  # get has decoded and checked it a moment ago
+        images = check(name, arguments.data_dir, partial=arguments.partial_data)
         print(
             f"{name}: {len(images.train_y):,} training and {len(images.test_y):,} test images, "
             f"{'complete' if images.complete else images.note or 'incomplete'}, digest {images.digest[:16]}"
@@ -260,22 +289,38 @@ def command_data(arguments: argparse.Namespace) -> None:
 
 
 def command_export(arguments: argparse.Namespace) -> None:
+    from collections import Counter
+    from hashlib import sha256
+
     from .records import read, write_atomic
 
-    folder = arguments.run.parent if arguments.run.name == "record.json" else arguments.run
-    record = read(folder / "record.json")
-    source, job = folder / "artifact.safetensors", record.job
-    if not source.exists():
-        raise UserError(f"{source}: is not there; delete {folder / 'record.json'} and run again to make it")
-    content = source.read_bytes()
-    if len(content) != record.stored_bytes:
-        raise UserError(f"{source}: has {len(content)} bytes, its record says {record.stored_bytes}; delete both and run again")
-    output = arguments.output or Path(f"{job.protocol}-{job.tier}-{job.method}-seed{job.seed}.safetensors")
-    if output.exists():
-        raise UserError(f"{output}: exists already; choose another file with --output")
-    write_atomic(output, content)
-    print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
-    print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
+    if arguments.output and len(arguments.runs) > 1:
+        raise UserError(f"--output names the file of a single run, got {len(arguments.runs)} runs")
+    folders = list(dict.fromkeys(run.parent if run.name == "record.json" else run for run in arguments.runs))
+    records = [read(folder / "record.json") for folder in folders]
+    names = [f"{r.job.protocol}-{r.job.tier}-{r.job.method}-seed{r.job.seed}" for r in records]
+    exports = []
+    for folder, record, name in zip(folders, records, names, strict=True):
+        source = folder / "artifact.safetensors"
+        if not source.exists():
+            raise UserError(f"{source}: is not there; delete {folder / 'record.json'} and run again to make it")
+        content = source.read_bytes()
+        if len(content) != record.stored_bytes:
+            raise UserError(
+                f"{source}: has {len(content)} bytes, its record says {record.stored_bytes}; delete both and run again"
+            )
+        if record.artifact_sha256 and sha256(content).hexdigest() != record.artifact_sha256:
+            raise UserError(f"{source}: is not the file that its record describes; delete both and run again")
+        if Counter(names)[name] > 1:  # several configurations: tell their files apart
+            name = f"{name}-{record.job.config}"
+        output = arguments.output or Path(f"{name}.safetensors")
+        if output.exists():
+            raise UserError(f"{output}: exists already; choose another file with --output")
+        exports.append((output, content, record))
+    for output, content, record in exports:  # only once every one of them is in order
+        write_atomic(output, content)
+        print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
+        print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
 
 
 def note_slow_precision(arguments: argparse.Namespace) -> None:

@@ -5,25 +5,34 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from .errors import UserError
 from .records import Job, read
 
 
+def cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def missing(jobs: Sequence[Job], results: Path) -> list[Job]:
-    """The jobs that have no record yet. Raises UserError where there is one that cannot be trusted."""
+    """The jobs that have no record yet. Raises UserError where there is one that cannot be trusted or is of another job."""
     left = []
     for job in jobs:
         path = results / job.folder / "record.json"
-        if path.exists():
-            read(path)
-        else:
+        if not path.exists():
             left.append(job)
+        elif replace((found := read(path)).job, origins={}) != replace(job, origins={}):
+            raise UserError(f"{path}: holds the record of another run ({found.job}); move it away")
     return left
 
 
@@ -43,77 +52,103 @@ def run_all(
     """
     left = missing(jobs, results)
     errors: dict[str, str] = {}
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        events = manager.Queue()
-
-        def listen() -> None:
-            while (event := events.get()) is not None:
-                report(pickle.loads(event))
-
-        listener = Thread(target=listen, daemon=True)
-        listener.start()
-        shared = (results, data_dir, device, method_files, events)
-        survivors = _round(left, min(workers, len(left)), context, shared, errors)
-        for job in survivors:  # a worker died: one at a time, to find out with which job
-            if _round([job], 1, context, shared, errors):
-                errors[str(job.folder)] = f"{job}: its process was killed (out of memory?); run the same command to resume it"
-        events.put(None)
-        listener.join()
+    shared = (results, data_dir, device, method_files)
+    survivors = _round(left, min(workers, len(left)), shared, report, errors)
+    for job in survivors:  # a worker died: one at a time, to find out with which job
+        if _round([job], 1, shared, report, errors):
+            errors[str(job.folder)] = f"{job}: its process was killed (out of memory?); run the same command to resume it"
     return errors
 
 
-def _round(jobs: Sequence[Job], workers: int, context: Any, shared: tuple[Any, ...], errors: dict[str, str]) -> list[Job]:
+def _round(
+    jobs: Sequence[Job], workers: int, shared: tuple[Any, ...], report: Callable[[Any], None], errors: dict[str, str]
+) -> list[Job]:
     """Run jobs in a pool; returns those whose outcome is unknown because a worker process died."""
     if not jobs:
         return []
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    # A pipe of each round's own: a worker that is killed may leave half a message and the lock taken, and its pool ends with it.
+    reader, writer = context.Pipe(duplex=False)
+    start = (max(1, cores() // workers), context.Lock(), writer, *shared)
+    listener = Thread(target=_listen, args=(reader, report), daemon=True)
     unknown = []
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads, *shared)) as pool:
-        futures = {pool.submit(_work, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=start) as pool:
+            try:
+                # Workers inherit the mask: Ctrl-C, which a terminal sends to every process, is for this one to deal with.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
                 try:
-                    error = future.result()
-                except BrokenProcessPool:
-                    unknown.append(futures[future])
-                else:
-                    if error:
-                        errors[str(futures[future].folder)] = error
-        except BaseException:
-            for process in list(pool._processes.values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+                    futures = {pool.submit(_work, job): job for job in jobs}
+                finally:
+                    writer.close()  # the workers have theirs: when the last one has gone, the listener reads the end
+                    listener.start()
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                for future in as_completed(futures):
+                    try:
+                        error = future.result()
+                    except BrokenProcessPool:
+                        unknown.append(futures[future])
+                    else:
+                        if error:
+                            errors[str(futures[future].folder)] = error
+            except BaseException:
+                for process in list(pool._processes.values()):
+                    process.terminate()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        if listener.ident:
+            listener.join()
     return unknown
+
+
+def _listen(reader: Any, report: Callable[[Any], None]) -> None:
+    """Pass on what the workers tell, until the last of them has gone."""
+    with reader, suppress(EOFError, OSError):  # OSError: one was killed in the middle of a message
+        while True:
+            message = reader.recv_bytes()
+            report(pickle.loads(message))
+
+
+def _follow_parent() -> None:
+    """In a worker: go when the parent goes, however it was killed; finished tasks are in the checkpoint."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 _shared: tuple[Any, ...] = ()
 
 
-def _start(threads: int, *shared: Any) -> None:
+def _start(threads: int, lock: Any, writer: Any, *shared: Any) -> None:
     """In a worker, once: its share of the cores, and the methods that live in files."""
     global _shared
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    Thread(target=_follow_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     from .method import methods
 
     torch.set_num_threads(threads)
-    for path in shared[3]:
+    for path in shared[-1]:
         methods.load_file(path)
-    _shared = shared
+    _shared = (lock, writer, *shared)
 
 
 def _work(job: Job) -> str:
     """In a worker: one run; returns what went wrong, or ""."""
-    from .errors import UserError
-    from .runner import RunFailed, run
+    from .runner import Event, RunFailed, run
 
-    results, data_dir, device, _, events = _shared
+    lock, writer, results, data_dir, device, _ = _shared
+
+    def tell(event: Event) -> None:
+        with lock, suppress(OSError):  # nobody listens any more: no reason for a run to fail
+            writer.send_bytes(pickle.dumps(event))
+
     try:
-        # as bytes, or the process that holds the queue would have to import all that an event is made of: torch, Avalanche
-        run(job, results=results, data_dir=data_dir, device=device, report=lambda event: events.put(pickle.dumps(event)))
+        run(job, results=results, data_dir=data_dir, device=device, report=tell)
     except (UserError, RunFailed) as error:
         return str(error)
     return ""

@@ -18,16 +18,22 @@ from scipy.special import stdtrit  # quantile of Student's t; scipy.stats has it
 
 from . import metrics
 from .errors import UserError
-from .records import PARTS, RunRecord
+from .records import PARTS, RunRecord, digest
 
 REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
 MB = 1e6
+# The fields of `protocol.Recipe`, spelled out since that module imports this one. Whoever changes one of them on the command
+# line no longer runs what the published figures were measured on.
+RECIPE = [
+    "backbone", "epochs", "milestones", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "reset_optimizer",
+    "dropout", "tasks", "train_per_class", "test_per_class", "holdout", "partial_data",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A figure from a paper. It is shown only beside runs of the `paper` tier on complete data.
+    """A figure from a paper. It is shown only beside runs of the `paper` tier on complete data, the recipe unchanged.
 
     accuracy: ACC in per cent; bwt: backward transfer in percentage points; megabytes: decimal; None where not printed.
     """
@@ -66,15 +72,16 @@ class Leaderboard:
 def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = ()) -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
-    Raises UserError without records, ValueError when they mix protocols or tiers or hold the same run twice.
+    Raises UserError without records, or when they mix protocols or tiers or hold the same run twice.
     """
     if not records:
         raise UserError("no finished runs to rank; run `benchsuite leaderboard` or `benchsuite run` first")
     if len({(r.job.protocol, r.job.tier) for r in records}) > 1:
-        raise ValueError("records of several protocols or tiers cannot share a leaderboard")
+        raise UserError("records of several protocols or tiers cannot share a leaderboard; rank those of one folder at a time")
     rows = configurations(records)
     tier = records[0].job.tier
-    if tier != "paper" or not all(entry["complete"] for r in records for entry in r.data):
+    changed = any(r.job.origins.get(name) == "command line" for r in records for name in RECIPE)
+    if tier != "paper" or changed or not all(entry["complete"] for r in records for entry in r.data):
         published = ()
 
     references = [r for r in records if r.job.method == REFERENCE]
@@ -120,24 +127,29 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
 def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     """The runs that may be averaged, by the label of their row: labels in alphabetical order, runs in that of seeds.
 
-    The label is the method's name; where a method has several configurations, followed by what differs between them.
-    Raises ValueError when a configuration holds a seed twice.
+    Runs on other tasks or images are another configuration, whatever their settings. The label is the method's name; where
+    a method has several configurations, followed by what differs between them. Raises UserError when a configuration holds
+    a seed twice.
     """
-    groups: dict[str, dict[str, dict[int, RunRecord]]] = {}
+    groups: dict[str, dict[tuple[str, str], dict[int, RunRecord]]] = {}
     for record in records:
-        runs = groups.setdefault(record.job.method, {}).setdefault(record.job.config, {})
+        runs = groups.setdefault(record.job.method, {}).setdefault((record.job.config, _sample(record)), {})
         twin = runs.setdefault(record.job.seed, record)
         if twin is not record:
             dates = " and ".join(r.environment.get("date", "unknown date") for r in (twin, record))
-            raise ValueError(f"two records of {record.job}, configuration {record.job.config}, of {dates}")
+            raise UserError(f"two records of {record.job}, configuration {record.job.config}, of {dates}; move one of them away")
 
     labels = {}
     for method, configs in groups.items():
-        traits = {config: _traits(next(iter(runs.values()))) for config, runs in configs.items()}
+        traits = {key: _traits(next(iter(runs.values()))) for key, runs in configs.items()}
         names = dict.fromkeys(name for trait in traits.values() for name in trait)
         differ = [name for name in names if len({repr(trait.get(name)) for trait in traits.values()}) > 1]
-        for config, runs in configs.items():
-            parts = [traits[config][name] if name == "file" else f"{name}={traits[config].get(name)}" for name in differ]
+        for last in ("configuration", "data"):  # digests tell a reader little: only where nothing else tells all rows apart
+            rest = [name for name in differ if name != last]
+            if len({repr([trait.get(name) for name in rest]) for trait in traits.values()}) == len(traits):
+                differ = rest
+        for key, runs in configs.items():
+            parts = [traits[key][name] if name in PHRASES else f"{name}={traits[key].get(name)}" for name in differ]
             label = f"{method} [{', '.join(parts)}]" if parts else method
             labels[label] = [runs[seed] for seed in sorted(runs)]
     return dict(sorted(labels.items()))
@@ -155,14 +167,32 @@ def t_interval(values: np.ndarray) -> tuple[Any, Any]:
     return mean, stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
 
 
+PHRASES = ("file", "data", "configuration")  # traits that read without their name
+
+
 def _traits(record: RunRecord) -> dict[str, Any]:
     """What tells configurations of one method apart."""
     source = record.job.method_source
     return {
         **record.job.settings,
+        "tasks": len(record.tasks),  # the setting says "all", or more than there were images for
         "precision": record.job.precision,
         "file": f"file {source[:7]}" if source else "installed",
+        "data": f"data {_sample(record)[:7]}",
+        "configuration": f"configuration {record.job.config[:7]}",
     }
+
+
+def _tasks(record: RunRecord) -> list[str]:
+    """The tasks in an order of their own: seeds shuffle the same ones. With `tasks` set, each seed takes the first of its own."""
+    if record.job.settings.get("tasks") is not None:
+        return [f"{len(record.tasks)} tasks"]
+    return sorted(f"{task.get('dataset', '')} {task['name']}" for task in record.tasks)
+
+
+def _sample(record: RunRecord) -> str:
+    """A digest of the tasks and images, equal for runs that may be averaged."""
+    return digest([_tasks(record), sorted([entry["name"], entry["digest"]] for entry in record.data)])
 
 
 def _row(label: str, runs: list[RunRecord], references: list[RunRecord]) -> dict[str, Any]:
@@ -309,6 +339,8 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     for name in recipe:
         notes += differing(f"runs with different settings: {name}", partial(_setting, name))
     notes += differing("runs with different settings: precision", lambda r: r.job.precision)
+
+    notes += differing("runs on different tasks", lambda r: ", ".join(_tasks(r)))
 
     images = {entry["name"]: None for r in records for entry in r.data}
     for name in images:

@@ -12,7 +12,7 @@ from .registry import Registry
 
 TIERS = {
     "paper": "the published recipe, or the protocol's own full one",
-    "lite": "the same data and tasks, a twentieth of the schedule",
+    "lite": "the same data and tasks on a twentieth of the schedule",
     "smoke": "seconds: a few images and epochs, to see that everything runs",
 }
 

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Job:
     settings: every resolved value, of the protocol's recipe and of the method, by field name.
     origins: for each setting that is not the method's or the tier's own default, where its value comes from.
     method_source: SHA-256 of the method's file when it lies outside the installed package, else "".
+    data: with partial_data, which images there were; "" where the protocol alone says so.
     """
 
     protocol: str
@@ -41,11 +42,12 @@ class Job:
     settings: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
     method_source: str = ""
+    data: str = ""
 
     @property
     def config(self) -> str:
         """Twelve hexadecimal digits for everything but the seed: runs that may be averaged share it."""
-        parts = {k: v for k, v in asdict(self).items() if k not in ("seed", "origins")}
+        parts = {k: v for k, v in asdict(self).items() if k not in ("seed", "origins") and (k, v) != ("data", "")}
         return digest(parts)[:12]
 
     @property
@@ -75,6 +77,7 @@ class RunRecord:
     data: one entry {name, digest, complete, note} per image set; `note` says what is partial or substituted.
     environment: device, device_name, threads, versions, source revision, date.
     facts: what the method reports of itself (its rank table, other sizes, ...).
+    artifact_sha256: of the exported artifact's file.
     """
 
     job: Job
@@ -89,6 +92,7 @@ class RunRecord:
     data: list[dict[str, Any]]
     environment: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
+    artifact_sha256: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.tasks)
@@ -192,9 +196,22 @@ def read(path: Path) -> RunRecord:
         raise UserError(f"{path}: is not a valid run record ({error}); delete it and run again") from None
 
 
+def read_of(job: Job, path: Path) -> RunRecord:
+    """The record of this job. Raises UserError where the file holds another run's."""
+    record = read(path)
+    if replace(record.job, origins=job.origins) != job:
+        raise UserError(f"{path}: holds the record of another run ({record.job}); move it away and run again")
+    return record
+
+
 def read_all(folder: Path) -> list[RunRecord]:
-    """Every record below `folder`, in the order of their paths."""
-    return [read(path) for path in sorted(folder.rglob("record.json"))]
+    """Every record below `folder`, in the order of their paths. Raises UserError for one that was copied or moved there."""
+    records = {path: read(path) for path in sorted(folder.rglob("record.json"))}
+    for path, record in records.items():
+        own = record.job.folder / "record.json"
+        if path.absolute().parts[-len(own.parts) :] != own.parts:
+            raise UserError(f"{path}: does not belong in this folder; move it to {own} in a results folder, or away")
+    return list(records.values())
 
 
 def same_numbers(a: RunRecord, b: RunRecord) -> bool:

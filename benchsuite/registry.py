@@ -11,11 +11,11 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from .errors import UserError
 
@@ -70,7 +70,8 @@ class Registry(Generic[T]):
             except UserError:
                 raise
             except Exception as error:
-                raise UserError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+                what = " ".join(f"{type(error).__name__}: {error}".split())  # in one line, however many the error has
+                raise UserError(f"{path}: cannot be imported: {what}") from error
             new = sorted(set(self._known) - before)
             if len(new) != 1:
                 raise UserError(f"{path}: registers {len(new)} {self.kind}s, expected one; put @register above one class")
@@ -89,6 +90,3 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """The end of an error line: the nearest known name, or all of them."""
     close = get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
-
-
-Registrar = Callable[[Any], Any]

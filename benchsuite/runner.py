@@ -6,6 +6,7 @@ servable network), and, while it is under way, lock and checkpoint.pt; failure.j
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import platform
@@ -13,7 +14,8 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch import nn
 from . import records
 from .accounting import macs
 from .artifact import Artifact
+from .data.sets import MissingData, load
 from .data.stream import TaskStream, build_stream
 from .errors import UserError
 from .method import Method
@@ -65,18 +68,19 @@ def run(
 
     Raises UserError for what the user can mend (data, folder, device) and RunFailed when training diverged or broke.
     """
+    job = identify(job, data_dir)
     folder = results / job.folder
     chosen = choose_device(device, job.precision)
     with records.locked(folder / "lock"):  # a second process that wants the same run waits, and then finds the record
         done = folder / "record.json"
         if done.exists():
-            return records.read(done)
+            return records.read_of(job, done)
         try:
             record = _Run(job, folder, data_dir, chosen, report).finish()
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:
-            what = str(error) if isinstance(error, Diverged) else f"{type(error).__name__}: {error}"
+            what = str(error) if isinstance(error, Diverged) else " ".join(f"{type(error).__name__}: {error}".split())
             failure = {
                 "schema": records.SCHEMA,
                 "job": asdict(job),
@@ -89,6 +93,18 @@ def run(
         for leftover in ("failure.json", "checkpoint.pt"):
             (folder / leftover).unlink(missing_ok=True)
         return record
+
+
+def identify(job: Job, data_dir: Path | None) -> Job:
+    """The job itself; on partial data, with what there is of it, so that runs on different images never count as one."""
+    recipe = recipe_of(job.settings)
+    if not recipe.partial_data or job.data:
+        return job
+    protocol, found = protocols.get(job.protocol), {}
+    for task in (protocol.tasks[i] for i in protocol.order(job.seed)[: recipe.tasks]):
+        with suppress(MissingData):
+            found[task.dataset] = load(task.dataset, data_dir, partial=True).digest
+    return replace(job, data=records.digest(found)[:12])
 
 
 def choose_device(device: str, precision: str) -> torch.device:
@@ -165,8 +181,8 @@ class _Run:
             self._learn(stage)
             self.done = stage + 1
             self._checkpoint()
-        artifact = self._artifact()
-        artifact.write(self.folder / "artifact.safetensors")
+        artifact = self.folder / "artifact.safetensors"
+        self._artifact().write(artifact)
         record = self._record(artifact)
         records.write(record, self.folder / "record.json")
         return record
@@ -204,10 +220,15 @@ class _Run:
         }
         return artifact
 
+    def _made_with(self) -> dict[str, Any]:
+        """What a checkpoint cannot be carried over from: other images, another kind of device."""
+        return {"images": {s.name: s.digest for s in self.stream.sets}, "device": self.device.type}
+
     def _checkpoint(self) -> None:
         model = self.method.model
         content = {
             "config": self.job.config,
+            "made_with": self._made_with(),
             "done": self.done,
             "model": model.state_dict(),
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
@@ -227,17 +248,19 @@ class _Run:
             return
         try:
             content = torch.load(path, map_location=self.device, weights_only=True)
-            config = content["config"]
+            config, made_with = content["config"], content["made_with"]
         except Exception as error:
             raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start this run again") from None
         if config != self.job.config:
             raise UserError(f"{path}: belongs to another configuration; delete it to start this run again")
+        if made_with != self._made_with():
+            raise UserError(f"{path}: was made from other images or on another kind of device; delete it to start this run again")
         self.done, self.progress = content["done"], content["progress"]
         model = self.method.model.train()
         for experience in self.stages[: self.done]:
             avalanche_model_adaptation(model, experience)
         assign_state(model, content["model"], set(content["frozen"]))
-        model.to(self.device, memory_format=torch.channels_last)
+        model.to(self.device)
         self.method.load_state(content["method"])
         if "optimizer" in content:
             self.strategy.experience = self.stages[self.done - 1]
@@ -247,8 +270,8 @@ class _Run:
         self.strategy.clock.train_exp_counter = self.done
         self.watch.activation_bytes = self.progress["activation_bytes"]
 
-    def _record(self, artifact: Artifact) -> RunRecord:
-        served = type(self.method).restore(artifact)
+    def _record(self, artifact: Path) -> RunRecord:
+        served = type(self.method).restore(Artifact.read(artifact))  # from the file alone, as it will be served
         tasks = self.stream.tasks
         p = self.progress
         facts = self.method.facts()
@@ -282,6 +305,7 @@ class _Run:
             ],
             environment=environment(self.device, p["revisions"]),
             facts=facts,
+            artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
         )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
+
 from .errors import UserError
 from .method import Method, methods
 from .nn.backbones import BACKBONES
@@ -22,12 +24,18 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     """`value`, text from a command line or a value from JSON, as the annotated type `kind`. Raises UserError with the name."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        if value is None or value == "none":
-            if type(None) in get_args(kind):
-                return None
-        else:
-            (kind,) = [k for k in get_args(kind) if k is not type(None)]
-            return convert(name, value, kind)
+        if type(None) in get_args(kind) and (value is None or value == "none"):
+            return None
+        # The value's own type first, so that what a record holds comes back as it is; then the narrow before the wide.
+        members = [k for k in get_args(kind) if k is not type(None)]
+        members.sort(key=lambda k: (type(value) is not k, k is str, k is float))
+        if len(members) == 1:
+            return convert(name, value, members[0])
+        for member in members:
+            try:
+                return convert(name, value, member)
+            except UserError:
+                pass
     if origin is Literal:
         if value in get_args(kind):
             return value
@@ -143,3 +151,10 @@ def check_protocol(protocol: Protocol, recipe: Recipe) -> None:
         raise UserError(f"tasks must be at most {len(protocol.tasks)} on {protocol.name}, got {recipe.tasks}")
     if recipe.backbone not in BACKBONES:
         raise UserError(f"no backbone is called {recipe.backbone!r}; {suggest(recipe.backbone, BACKBONES)}")
+    if round(recipe.dropout * 65536) >= 65536:  # the dropout layer draws 16 bits for each element: nothing would be left
+        raise UserError(f"dropout must be below 0.99999, got {recipe.dropout}")
+    try:
+        with torch.device("meta"):
+            BACKBONES[recipe.backbone](protocol.image, recipe.dropout)
+    except ValueError as error:
+        raise UserError(f"backbone {recipe.backbone!r} does not fit {protocol.name}: {error}") from None

@@ -75,9 +75,6 @@ class Strategy(SupervisedTemplate):
         kwargs.setdefault("reset_optimizer_state", self.recipe.reset_optimizer)
         super().check_model_and_optimizer(**kwargs)
 
-    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
-        return super().model_adaptation(model).to(memory_format=torch.channels_last)
-
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         super().train_dataset_adaptation(**kwargs)
         self._untouched = self.adapted_dataset
@@ -86,13 +83,17 @@ class Strategy(SupervisedTemplate):
         if self.adapted_dataset is self._untouched and hasattr(self.experience, "images"):
             self.dataloader = self._batches(self.augmentation)
         else:
-            super().make_train_dataloader(**kwargs)
+            super().make_train_dataloader(**self._loader(kwargs))
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         if hasattr(self.experience, "images"):
             self.dataloader = self._batches(None)
         else:
-            super().make_eval_dataloader(**kwargs)
+            super().make_eval_dataloader(**self._loader(kwargs))
+
+    def _loader(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Our images lie on the device already, where there is nothing to pin."""
+        return {**kwargs, "pin_memory": False} if hasattr(self.experience, "images") else kwargs
 
     def _batches(self, augmentation: Augmentation | None) -> Batches:
         experience = self.experience
@@ -147,11 +148,13 @@ class Schedule(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         reseed_dropout(strategy.model, strategy.seed, strategy.experience.current_experience)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = strategy.recipe.lr
 
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
-        passed = sum(strategy.clock.train_exp_epochs >= m for m in strategy.recipe.milestones)
-        for group in strategy.optimizer.param_groups:
-            group["lr"] = strategy.recipe.lr * 0.1**passed
+        if strategy.clock.train_exp_epochs in strategy.recipe.milestones:
+            for group in strategy.optimizer.param_groups:
+                group["lr"] *= 0.1
 
 
 class Watch(SupervisedPlugin):
@@ -200,12 +203,16 @@ class Watch(SupervisedPlugin):
 
     def before_eval(self, strategy: Strategy, **kwargs: Any) -> None:
         self._counts: dict[int, Tensor] = {}
+        self._finite = torch.ones((), dtype=torch.bool, device=strategy.device)
 
     def after_eval_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         task = strategy.experience.current_experience
         right = (strategy.mb_output.argmax(1) == strategy.mb_y).sum()
         self._counts[task] = self._counts[task] + right if task in self._counts else right
+        self._finite &= strategy.mb_output.isfinite().all()
 
     def after_eval(self, strategy: Strategy, **kwargs: Any) -> None:
-        counts = torch.stack(list(self._counts.values())).tolist()
+        *counts, finite = torch.stack([*self._counts.values(), self._finite.long()]).tolist()
+        if not finite:  # the last step of a task comes after the last loss that was looked at
+            raise Diverged(f"the class scores are no longer finite numbers after task {max(self._counts) + 1}, its last epoch")
         self.correct = dict(zip(self._counts, counts, strict=True))

@@ -106,8 +106,9 @@ def sparsity(kind: str, sigma: Tensor) -> Tensor:
     l1, squared = sigma.abs().sum(), sigma.square().sum()
     if kind == "l1":
         return l1
-    ratio = l1 / squared.sqrt() if kind == "hoyer" else l1.square() / squared
-    return torch.where(squared > 0, ratio - 1, torch.zeros_like(ratio))
+    safe = torch.where(squared > 0, squared, torch.ones_like(squared))  # inside, so that the gradient is 0 too and not NaN
+    ratio = l1 / safe.sqrt() if kind == "hoyer" else l1.square() / safe
+    return ratio - (squared > 0).to(ratio)
 
 
 @register
@@ -132,8 +133,8 @@ class CACL(Method):
             values={"growth": "initial_rank"},
             origin="official code: any data set but the two 20-splits refills the pool to the initial rank",
         ),
-        # At 400 steps a task, sigma, which Adam moves by at most about 0.28, has no time to reach zero: with the paper's values
-        # nearly every rank survives. A larger lambda_s no longer changes what is kept (3, 10 and 30 agree), so e must do it.
+        # At 400 steps a task, whose learning rates add up to 0.25, most of sigma has no time to reach zero: with the paper's
+        # values nearly every rank survives. What is kept no longer changes with lambda_s (3, 10 and 30 agree), so e must do it.
         Declared(
             protocol="split-cifar100",
             tier="lite",

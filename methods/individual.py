@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchsuite.accounting import bytes_of
 from benchsuite.artifact import Artifact
 from benchsuite.method import Method, register
-from benchsuite.nn.backbones import build_backbone
+from benchsuite.nn.backbones import build_backbone, reseed_dropout
 from benchsuite.nn.multihead import MultiHead, TaskConditional
 from benchsuite.randomness import derive
 
@@ -24,7 +24,7 @@ class PerTask(TaskConditional):
         self._task = -1
 
     def add_task(self, task: int, seed: int) -> None:
-        own = derive(seed, "individual", task)
+        own = derive(seed, "individual", task) if task else seed  # the first starts where every other method starts
         self.models[str(task)] = build_backbone(self.described["backbone"], self.described["image"], self.dropout, own)
 
     def set_task(self, task: int) -> None:
@@ -45,6 +45,11 @@ class Individual(Method):
 
     def prepare(self, model: MultiHead) -> MultiHead:
         return _separate(model, self.recipe.dropout)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        # Dropout as in a network that is alone in the world: the name of the copy is not part of the layers' names.
+        task = strategy.experience.current_experience
+        reseed_dropout(self.model.backbone.models[str(task)], self.seed, task, prefix="backbone.")
 
     @classmethod
     def restore(cls, artifact: Artifact) -> nn.Module:

@@ -17,7 +17,7 @@ register(
         image=(1, 8, 8),
         tiers={
             "paper": FULL,
-            "lite": Recipe(**{**vars(FULL), "epochs": 2, "milestones": (1,)}),
+            "lite": Recipe(**{**vars(FULL), "epochs": 1, "milestones": ()}),
             "smoke": Recipe(**{**vars(FULL), "epochs": 1, "milestones": (), "train_per_class": 48}),
         },
     )

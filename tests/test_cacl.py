@@ -37,7 +37,11 @@ def test_sparsity_vectors():
     assert sparsity("hoyer", sigma).item() == pytest.approx(0.4)
     assert sparsity("hoyer_square", sigma).item() == pytest.approx(0.96)
     assert sparsity("l1", sigma).item() == 7
-    assert sparsity("hoyer", torch.zeros(3)).item() == 0
+    zero = torch.zeros(3, requires_grad=True)
+    for kind in ("hoyer", "hoyer_square", "l1"):
+        value = sparsity(kind, zero)
+        assert value.item() == 0
+        assert torch.autograd.grad(value, zero)[0].tolist() == [0, 0, 0]
 
 
 def q(x):
@@ -152,6 +156,17 @@ def test_kernel_is_the_product_of_all_components_and_prefixes_are_nested():
         plain = layer.N[:, :k] @ torch.diag(layer.sigma[:k].abs()) @ layer.C[:k]
         assert torch.allclose(layer.prefix(t), plain, atol=1e-6)
     assert torch.equal(layer.prefix(0), layer.prefix(1))  # a task that kept nothing shares its predecessor's kernel
+
+
+def test_kernels_are_composed_in_fp32_under_bf16():
+    layer = SVDConv2d(nn.Conv2d(3, 8, 3))
+    layer.draw_residual(5, torch.Generator().manual_seed(1))
+    layer.consolidate(torch.arange(5))
+    plain = layer.prefix(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.prefix(0), plain)
+        product = layer.N * layer.sigma.abs() @ layer.C  # control: autocast would have rounded it
+    assert not torch.allclose(product.float(), plain, rtol=1e-4)
 
 
 def test_a_zero_sigma_gets_a_zero_gradient_not_nan():

@@ -13,6 +13,7 @@ import benchsuite
 from benchsuite.cli import main
 from benchsuite.data.sets import load as load_images
 from benchsuite.records import read, read_all
+from benchsuite.settings import convert
 
 TINY = ["--tier", "smoke", "--set", "tasks=3", "--set", "train_per_class=24", "--set", "batch_size=16"]
 
@@ -135,6 +136,11 @@ BAD = [
     (["leaderboard", "--tier", "smoke", "--set", "epoch=1"], ["'epoch'", "did you mean 'epochs'?"]),
     (["leaderboard", "--workers", "0"], ["workers", "at least 1"]),
     (["leaderboard", "--no-run"], ["no finished runs"]),
+    (["leaderboard", "--no-run", "--seeds", "1,2,3"], ["--no-run", "--seeds"]),
+    (["leaderboard", "--no-run", "--method", "cacl", "--set", "lr=1"], ["--no-run", "--method, --set"]),
+    ([*RUN, "--method", "cacl", "--set", "backbone=cacl"], ["'cacl'", "split-digits", "too small"]),
+    ([*RUN, "--method", "finetune", "--set", "dropout=0.999999"], ["dropout", "0.999999"]),
+    (["export", "a", "b", "--output", "c"], ["--output", "single"]),
     (["leaderboard", "--method", "cakl"], ["did you mean 'cacl'?"]),
     (["export", "nowhere"], ["nowhere"]),
     (["data", "verify", "split-cifar100", "--data-dir", "empty"], ["empty", "data get"]),
@@ -169,7 +175,7 @@ def test_an_edited_record_stops_every_command(command, folder, capsys):
     words = {
         "run": run,
         "leaderboard": ["leaderboard", *TINY, "--method", "finetune", "--seeds", "1"],
-        "leaderboard --no-run": ["leaderboard", *TINY, "--no-run"],
+        "leaderboard --no-run": ["leaderboard", "--tier", "smoke", "--no-run"],
         "export": ["export", path, "--output", "served.safetensors"],
     }
     assert call(*words[command]) == 2
@@ -185,7 +191,7 @@ def test_a_method_in_one_file_appears_on_the_leaderboard(folder, capsys):
     for seed in (1, 2):
         assert call("run", *TINY, "--method", "./anchor.py", "--seed", seed, "--set", "strength=0.5") == 0
         assert call("run", *TINY, "--method", "finetune", "--seed", seed) == 0
-    assert call("leaderboard", *TINY, "--no-run", "--output", "board") == 0
+    assert call("leaderboard", "--tier", "smoke", "--no-run", "--output", "board") == 0
     out = capsys.readouterr().out
     assert "anchor" in out
     table = pd.read_csv(folder / "board" / "accuracy.csv", comment="#")
@@ -198,7 +204,7 @@ def test_a_method_in_one_file_appears_on_the_leaderboard(folder, capsys):
     assert len(own[0].job.method_source) == 64  # what was run is on record, though it lies outside the package
 
 
-@pytest.mark.parametrize("text", ["raise ValueError('no')", "x = 1", "import no_such_package"])
+@pytest.mark.parametrize("text", ["raise ValueError('no')", "x = 1", "import no_such_package", "raise ValueError('no\\nno')"])
 def test_a_file_that_is_no_method_is_refused(text, folder, capsys):
     (folder / "other.py").write_text(text)
     assert call(*RUN, "--method", "./other.py") == 2
@@ -239,6 +245,11 @@ def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(meth
         rows = torch.isin(y, torch.tensor(task["classes"]))
         assert rows.sum() == task["test"]
         assert (served.predict(x[rows], t) == y[rows]).sum() == record.correct[-1][t]
+    content = path.with_name("artifact.safetensors").read_bytes()
+    path.with_name("artifact.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert call("export", path, "--output", "changed.safetensors") == 2
+    assert "is not the file that its record describes" in capsys.readouterr().err
+    path.with_name("artifact.safetensors").write_bytes(content)
     with pytest.raises(benchsuite.UserError, match=r"serves tasks 0\.\.2, not 3"):
         served(x[:1], 3)
 
@@ -246,3 +257,59 @@ def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(meth
     assert call("export", path, "--output", "served.safetensors") == 2
     assert "exists already" in capsys.readouterr().err
     assert (folder / "served.safetensors").read_bytes() == content
+
+
+def test_a_board_without_any_run_says_why(folder, capfd):
+    assert call("leaderboard", *TINY, "--method", "./broken.py", "--seeds", "1", "--workers", "1") == 1
+    err = capfd.readouterr().err
+    assert "benchsuite: failed" in err
+    assert "as it was told" in err
+    assert "no finished runs" not in err
+
+
+def test_several_configurations_are_exported_at_once(folder):
+    for strength in ("0.5", "2"):
+        assert call("run", *TINY, "--method", "./anchor.py", "--set", f"strength={strength}") == 0
+    records = read_all(folder / "runs")
+    assert call("export", *folder.rglob("*-seed1")) == 0
+    assert {p.name for p in folder.glob("*.safetensors")} == {
+        f"split-digits-smoke-anchor-seed1-{r.job.config}.safetensors" for r in records
+    }
+
+
+def test_a_record_in_the_folder_of_another_run_is_refused(folder, capsys):
+    assert call("run", *TINY, "--method", "finetune") == 0
+    (path,) = folder.rglob("record.json")
+    path.parent.rename(str(path.parent).replace("seed1", "seed2"))
+    capsys.readouterr()
+    assert call("leaderboard", *TINY, "--method", "finetune", "--seeds", "2") == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "record.json: holds the record of another run (split-digits/smoke finetune seed 1); move it away" in err
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_data_get_accepts_incomplete_sets_only_when_told_to(partial, monkeypatch, capsys):
+    import benchsuite.data as data
+
+    def get(name, data_dir):
+        raise benchsuite.UserError("half of it")
+
+    def load(name, data_dir, *, partial):
+        assert partial
+        return load_images("digits")
+
+    monkeypatch.setattr(data, "get", get)
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "verify", None)  # get has decoded everything already
+    assert call("data", "get", "split-digits", *["--partial-data"] * partial) == (0 if partial else 2)
+    assert "half of it" in capsys.readouterr().err
+
+
+def test_a_setting_of_several_types_takes_the_narrowest_that_fits():
+    given = [convert("n", value, int | float | None) for value in ("3", "0.5", 2.0, 4, "none")]
+    assert given == [3, 0.5, 2.0, 4, None]
+    assert [type(value) for value in given[:4]] == [int, float, float, int]
+    assert convert("n", "half", int | str) == "half"
+    with pytest.raises(benchsuite.UserError, match=r"n must be int \| float, got 'many'"):
+        convert("n", "many", int | float)

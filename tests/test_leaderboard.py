@@ -1,13 +1,17 @@
 import math
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
 from benchsuite.errors import UserError
-from benchsuite.leaderboard import Published, configurations, leaderboard, t_interval
-from benchsuite.records import Job, RunRecord
+from benchsuite.leaderboard import RECIPE, Published, configurations, leaderboard, t_interval
+from benchsuite.protocol import Recipe
+from benchsuite.records import Job, RunRecord, read_all, write
 
 COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
 
@@ -139,10 +143,33 @@ def test_labels_say_what_differs():
     ]
 
 
+def test_other_tasks_or_images_are_never_averaged():
+    whole, other_images = run(), run(seed=2, data=[{**COMPLETE, "digest": "e" * 64}])
+    other_tasks = run(seed=3, tasks=[{**task, "name": f"{task['name']}0"} for task in whole.tasks])
+    assert len({r.job.config for r in (whole, other_images, other_tasks)}) == 1
+    board = leaderboard([whole, other_images, other_tasks, run(seed=4)])
+    assert sorted(board.accuracy["n"]) == [1, 1, 2]
+    assert all(re.fullmatch(r"finetune \[data [0-9a-f]{7}\]", label) for label in board.accuracy["method"])
+    assert any(note.startswith("runs on different tasks: digits task 0, digits task 1 (") for note in board.footnotes)
+
+    fewer = run(seed=2, correct=((90,),))
+    assert list(configurations([whole, fewer])) == ["finetune [tasks=1]", "finetune [tasks=2]"]
+    # A limit that leaves out nothing is still a setting of its own: neither row may replace the other.
+    limits = [run(settings={"tasks": limit}) for limit in (None, 2)]
+    assert len(configurations(limits)) == 2
+    # With a limit each seed takes the first tasks of its own order: those are averaged all the same.
+    limited = [
+        run(seed=seed, settings={"tasks": 2}, tasks=[{**t, "name": f"{t['name']}{seed}"} for t in whole.tasks]) for seed in (1, 2)
+    ]
+    assert len(configurations(limited)) == 1
+    # Seeds shuffle the same tasks: those are averaged.
+    assert list(configurations([whole, run(seed=2, tasks=whole.tasks[::-1])])) == ["finetune"]
+
+
 def test_what_cannot_share_a_board_is_refused():
-    with pytest.raises(ValueError, match=r"split-digits/lite finetune seed 1, configuration [0-9a-f]{12}, of 2026.* and"):
+    with pytest.raises(UserError, match=r"split-digits/lite finetune seed 1, configuration [0-9a-f]{12}, of 2026.* and"):
         leaderboard([run(), run(correct=((1, None), (1, 1)))])
-    with pytest.raises(ValueError, match="several protocols or tiers"):
+    with pytest.raises(UserError, match="several protocols or tiers"):
         leaderboard([run(), run(seed=2, tier="paper")])
     with pytest.raises(UserError, match=r"no finished runs.*benchsuite leaderboard"):
         leaderboard([])
@@ -182,6 +209,12 @@ def test_published_figures_stand_only_beside_complete_paper_runs():
         board = leaderboard(records, published)
         assert not any("published)" in str(text) for text in [*board.accuracy["method"], *board.footnotes])
 
+    for name in RECIPE:
+        changed = [run(tier="paper"), run("joint", tier="paper", origins={name: "command line"})]
+        assert not leaderboard(changed, published).accuracy["published"].any()
+    own = run(tier="paper", origins={"strength": "command line", "epochs": "the method's paper"})
+    assert leaderboard([own], published).accuracy["published"].any(), "methods may have settings and recipes of their own"
+
     board = leaderboard([run(tier="paper")], published)
     row = rows(board.accuracy)["CACL (published)"]
     assert row["published"]
@@ -192,6 +225,22 @@ def test_published_figures_stand_only_beside_complete_paper_runs():
     assert board.footnotes == ["CACL (published): its README", "A-GEM (published): Table 1"]
     for name in ("accuracy", "forward_gain", "n"):
         assert board.accuracy[name].dtype.kind == "f"
+
+
+def test_recipe_names_every_setting_of_a_protocol():
+    assert [f.name for f in fields(Recipe)] == RECIPE
+
+
+def test_only_records_that_belong_in_a_folder_are_read(tmp_path):
+    record = run()
+    own = tmp_path / record.job.folder
+    write(record, own / "record.json")
+    assert read_all(tmp_path) == read_all(own.parents[1]) == [record]
+    for stray in (own.with_name(f"{own.name}-backup"), own.parents[2] / "paper" / "finetune" / own.name):
+        shutil.copytree(own, stray)
+        with pytest.raises(UserError, match=f"^{re.escape(str(stray / 'record.json'))}: does not belong in this folder; move it"):
+            read_all(tmp_path)
+        shutil.rmtree(stray)
 
 
 def test_footnotes():

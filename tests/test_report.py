@@ -118,7 +118,7 @@ def test_the_screen_shows_brackets_and_the_tier():
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     before = dict(matplotlib.rcParams)
-    files = write_report(DRAWN, [], folder / "new")
+    files = write_report(leaderboard(DRAWN), DRAWN, folder / "new")
     assert dict(matplotlib.rcParams) == before
     return files
 
@@ -149,17 +149,24 @@ def test_figures_are_drawn(report):
 
 
 def test_same_records_in_any_order_give_the_same_bytes(report, tmp_path):
-    for path in write_report(DRAWN[::-1], [], tmp_path):
+    for path in write_report(leaderboard(DRAWN[::-1]), DRAWN[::-1], tmp_path):
         assert path.read_bytes() == (report[0].parent / path.name).read_bytes(), path.name
 
 
 def test_one_run_of_one_task_and_published_figures_can_be_drawn(tmp_path):
     published = [Published(method="HAT", accuracy=76.96, megabytes=30), Published(method="ACL", megabytes=8.5)]
-    files = write_report([run("a", tasks=1, tier="paper", method_source="ab/cd")], published, tmp_path)
+    single = [run("a", tasks=1, tier="paper", method_source="ab/cd")]
+    files = write_report(leaderboard(single, published), single, tmp_path)
     assert tmp_path / "accuracy_matrix_a.png" in files
+
+
+def test_runs_of_fewer_tasks_are_drawn_apart(tmp_path):
+    mixed = [run("a", 1, tasks=3), run("a", 2, tasks=2)]
+    files = write_report(leaderboard(mixed), mixed, tmp_path)
+    assert {tmp_path / f"accuracy_matrix_a-tasks={n}.png" for n in (2, 3)} <= {*files}
 
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
-        write_report([run("a")], [], tmp_path / "file" / "report")
+        write_report(leaderboard([run("a")]), [run("a")], tmp_path / "file" / "report")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from benchsuite.artifact import Artifact
 from benchsuite.errors import UserError
 from benchsuite.method import Method, register
 from benchsuite.nn.multihead import MultiHead
-from benchsuite.runner import RunFailed, run
+from benchsuite.runner import RunFailed, identify, run
 from benchsuite.settings import resolve
 
 TINY = {"tasks": 4, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
@@ -134,6 +135,51 @@ class Fragile(Method):
     def before_backward(self, strategy, **kwargs):
         if self.broken and strategy.experience.current_experience == 1 and strategy.clock.train_exp_epochs == 1:
             strategy.loss *= float("nan")
+
+
+def test_scores_that_overflow_in_the_last_step_are_a_failure_too(tmp_path):
+    """One step a task: every loss that is looked at is finite, the network that it leaves is not."""
+    job = job_of("individual", lr=1e30, epochs=1, batch_size=1000)
+    with pytest.raises(RunFailed, match="no longer finite numbers after task 1"):
+        run(job, results=tmp_path)
+    assert not (tmp_path / job.folder / "record.json").exists()
+
+
+def test_the_record_of_another_run_is_refused(tmp_path):
+    one, two = job_of(seed=1), job_of(seed=2)
+    record = run(one, results=tmp_path)
+    (tmp_path / two.folder).mkdir(parents=True)
+    records.write(record, tmp_path / two.folder / "record.json")
+    with pytest.raises(UserError, match="holds the record of another run"):
+        run(two, results=tmp_path)
+    assert run(one, results=tmp_path) == record
+
+
+def test_a_checkpoint_made_from_other_images_is_refused(tmp_path, monkeypatch):
+    class Stop(BaseException):
+        pass
+
+    def stop(event):
+        if event.stage == 1:
+            raise Stop
+
+    job = job_of()
+    with pytest.raises(Stop):
+        run(job, results=tmp_path, report=stop)
+    path = tmp_path / job.folder / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["made_with"]["images"]["digits"] = "0" * 64
+    torch.save(content, path)
+    with pytest.raises(UserError, match="was made from other images"):
+        run(job, results=tmp_path)
+
+
+def test_runs_on_different_partial_data_are_different_runs(monkeypatch):
+    job = job_of(partial_data="true")
+    assert identify(job_of(), None) == job_of()
+    first = identify(job, None)
+    monkeypatch.setattr("benchsuite.runner.load", lambda *a, **k: SimpleNamespace(digest="other"))
+    assert len({job.config, first.config, identify(job, None).config}) == 3
 
 
 def test_a_failure_is_on_record_until_a_later_run_succeeds(own_methods, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
+from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LRSchedulerPlugin, LwFPlugin, ReplayPlugin
 from torch import nn
 
 from benchsuite.data.batches import Batches
@@ -178,13 +178,29 @@ def test_evaluation_reads_the_device_once_for_all_tasks(reads):
 @pytest.mark.parametrize(("protocol", "drops"), [("split-cifar100", (120, 180)), ("split-miniimagenet", (150, 180))])
 def test_learning_rate_of_every_epoch(protocol, drops):
     recipe = protocols.get(protocol).tiers["paper"]
-    group, rates = {}, []
+    group, rates = {"lr": recipe.lr}, []
     for epoch in range(recipe.epochs):
         clock, optimizer = SimpleNamespace(train_exp_epochs=epoch), SimpleNamespace(param_groups=[group])
         Schedule().before_training_epoch(SimpleNamespace(recipe=recipe, clock=clock, optimizer=optimizer))
         rates.append(group["lr"])
     expected = [1e-3] * drops[0] + [1e-4] * (drops[1] - drops[0]) + [1e-5] * (200 - drops[1])
     assert rates == pytest.approx(expected)
+
+
+def test_avalanches_a_gem_runs():
+    """It views every gradient as a vector, which needs parameters in the default memory layout."""
+    strategy, stream = make(AGEMPlugin(patterns_per_experience=8, sample_size=8))
+    for experience in stream.train[:2]:
+        strategy.train(experience)
+    assert all(p.is_contiguous() for p in strategy.model.parameters())
+
+
+def test_a_scheduler_of_avalanches_sets_the_rate():
+    rates = Spy("before_training_iteration", lambda s: s.optimizer.param_groups[0]["lr"])
+    strategy, stream = make(rates, epochs=3, lr=0.1)
+    strategy.plugins.insert(-1, LRSchedulerPlugin(torch.optim.lr_scheduler.ExponentialLR(strategy.optimizer, 0.5)))
+    strategy.train(stream.train[0])
+    assert rates.seen == pytest.approx([0.1] * 3 + [0.05] * 3 + [0.025] * 3)
 
 
 def test_the_schedule_starts_again_with_each_task():

@@ -93,6 +93,7 @@ class Batches:
         self.pixels = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
         self.labels = torch.cat([task.labels for task in tasks])
         self.of = torch.repeat_interleave(torch.tensor(positions), torch.tensor(self.sizes)).to(self.device)
+        self.known = torch.tensor(positions, device=self.device)
         self.shape = (tasks[0].pixels.shape[1], tasks[0].pixels.shape[2])
         if augmentation and augmentation.flip:
             self.pixels = torch.stack([self.pixels, self.pixels.flip(2)])  # [as it is, mirrored]: a flip is a choice of source
@@ -158,6 +159,6 @@ class Batches:
         if len(self.tasks) == 1:
             mean, std = self.mean[0], self.std[0]
         else:
-            which = torch.searchsorted(torch.tensor(self.positions, device=self.device), of)
+            which = torch.searchsorted(self.known, of)
             mean, std = self.mean[which][:, None, None], self.std[which][:, None, None]
         return [normalise(pixels, mean, std, self.dtype), self.labels[rows], of]

@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import UserError
 from ..records import ELSEWHERE, locked, write_atomic
 
-READERS = 1  # raise it when a reader's output changes: what older readers decoded is then decoded again
+READERS = 2  # raise it when a reader's output changes: what older readers decoded is then decoded again
 
 
 class Arrays(NamedTuple):

@@ -91,12 +91,13 @@ OFFICIAL = {
     ),
 }
 NAMES = (*readers.FIND, "digits")
+ALTERED = "files differ from the official ones"
 
 
 def load(name: str, data_dir: Path | None = None, *, partial: bool = False) -> ImageSet:
     """The set from the files in `data_dir` (default: <cache>/downloads), decoded on first use and memory-mapped after.
 
-    partial: accept fewer images than the official distribution has; they are never `complete`.
+    partial: accept fewer images than the official distribution has, or altered files; they are never `complete`.
     Raises UserError for an unknown name and for missing, damaged, mislabelled or incomplete files.
     """
     if name == "digits":
@@ -174,6 +175,9 @@ def _source(name: str, data_dir: Path | None) -> readers.Source:
 
 def _decode(name: str, source: readers.Source, key: str, partial: bool) -> ImageSet:
     arrays, note = source.read()
+    official = OFFICIAL[source.distribution]
+    if official.digest is None and not _shortfall(official, arrays) and fetch.altered(name, source.files):
+        note = "; ".join(filter(None, [note, ALTERED]))  # kept with the decoded images: the files are not hashed again
     entry = Entry(arrays, cache.digest(arrays), note)
     _checked(name, source, entry, partial)  # before it is stored: the cache holds nothing that was refused
     return _checked(name, source, cache.store(name, key, arrays, note), partial)
@@ -189,14 +193,9 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
             raise UserError(
                 f"{name}: {source.place} has no {part} image of class {int(np.argmin(count))}; every class needs some"
             )
-    expected = (official.train, official.test)
-    found = tuple(int(count.sum()) for count in counts)
-    whole = all(n is None or n == f for n, f in zip(expected, found, strict=True))
-    uneven = official.balanced and any(count.min() != count.max() for count in counts)
+    what, altered = _shortfall(official, a), ALTERED in entry.note
     notes = [official.substitute, entry.note]
-    if not whole or uneven:
-        what = " and ".join(f"{f:,} of {n:,} {part}" for f, n, part in zip(found, expected, ("training", "test"), strict=True))
-        what += " images" + ", unevenly over the classes" * uneven
+    if what:
         if not partial:
             mend = (
                 "lay out the whole set" if name == "miniimagenet" else f"fetch it with `benchsuite data get {official.protocol}`"
@@ -206,6 +205,11 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
                 "(never comparable with published figures)"
             )
         notes.append(what)
+    elif altered and not partial:
+        raise UserError(
+            f"{name}: {source.place}: {ALTERED}; fetch them with `benchsuite data get {official.protocol}`, "
+            "or run on what is there with --partial-data (never comparable with published figures)"
+        )
     elif official.digest is not None and entry.digest != official.digest:
         raise UserError(
             f"{name}: {source.place}: pixels or labels differ from the official set; "
@@ -215,9 +219,21 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
         name=name,
         **a._asdict(),
         digest=entry.digest,
-        complete=whole and not uneven and not official.substitute,
+        complete=not (what or altered or official.substitute),
         note="; ".join(filter(None, notes)),
     )
+
+
+def _shortfall(official: Official, arrays: Arrays) -> str:
+    """How the numbers of images fall short of the official distribution, "" where they do not."""
+    counts = [np.bincount(y, minlength=official.classes) for y in (arrays.train_y, arrays.test_y)]
+    expected = (official.train, official.test)
+    found = tuple(int(count.sum()) for count in counts)
+    uneven = official.balanced and any(count.min() != count.max() for count in counts)
+    if not uneven and all(n is None or n == f for n, f in zip(expected, found, strict=True)):
+        return ""
+    what = " and ".join(f"{f:,} of {n:,} {part}" for f, n, part in zip(found, expected, ("training", "test"), strict=True))
+    return f"{what} images" + ", unevenly over the classes" * uneven
 
 
 def _digits() -> ImageSet:

@@ -42,12 +42,12 @@ class Dropout(nn.Module):
         return (x * keep).mul_(65536 / (65536 - dropped))
 
 
-def reseed_dropout(model: nn.Module, seed: int, *purpose: object) -> None:
-    """Give every dropout layer a fresh generator derived from `seed`, `purpose` and the layer's name."""
+def reseed_dropout(model: nn.Module, seed: int, *purpose: object, prefix: str = "") -> None:
+    """Give every dropout layer a fresh generator derived from `seed`, `purpose` and `prefix` + the layer's name."""
     device = next(model.parameters()).device
     for name, module in model.named_modules():
         if isinstance(module, Dropout):
-            module.reseed(derive(seed, "dropout", *purpose, name), device)
+            module.reseed(derive(seed, "dropout", *purpose, prefix + name), device)
 
 
 class ConvNet(nn.Sequential):

@@ -84,11 +84,12 @@ class SVDConv2d(TaskConditional):
         Each addend is computed from tensors of its own, so that neither the length of the bank nor its place in memory can
         change how the product is rounded."""
         kernel, start = torch.zeros(self.rows, self.columns, device=self.sigma.device, dtype=self.sigma.dtype), 0
-        for end in self.ranks[: task + 1]:
-            if end > start:
-                left = self.N[:, start:end].contiguous() * self.sigma[start:end].abs()
-                kernel += left @ self.C[start:end].clone()
-            start = end
+        with torch.autocast(self.sigma.device.type, enabled=False):
+            for end in self.ranks[: task + 1]:
+                if end > start:
+                    left = self.N[:, start:end].contiguous() * self.sigma[start:end].abs()
+                    kernel += left @ self.C[start:end].clone()
+                start = end
         return kernel
 
     def set_task(self, task: int) -> None:

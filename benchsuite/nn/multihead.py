@@ -75,11 +75,13 @@ class MultiHead(MultiTaskModule):
 
     def forward(self, x: Tensor, task_labels: int | Tensor | None) -> Tensor | dict[int, Tensor]:
         """x: (B, C, H, W). task_labels: one task for the whole batch, or (B,) tasks, one for each image.
-        Returns (B, K_task); for mixed tasks (B, max K), where columns beyond a task's own head hold the lowest finite number;
+        Returns (B, K_task); for (B,) tasks (B, max K), where columns beyond a task's own head hold the lowest finite number;
         with None, as Avalanche's distillation asks, {task: (B, K_task)} for every task trained so far."""
         if task_labels is None:
             return self.forward_all_tasks(x)
         if isinstance(task_labels, Tensor):
+            if not self._conditional():
+                return self._gather(self.backbone(x), task_labels)
             tasks = task_labels.unique().tolist()
             if len(tasks) > 1:
                 return self._mixed(x, task_labels, tasks)
@@ -90,19 +92,24 @@ class MultiHead(MultiTaskModule):
         self._tell(task_label)
         return self.heads[str(task_label)](self.backbone(x))
 
+    def _gather(self, features: Tensor, labels: Tensor) -> Tensor:
+        """All heads at once, then each row's own: nothing is read back from the device."""
+        known = sorted(int(task) for task in self.heads)
+        heads, width = [self.heads[str(task)] for task in known], max(self.classes[task] for task in known)
+        every = torch.stack([nn.functional.pad(head(features), (0, width - head.out_features)) for head in heads], 1)
+        widths = torch.tensor([head.out_features for head in heads], device=labels.device)
+        which = torch.searchsorted(torch.tensor(known, device=labels.device), labels)
+        out = every[torch.arange(len(labels), device=labels.device), which]
+        beyond = torch.arange(width, device=labels.device) >= widths[which][:, None]
+        return out.masked_fill(beyond, torch.finfo(out.dtype).min)
+
     def _mixed(self, x: Tensor, labels: Tensor, tasks: list[int]) -> Tensor:
-        shared = None if self._conditional() else self.backbone(x)
+        """The backbone changes with the task: one forward for each."""
         width = max(self.classes[t] for t in tasks)
-        out: Tensor | None = None
-        for task in tasks:
-            rows = (labels == task).nonzero().squeeze(1)
-            logits = self.forward_single_task(x[rows], task) if shared is None else self.heads[str(task)](shared[rows])
-            if out is None:  # only now is the dtype known: under autocast it is not that of x
-                out = logits.new_full((len(x), width), torch.finfo(logits.dtype).min)
-            padded = nn.functional.pad(logits, (0, width - logits.shape[1]), value=torch.finfo(logits.dtype).min)
-            out = out.index_copy(0, rows, padded)
-        assert out is not None
-        return out
+        rows = [(labels == task).nonzero().squeeze(1) for task in tasks]
+        logits = [self.forward_single_task(x[r], task) for r, task in zip(rows, tasks, strict=True)]
+        padded = [nn.functional.pad(part, (0, width - part.shape[1]), value=torch.finfo(part.dtype).min) for part in logits]
+        return torch.cat(padded)[torch.cat(rows).argsort()]
 
     def _conditional(self) -> list[TaskConditional]:
         return [m for m in self.backbone.modules() if isinstance(m, TaskConditional)]

@@ -6,20 +6,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..leaderboard import Published, configurations, leaderboard
+from ..leaderboard import Leaderboard, configurations
 from ..records import RunRecord, write_atomic
 from . import tables
 
 
-def write_report(records: Sequence[RunRecord], published: Sequence[Published], folder: Path) -> list[Path]:
-    """Write every table and figure of one protocol and tier into `folder`; returns the files.
+def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path) -> list[Path]:
+    """Write every table and figure of `board`, made of `records`, into `folder`; returns the files.
 
-    The same records give the same bytes. Raises what `leaderboard` raises, and UserError when `folder` cannot be
-    written; everything is rendered before the first file is.
+    The same records give the same bytes. Raises UserError when `folder` cannot be written; everything is rendered before
+    the first file is.
     """
     from . import figures  # matplotlib takes a second to import: whoever wants a table on the screen need not wait
 
-    board = leaderboard(records, published)
     runs = configurations(records)
     files: dict[str, bytes | str] = {}
     for kind in tables.TITLES:

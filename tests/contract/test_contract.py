@@ -350,12 +350,16 @@ def test_individual_has_a_model_for_each_task_and_shares_nothing(finished):
     assert run.record.stored[-1]["heads"] == single.record.stored[-1]["heads"]
 
 
-def test_joint_training_on_one_task_is_fine_tuning_on_it(finished):
-    joint, single = finished("joint", tasks=1), finished("finetune", tasks=1)
-    assert joint.record.correct == single.record.correct
-    a, b = Artifact.read(joint.path).tensors, Artifact.read(single.path).tensors
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+def test_the_references_are_one_method_on_one_task(finished):
+    """Joint training, fine-tuning and an individual network: same weights, batches and dropout from the same seed."""
+    single = finished("finetune", tasks=1)
+    b = Artifact.read(single.path).tensors
+    for name in ("joint", "individual"):
+        other = finished(name, tasks=1)
+        assert other.record.correct == single.record.correct
+        a = {key.replace("models.0.", ""): tensor for key, tensor in Artifact.read(other.path).tensors.items()}
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
     two = finished("joint", tasks=2), finished("finetune", tasks=2)  # control: on two tasks they differ
     assert two[0].artifact != two[1].artifact
     assert two[0].record.correct[-1] != two[1].record.correct[-1]

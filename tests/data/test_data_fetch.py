@@ -71,8 +71,7 @@ def left_over(folder):
 
 def test_whole_file(server, tmp_path, said):
     path = tmp_path / "sub" / "file.bin"
-    sha256 = hashlib.sha256(BODY).hexdigest()
-    fetch.download([f"{server.url}/ok"], path, md5=MD5, sha256=sha256, size=len(BODY), report=said.append)
+    fetch.download([f"{server.url}/ok"], path, md5=MD5, size=len(BODY), report=said.append)
     assert path.read_bytes() == BODY
     assert left_over(path.parent) == ["file.bin"]
     assert said[-1] == "file.bin: 1.0 of 1.0 MB"
@@ -177,3 +176,7 @@ def test_addresses_and_checksums():
     assert [r.path.split("/")[-1] for r in mnist] == [r.path.split("/")[-1] for r in fashion]
     assert all(r.md5 and len(r.urls) >= 1 for r in mnist + fashion)
     assert {r.md5 for r in mnist}.isdisjoint(r.md5 for r in fashion)
+    batches = {"test_batch", *(f"data_batch_{i}" for i in range(1, 6))}
+    assert set(fetch.checksums("cifar10")) == {"cifar-10-python.tar.gz", *batches}
+    assert set(fetch.checksums("svhn")) == {"train_32x32.mat", "test_32x32.mat"}
+    assert fetch.checksums("notmnist") == {}

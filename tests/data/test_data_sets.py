@@ -1,6 +1,7 @@
 """Every layout of every set is read; whatever is wrong with a file is one line that names it."""
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -35,6 +36,7 @@ def official(monkeypatch):
     def change(distribution, **fields):
         new = replace(sets.OFFICIAL[distribution], digest=None, **fields)
         monkeypatch.setitem(sets.OFFICIAL, distribution, new)
+        monkeypatch.setattr(fetch, "checksums", lambda name: {})
 
     return change
 
@@ -138,6 +140,30 @@ def test_altered_pixels_of_a_complete_set(data, official, monkeypatch):
     edit(place / "test_batch", lambda d: {**d, b"data": d[b"data"] ^ 1})
     with pytest.raises(UserError, match="differ from the official set"):
         load("cifar10", data)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+def test_mislabelled_files_in_full_number(data, official, monkeypatch, name):
+    if name == "cifar10":
+        place, *_ = write_cifar(data, name)
+        files = sorted(place.iterdir())
+    else:
+        write_svhn(data)
+        files = sorted(data.iterdir())
+    official(name, train=20, test=10)
+    known = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
+    monkeypatch.setattr(fetch, "checksums", lambda name: known)
+    whole = load(name, data)
+    assert (whole.complete, whole.note) == (True, "")
+    if name == "cifar10":
+        edit(files[0], lambda d: {**d, b"labels": d[b"labels"][::-1]})
+    else:
+        write_svhn(data, labels=lambda n: np.arange(n, dtype=np.uint8)[::-1, None] % 10 + 1)
+    for _ in range(2):  # decoded first, from the cache then
+        with pytest.raises(UserError, match=rf"^{name}: .*: files differ from the official ones; fetch .*--partial-data"):
+            load(name, data)
+        altered = load(name, data, partial=True)
+        assert (altered.complete, altered.note) == (False, "files differ from the official ones")
 
 
 def edit(file, change):
