@@ -13,7 +13,7 @@ import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from torch import nn
 
@@ -124,6 +125,27 @@ def choose_device(device: str, precision: str) -> torch.device:
     return torch.device(device)
 
 
+def assemble(
+    job: Job, stream: TaskStream, *, device: torch.device | str = "cpu", plugins: Sequence[SupervisedPlugin] = ()
+) -> Strategy:
+    """The strategy of a job, ready to train: its method on the protocol's network, as at the start of a run."""
+    recipe, method = recipe_of(job.settings), method_of(job.method, job.settings)
+    image = protocols.get(job.protocol).image
+    model = MultiHead.build(recipe.backbone, image=image, classes=stream.classes, dropout=recipe.dropout, seed=job.seed)
+    method.seed, method.recipe, method.n_tasks = job.seed, recipe, len(stream.tasks)
+    method.model = method.prepare(model).to(device)
+    return Strategy(
+        model=method.model,
+        method=method,
+        recipe=recipe,
+        augmentation=stream.augmentation,
+        seed=job.seed,
+        precision=job.precision,
+        device=device,
+        plugins=plugins,
+    )
+
+
 class _Run:
     """A run from its first task, or its checkpoint, to its record."""
 
@@ -133,30 +155,12 @@ class _Run:
         self.job, self.folder, self.device, self.report = job, folder, device, report
         self.protocol: Protocol = protocols.get(job.protocol)
         self.recipe = recipe_of(job.settings)
-        self.method: Method = method_of(job.method, job.settings)
         self.stream: TaskStream = build_stream(self.protocol, self.recipe, job.seed, data_dir=data_dir, device=device)
         n = len(self.stream.tasks)
-        self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
-        model = MultiHead.build(
-            self.recipe.backbone,
-            image=self.protocol.image,
-            classes=self.stream.classes,
-            dropout=self.recipe.dropout,
-            seed=job.seed,
-        )
-        self.method.seed, self.method.recipe, self.method.n_tasks = job.seed, self.recipe, n
-        self.method.model = self.method.prepare(model).to(device)
         self.watch = Watch(lambda task, epoch, loss: self._tell(self.done, epoch + 1, loss))
-        self.strategy = Strategy(
-            model=self.method.model,
-            method=self.method,
-            recipe=self.recipe,
-            augmentation=self.stream.augmentation,
-            seed=job.seed,
-            precision=job.precision,
-            device=device,
-            plugins=[self.watch],
-        )
+        self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch])
+        self.method: Method = self.strategy.method
+        self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
         self.done = 0
         self.progress: dict[str, Any] = {
             "correct": [[None] * n for _ in range(n)],

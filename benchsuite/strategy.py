@@ -45,13 +45,8 @@ class Strategy(SupervisedTemplate):
         plugins: Sequence[SupervisedPlugin] = (),
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.recipe, self.augmentation, self.seed, self.precision, self.dtype = (
-            recipe,
-            augmentation,
-            seed,
-            precision,
-            dtype,
-        )
+        self.method, self.recipe, self.augmentation = method, recipe, augmentation
+        self.seed, self.precision, self.dtype = seed, precision, dtype
         with warnings.catch_warnings():  # an evaluator without loggers is what we want: Watch counts for the record
             warnings.simplefilter("ignore")
             evaluator = EvaluationPlugin()

@@ -14,9 +14,9 @@ from benchsuite.nn.backbones import reseed_dropout
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import protocols
 from benchsuite.randomness import seed_globals
-from benchsuite.runner import run
-from benchsuite.settings import method_of, recipe_of, resolve
-from benchsuite.strategy import Schedule, Strategy, Watch
+from benchsuite.runner import assemble, run
+from benchsuite.settings import recipe_of, resolve
+from benchsuite.strategy import Schedule, Watch
 
 DIGITS = protocols.get("split-digits")
 TINY = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
@@ -24,27 +24,15 @@ TINY = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "b
 
 def make(*plugins, method="finetune", precision="fp32", dtype=torch.float32, **settings):
     """A strategy on a few digits, and its stream, as the runner makes them."""
-    job = resolve("split-digits", "smoke", method, 1, overrides=TINY | settings)
-    recipe, chosen = recipe_of(job.settings), method_of(method, job.settings)
-    stream = build_stream(DIGITS, recipe, 1, data_dir=None, device=torch.device("cpu"))
-    model = MultiHead.build("digits", image=DIGITS.image, classes=stream.classes, dropout=recipe.dropout, seed=1)
-    chosen.seed, chosen.recipe, chosen.n_tasks = 1, recipe, len(stream.tasks)
-    chosen.model = chosen.prepare(model)
+    job = resolve("split-digits", "smoke", method, 1, overrides=TINY | settings, precision=precision)
+    stream = build_stream(DIGITS, recipe_of(job.settings), 1, data_dir=None, device=torch.device("cpu"))
+    seed_globals(1)
+    strategy = assemble(job, stream, plugins=plugins)
     if dtype == torch.float64:
         for t in range(len(stream.tasks)):
-            model.add_task(t)
-        model.double()
-    seed_globals(1)
-    strategy = Strategy(
-        model=chosen.model,
-        method=chosen,
-        recipe=recipe,
-        augmentation=stream.augmentation,
-        seed=1,
-        precision=precision,
-        plugins=plugins,
-        dtype=dtype,
-    )
+            strategy.model.add_task(t)
+        strategy.model.double()
+        strategy.dtype = dtype
     return strategy, stream
 
 

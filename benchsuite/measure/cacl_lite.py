@@ -18,10 +18,10 @@ import torch
 from ..data.stream import build_stream
 from ..method import Method
 from ..nn.factorised import SVDConv2d
-from ..nn.multihead import MultiHead
 from ..protocol import protocols
-from ..settings import method_of, recipe_of, resolve
-from ..strategy import Strategy, Watch
+from ..runner import assemble
+from ..settings import recipe_of, resolve
+from ..strategy import Watch
 
 
 def main() -> None:
@@ -43,14 +43,9 @@ def sweep(arguments: argparse.Namespace, weight: float) -> None:
     job = resolve(arguments.protocol, arguments.tier, "cacl", arguments.seed, overrides=overrides)
     protocol, recipe = protocols.get(job.protocol), recipe_of(job.settings)
     stream = build_stream(protocol, recipe, job.seed, data_dir=arguments.data_dir, device=torch.device("cpu"))
-    method = cast(Any, method_of("cacl", job.settings))
-    model = MultiHead.build(recipe.backbone, image=protocol.image, classes=stream.classes, dropout=recipe.dropout, seed=job.seed)
-    method.seed, method.recipe, method.n_tasks = job.seed, recipe, len(stream.tasks)
-    method.model = method.prepare(model)
     watch = Watch()
-    strategy = Strategy(
-        model=method.model, method=method, recipe=recipe, augmentation=stream.augmentation, seed=job.seed, plugins=[watch]
-    )
+    strategy = assemble(job, stream, plugins=[watch])
+    method = cast(Any, strategy.method)
     last = len(stream.tasks) - 1
     for experience in stream.train[:last]:
         strategy.train(experience, eval_streams=[])

@@ -29,8 +29,9 @@ from ..data.batches import normalise
 from ..data.stream import TaskStream, build_stream
 from ..nn.multihead import MultiHead
 from ..protocol import Protocol, Recipe, protocols
-from ..settings import method_of, recipe_of, resolve
-from ..strategy import Strategy, Watch, make_optimizer
+from ..runner import assemble
+from ..settings import recipe_of, resolve
+from ..strategy import Watch, make_optimizer
 
 Contender = Callable[[], None]  # one training step of one batch
 
@@ -121,20 +122,9 @@ def engine(name: str, protocol: Protocol, stream: TaskStream, precision: str, la
     job = resolve(
         protocol.name, "lite", name, 1, overrides={"tasks": 1, "epochs": 100_000, "milestones": ()}, precision=precision
     )
-    recipe, method = recipe_of(job.settings), method_of(name, job.settings)
-    method.seed, method.recipe, method.n_tasks = 1, recipe, 1
-    method.model = method.prepare(network(protocol, recipe, stream))
+    strategy = assemble(job, stream, plugins=[Watch()])
     if later_task:
-        widen(method, later_task)
-    strategy = Strategy(
-        model=method.model,
-        method=method,
-        recipe=recipe,
-        augmentation=stream.augmentation,
-        seed=1,
-        precision=precision,
-        plugins=[Watch()],
-    )
+        widen(strategy.method, later_task)
     return held(strategy, stream.train[0])
 
 
