@@ -52,7 +52,7 @@ COLUMNS = {
         Column("Masks (MB)", "masks", screen=False),
         Column("Other (MB)", "other", screen=False),
         Column("Size / individual", "ratio", None, "min"),
-        Column("Compression", "compression", None, "max"),
+        Column("Compression", "compression", None, "max", screen=False),  # the inverse of the column before
         Column("MACs (M)", "macs", None, "min"),
         Column("Training MB", "training_megabytes", screen=False),
         Column("Accuracy (%)", "accuracy", 2, "max"),
@@ -104,7 +104,8 @@ def print_boards(board: Leaderboard, console: Console) -> None:
         # Text, not str: rich would read the brackets of a label as markup.
         table = Table(title=Text(title), caption=Text(board.provenance), title_justify="left", caption_justify="left")
         for position, heading in enumerate(cells.columns):
-            table.add_column(Text(heading), justify="right" if position else "left")
+            wide = 0 if position else min(24, max(map(len, cells["Method"])))  # a name is never cut short
+            table.add_column(Text(heading), justify="right" if position else "left", overflow="fold", min_width=wide)
         for row in cells.to_numpy():
             table.add_row(*map(Text, row))
         console.print(table)
