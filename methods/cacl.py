@@ -133,16 +133,6 @@ class CACL(Method):
             values={"growth": "initial_rank"},
             origin="official code: any data set but the two 20-splits refills the pool to the initial rank",
         ),
-        # At 400 steps a task, whose learning rates add up to 0.25, most of sigma has no time to reach zero: with the paper's
-        # values nearly every rank survives. What is kept no longer changes with lambda_s (3, 10 and 30 agree), so e must do it.
-        Declared(
-            protocol="split-cifar100",
-            tier="lite",
-            values={"sparsity_weight": 10.0, "energy_drop": 0.08},
-            origin="set for a size near the paper's ratio to individual, 0.27, at this short schedule; on a held-out tenth of "
-            "the training images of seed 4's first task pruning takes 75.2 % to 65.6 %, where the paper's 0.1 and 3e-5 "
-            "keep 77.6 % at 0.89 of individual's size (python -m benchsuite.measure.cacl_lite)",
-        ),
     )
 
     def __post_init__(self) -> None:
