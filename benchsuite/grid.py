@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from .errors import UserError
-from .records import Job, read
+from .records import Job, read_of
 
 
 def cores() -> int:
@@ -29,10 +28,10 @@ def missing(jobs: Sequence[Job], results: Path) -> list[Job]:
     left = []
     for job in jobs:
         path = results / job.folder / "record.json"
-        if not path.exists():
+        if path.exists():
+            read_of(job, path)
+        else:
             left.append(job)
-        elif replace((found := read(path)).job, origins={}) != replace(job, origins={}):
-            raise UserError(f"{path}: holds the record of another run ({found.job}); move it away")
     return left
 
 
