@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=4, help="an order that no reported seed uses")
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--sparsity-weights", type=float, nargs="+", default=[0.1, 1.0, 10.0])
-    parser.add_argument("--orthogonality-weights", type=float, nargs="+", default=[1.0, 1000.0])
+    parser.add_argument("--orthogonality-weights", type=float, nargs="+", default=[1.0, 100.0])
     parser.add_argument("--energy-drops", type=float, nargs="+", default=[3e-5, 1e-2, 0.03, 0.05, 0.08, 0.1, 0.2])
     parser.add_argument("--energy-drop", type=float, default=0.08, help="the e at which the sequence goes on")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
