@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from avalanche.benchmarks.utils.data import AvalancheDataset
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -30,12 +32,15 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
-    """Every tensor in nested containers and in the attributes of objects; networks, which are counted apart, are left out."""
+    """Every tensor in nested containers, in networks and in the attributes of objects; data sets are left out."""
     seen = set() if seen is None else seen
-    if id(value) in seen or isinstance(value, nn.Module | type):
+    if id(value) in seen or isinstance(value, type | Dataset | AvalancheDataset):
         return
     seen.add(id(value))
-    if isinstance(value, Tensor):
+    if isinstance(value, nn.Module):
+        yield from value.parameters()
+        yield from value.buffers()
+    elif isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
@@ -48,10 +53,12 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, methods: Any) -> int:
-    """Bytes that training holds between two steps: parameters, buffers, gradients, optimiser state, the method's own."""
+    """Bytes that training holds between two steps: parameters, buffers, gradients, optimiser state, the methods' own and the
+    samples that they store."""
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return bytes_of([*parameters, *model.buffers(), *gradients, *tensors_in(dict(optimizer.state)), *tensors_in(methods)])
+    tensors = [*parameters, *model.buffers(), *gradients, *tensors_in(dict(optimizer.state)), *tensors_in(methods)]
+    return bytes_of(tensors) + sum(method.memory_bytes for method in methods)
 
 
 class KeptActivations:

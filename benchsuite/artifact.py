@@ -6,7 +6,9 @@ Its size on disk is the size on the leaderboard, so what is not in it cannot be 
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,12 @@ class Artifact:
                 raise ValueError(f"artifact tensor {name!r} must be called <part>/<name> with a part of {', '.join(PARTS)}")
 
     @classmethod
-    def of_network(cls, model: MultiHead) -> Artifact:
-        """All parameters and buffers of a network: its heads apart, everything else as weights."""
-        tensors = {}
+    def of_network(cls, model: MultiHead, without: Iterable[str] = ()) -> Artifact:
+        """All parameters and buffers of a network: its heads apart, everything else as weights. without: names of backbone
+        modules that the caller stores in a form of its own."""
+        own, tensors = _prefixes(without), {}
         for name, tensor in model.state_dict().items():
-            if not name.endswith("num_batches_tracked"):  # a counter of training, never used to predict
+            if not name.endswith("num_batches_tracked") and not name.startswith(own):  # a counter that predicts nothing
                 part, _, rest = name.partition(".")
                 tensors[f"{'heads' if part == 'heads' else 'weights'}/{rest}"] = tensor
         return cls(tensors, {"network": model.describe()})
@@ -50,14 +53,16 @@ class Artifact:
         """The dense network that `of_network` stored, in eval mode."""
         return self.fill(MultiHead.from_description(self.header["network"]))
 
-    def fill(self, model: MultiHead) -> MultiHead:
+    def fill(self, model: MultiHead, without: Iterable[str] = ()) -> MultiHead:
         """Load the tensors of `of_network` into a network of the same structure. Raises UserError where they do not fit."""
-        state = {
-            f"{'heads' if name.startswith('heads/') else 'backbone'}.{name.split('/', 1)[1]}": t
-            for name, t in self.tensors.items()
-        }
+        own, state = _prefixes(without), {}
+        for name, tensor in self.tensors.items():
+            part, _, rest = name.partition("/")
+            if part in ("weights", "heads"):
+                state[f"{'heads' if part == 'heads' else 'backbone'}.{rest}"] = tensor
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
         missing, unexpected = model.load_state_dict(state, strict=False)
-        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+        missing = [name for name in missing if not name.endswith("num_batches_tracked") and not name.startswith(own)]
         if missing or unexpected:
             raise UserError(f"the artifact does not fit its network: missing {missing}, unexpected {unexpected}; export it again")
         return model.eval()
@@ -92,6 +97,25 @@ class Artifact:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (SafetensorError, KeyError, ValueError, struct.error) as error:
             raise UserError(f"{path}: is not a benchsuite artifact ({error}); make one with `benchsuite export`") from None
+
+
+def pack_bits(values: Tensor, bits: int) -> Tensor:
+    """Whole numbers below 2^bits, any shape, as uint8 bytes without gaps: ceil(numel * bits / 8) of them."""
+    flat = values.reshape(-1, 1).long().cpu()
+    stream = (flat >> torch.arange(bits)).bitwise_and_(1).flatten()
+    stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
+    return (stream << torch.arange(8)).sum(1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """The int64 numbers of that shape that `pack_bits` packed."""
+    count = math.prod(shape)
+    stream = (packed.long()[:, None] >> torch.arange(8)).bitwise_and_(1).flatten()[: count * bits]
+    return (stream.view(count, bits) << torch.arange(bits)).sum(1).view(*shape)
+
+
+def _prefixes(modules: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"backbone.{name}." for name in modules)
 
 
 class Served(torch.nn.Module):

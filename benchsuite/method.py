@@ -11,6 +11,8 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from .artifact import Artifact
+from .nn.backbones import has_batchnorm
+from .nn.guard import FrozenGuard
 from .nn.multihead import MultiHead
 from .protocol import Recipe
 from .randomness import generator
@@ -31,19 +33,29 @@ class Method(SupervisedPlugin):
     """Base of every method: plain fine-tuning. Subclasses are dataclasses; each field is a hyper-parameter.
 
     A method may define any hook of an Avalanche `SupervisedPlugin` and override the verbs below. Before `prepare` the
-    runner sets `seed`, `recipe` and `n_tasks`; after it, `model`. Whatever else a method keeps as an attribute is stored
-    in the checkpoint: tensors, numbers, strings and plain containers of them.
+    runner sets `seed`, `recipe` and `n_tasks`; after it, `model` and `guard`, through which entries of parameters are frozen.
+    Whatever else a method keeps as an attribute is stored in the checkpoint: tensors, numbers, strings and plain containers
+    of them.
     """
 
     name: ClassVar[str] = ""  # the class's name in lower case, unless set
     forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
     trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
+    trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design
     settings: ClassVar[tuple[Declared, ...]] = ()
 
     seed: int
     recipe: Recipe
     n_tasks: int
     model: MultiHead
+    guard: FrozenGuard
+    memory_bytes: int = 0  # of stored samples; a method that keeps any says so, and they count as training state
+
+    def unfit(self, recipe: Recipe) -> str:
+        """Why this method cannot run under `recipe`; "" where it can."""
+        if self.forgetting == "none" and recipe.batchnorm == "shared" and has_batchnorm(recipe.backbone):
+            return "batchnorm=shared changes with every later task, and so would what was learnt; use batchnorm=per_task"
+        return ""
 
     def prepare(self, model: MultiHead) -> MultiHead:
         """Transform the protocol's dense multi-head network (factorise, mask, gate) before the first task."""
@@ -74,7 +86,7 @@ class Method(SupervisedPlugin):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the method besides the network: every attribute that is not a hyper-parameter."""
-        given = {"seed", "recipe", "n_tasks", "model", *(f.name for f in fields(self))}
+        given = {"seed", "recipe", "n_tasks", "model", "guard", *(f.name for f in fields(self))}
         return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
 
     def load_state(self, state: dict[str, Any]) -> None:

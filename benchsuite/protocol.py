@@ -48,6 +48,7 @@ class Recipe:
     weight_decay: float = 0.0
     reset_optimizer: bool = True  # fresh optimiser state for each task
     dropout: float = 0.15
+    batchnorm: Literal["per_task", "frozen_after_first", "batch_stats", "shared"] = "per_task"  # backbones that have it only
     tasks: int | None = None  # train only the first so many of the order
     train_per_class: int | None = None  # keep only the first so many images of each class
     test_per_class: int | None = None

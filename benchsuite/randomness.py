@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,3 +32,16 @@ def seed_globals(seed: int, *purpose: object) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002
     torch.manual_seed(value)
+
+
+@contextmanager
+def seeded(seed: int, *purpose: object) -> Iterator[None]:
+    """Inside, the global generators are seeded for `purpose`; after it they go on as if nothing had been drawn."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    seed_globals(seed, *purpose)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])

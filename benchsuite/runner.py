@@ -33,6 +33,7 @@ from .data.sets import MissingData, load
 from .data.stream import TaskStream, build_stream
 from .errors import UserError
 from .method import Method
+from .nn.guard import FrozenGuard
 from .nn.multihead import MultiHead
 from .protocol import Protocol, protocols
 from .randomness import seed_globals
@@ -130,10 +131,17 @@ def assemble(
 ) -> Strategy:
     """The strategy of a job, ready to train: its method on the protocol's network, as at the start of a run."""
     recipe, method = recipe_of(job.settings), method_of(job.method, job.settings)
-    image = protocols.get(job.protocol).image
-    model = MultiHead.build(recipe.backbone, image=image, classes=stream.classes, dropout=recipe.dropout, seed=job.seed)
+    model = MultiHead.build(
+        recipe.backbone,
+        image=protocols.get(job.protocol).image,
+        classes=stream.classes,
+        dropout=recipe.dropout,
+        seed=job.seed,
+        batchnorm=recipe.batchnorm,
+    )
     method.seed, method.recipe, method.n_tasks = job.seed, recipe, len(stream.tasks)
     method.model = method.prepare(model).to(device)
+    method.guard = FrozenGuard(method.model)
     return Strategy(
         model=method.model,
         method=method,
@@ -237,6 +245,7 @@ class _Run:
             "model": model.state_dict(),
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
             "method": self.method.state(),
+            "guard": self.method.guard.state(),
             "progress": self.progress,
         }
         if not self.recipe.reset_optimizer:
@@ -266,6 +275,7 @@ class _Run:
         assign_state(model, content["model"], set(content["frozen"]))
         model.to(self.device)
         self.method.load_state(content["method"])
+        self.method.guard.load_state(content["guard"])
         if "optimizer" in content:
             self.strategy.experience = self.stages[self.done - 1]
             self.strategy.make_optimizer(reset_optimizer_state=True)

@@ -12,12 +12,16 @@ import torch
 
 from .errors import UserError
 from .method import Method, methods
-from .nn.backbones import BACKBONES
+from .nn.backbones import BACKBONES, has_batchnorm
 from .protocol import TIERS, Protocol, Recipe, protocols
 from .records import Job
 from .registry import suggest
 
 PRECISIONS = ("fp32", "bf16")
+
+
+class Unfit(UserError):
+    """A method does not apply to a recipe, and says why."""
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
@@ -129,10 +133,16 @@ def resolve(
     except ValueError as error:
         raise UserError(str(error)) from None
     try:
-        method_of(method, settings)
+        made = method_of(method, settings)
     except ValueError as error:
         raise UserError(f"{method}: {error}") from None
     check_protocol(chosen, recipe)
+    if not has_batchnorm(recipe.backbone):  # a setting without effect is no part of a run's identity
+        if "batchnorm" in (overrides or {}):
+            raise UserError(f"batchnorm: backbone {recipe.backbone!r} has no batch normalisation; leave it out")
+        del settings["batchnorm"]
+    if reason := made.unfit(recipe):
+        raise Unfit(f"{method} cannot run like this: {reason}")
     return Job(
         protocol=protocol,
         tier=tier,

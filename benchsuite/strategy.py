@@ -58,7 +58,7 @@ class Strategy(SupervisedTemplate):
             train_epochs=recipe.epochs,
             eval_mb_size=256,
             device=device,
-            plugins=[Schedule(), method, *plugins],
+            plugins=[Schedule(), method, method.guard, *plugins],
             evaluator=evaluator,
         )
 
@@ -126,10 +126,12 @@ class Strategy(SupervisedTemplate):
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    # A method may make its first parameters with its first task.
+    return optimizer_of(recipe, list(model.parameters()) or [nn.Parameter(torch.zeros(()))])
+
+
+def optimizer_of(recipe: Recipe, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """The recipe's optimiser in PyTorch's fused form, where it is sound."""
-    parameters = list(model.parameters()) or [
-        nn.Parameter(torch.zeros(()))
-    ]  # a method may make its first ones with its first task
     if recipe.optimizer == "sgd":
         # With momentum the fused form breaks on parameters of which some have had no gradient yet (the heads of later tasks).
         fused = recipe.momentum == 0

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from benchsuite.artifact import Artifact
 from benchsuite.method import Declared, Method, register
-from benchsuite.nn.factorised import KernelBank, SVDConv2d, break_even_rank, replace_modules
+from benchsuite.nn.conditional import replace_modules
+from benchsuite.nn.factorised import KernelBank, SVDConv2d, break_even_rank
 from benchsuite.nn.multihead import MultiHead
 
 
@@ -192,7 +193,8 @@ class CACL(Method):
         return self._stored(self.storage)
 
     def _stored(self, storage: str) -> Artifact:
-        tensors = {f"heads/{name}": t for name, t in self.model.heads.state_dict().items()}
+        artifact = Artifact.of_network(self.model, without=self.layers)
+        tensors = artifact.tensors
         tensors["masks/ranks"] = torch.tensor([layer.ranks for layer in self.layers.values()], dtype=torch.int32).T
         for name, layer in self.layers.items():
             distinct = sorted(set(layer.ranks))
@@ -203,7 +205,7 @@ class CACL(Method):
                 tensors[f"weights/{name}.kernels"] = torch.stack(kernels)
             else:
                 tensors |= {f"weights/{name}.{part}": t for part, t in factors.items()}
-        return Artifact(tensors, {"network": self.model.describe()})
+        return artifact
 
     @classmethod
     def restore(cls, artifact: Artifact) -> nn.Module:
@@ -225,11 +227,7 @@ class CACL(Method):
             )
             return layer
 
-        replace_modules(model.backbone, nn.Conv2d, serve)
-        model.heads.load_state_dict(
-            {name.split("/", 1)[1]: t for name, t in artifact.tensors.items() if name.startswith("heads/")}
-        )
-        return model.eval()
+        return artifact.fill(model, without=replace_modules(model.backbone, nn.Conv2d, serve))
 
     def alternatives(self) -> dict[str, Artifact]:
         return {"factors": self._stored("factors"), "factors or kernels, whichever is smaller": self._stored("smaller")}

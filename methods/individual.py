@@ -10,7 +10,9 @@ from benchsuite.accounting import bytes_of
 from benchsuite.artifact import Artifact
 from benchsuite.method import Method, register
 from benchsuite.nn.backbones import build_backbone, reseed_dropout
-from benchsuite.nn.multihead import MultiHead, TaskConditional
+from benchsuite.nn.conditional import TaskConditional
+from benchsuite.nn.multihead import MultiHead
+from benchsuite.protocol import Recipe
 from benchsuite.randomness import derive
 
 
@@ -42,6 +44,9 @@ class Individual(Method):
     """
 
     forgetting = "none"
+
+    def unfit(self, recipe: Recipe) -> str:
+        return ""  # no two tasks share a network, and so no batch normalisation
 
     def prepare(self, model: MultiHead) -> MultiHead:
         return _separate(model, self.recipe.dropout)

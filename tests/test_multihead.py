@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchsuite.methods.individual import Individual
-from benchsuite.nn.backbones import BACKBONES, ConvNet, Dropout, build_backbone
+from benchsuite.nn.backbones import ConvNet, Dropout, build_backbone
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import Recipe
 
@@ -160,7 +160,7 @@ def test_dropout_acts_on_every_element_alike(channels_last):
     assert share.mean((1, 2, 3)).sub(0.5).abs().max() < 0.04
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", ["cacl", "digits"])
 def test_relu_after_max_pooling_changes_neither_output_nor_gradient(name):
     image = (3, 32, 32) if name == "cacl" else (1, 8, 8)
     ours = build_backbone(name, image, 0.0, seed=1).double()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..randomness import derive, generator
 
@@ -50,9 +51,19 @@ def reseed_dropout(model: nn.Module, seed: int, *purpose: object, prefix: str = 
             module.reseed(derive(seed, "dropout", *purpose, prefix + name), device)
 
 
+class Units(nn.Identity):
+    """Where the units (channels) of a layer leave it: does nothing, and is the place where a method may gate them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+
 class ConvNet(nn.Sequential):
     """A plain stack of valid convolutions, stride 1, each followed by ReLU; `features` is the width of its flat output.
 
+    wiring: {layer with weights: (name of the `Units` it reads, of the `Units` it writes)}, None for the image. Features come
+    from the `Units` called `last_units`, each of which gives features / count of them, side by side.
     plan: (width, kernel) for a convolution, "max" or "avg" for 2x2 pooling with stride 2, "drop" for dropout.
     ReLU follows max pooling where both stand side by side: max and ReLU commute exactly, in value and in gradient, and a
     quarter of the elements is left to rectify.
@@ -62,9 +73,14 @@ class ConvNet(nn.Sequential):
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels, height, width = image
         convolutions = 0
+        wiring: dict[str, tuple[str | None, str]] = {}
         for i, item in enumerate(plan):
             if isinstance(item, tuple):
+                if convolutions:
+                    layers[f"units{convolutions}"] = Units(channels)
                 convolutions += 1
+                reads = f"units{convolutions - 1}" if convolutions > 1 else None
+                wiring[f"conv{convolutions}"] = (reads, f"units{convolutions}")
                 layers[f"conv{convolutions}"] = nn.Conv2d(channels, item[0], item[1])
                 channels, height, width = item[0], height - item[1] + 1, width - item[1] + 1
                 if plan[i + 1 : i + 2] != ["max"]:
@@ -78,9 +94,71 @@ class ConvNet(nn.Sequential):
                     layers[f"relu{convolutions}"] = nn.ReLU(inplace=True)
         if min(height, width) < 1:
             raise ValueError(f"an image of {image[1]} x {image[2]} is too small for this network")
+        layers[f"units{convolutions}"] = Units(channels)
         layers["flatten"] = nn.Flatten()
         super().__init__(layers)
         self.features = channels * height * width
+        self.wiring, self.last_units = wiring, f"units{convolutions}"
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch normalisation around a skip connection; the stream's units are gated after the sum."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.units = Units(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.units(F.relu(self.bn1(self.conv1(x))))
+        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 of reduced width for small images, as in the comparisons of GPM and WSN: a 3x3 stem without pooling, four
+    stages of two blocks with 20, 40, 80 and 160 channels, global average pooling. The stem has stride 2 above 32 pixels.
+
+    All layers that write to a stage's stream share its units. `wiring`, `last_units`: as in ConvNet.
+    """
+
+    def __init__(self, image: Sequence[int], width: int = 20) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(image[0], width, 3, 1 if min(image[1:]) <= 32 else 2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.wiring: dict[str, tuple[str | None, str]] = {"conv1": (None, "stream1"), "bn1": ("stream1", "stream1")}
+        channels = width
+        for stage in range(1, 5):
+            out, before, stream = width * 2 ** (stage - 1), f"stream{max(stage - 1, 1)}", f"stream{stage}"
+            self.add_module(stream, Units(out))
+            for i in range(2):
+                name = f"stage{stage}_{i + 1}"
+                block = Block(channels, out, 2 if stage > 1 and i == 0 else 1)
+                self.add_module(name, block)
+                reads, inner = before if i == 0 else stream, f"{name}.units"
+                self.wiring |= {
+                    f"{name}.conv1": (reads, inner),
+                    f"{name}.bn1": (inner, inner),
+                    f"{name}.conv2": (inner, stream),
+                    f"{name}.bn2": (stream, stream),
+                }
+                if isinstance(block.shortcut, nn.Sequential):
+                    self.wiring |= {f"{name}.shortcut.0": (reads, stream), f"{name}.shortcut.1": (stream, stream)}
+                channels = out
+        self.features, self.last_units = channels, "stream4"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stream1(F.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, 5):
+            stream = self.get_submodule(f"stream{stage}")
+            for i in (1, 2):
+                x = stream(self.get_submodule(f"stage{stage}_{i}")(x))
+        return x.mean((2, 3))
 
 
 def cacl_net(image: Sequence[int], dropout: float) -> nn.Module:
@@ -94,7 +172,22 @@ def digits_net(image: Sequence[int], dropout: float) -> nn.Module:
     return ConvNet(image, [(16, 3), (32, 3), "max", "drop", (64, 2)], dropout)
 
 
-BACKBONES: dict[str, Callable[[Sequence[int], float], nn.Module]] = {"cacl": cacl_net, "digits": digits_net}
+def resnet18(image: Sequence[int], dropout: float) -> nn.Module:
+    """`ResNet18`: 1.1 M weights, 160 features; it has batch normalisation and no dropout."""
+    return ResNet18(image)
+
+
+BACKBONES: dict[str, Callable[[Sequence[int], float], nn.Module]] = {
+    "cacl": cacl_net,
+    "digits": digits_net,
+    "resnet18": resnet18,
+}
+
+
+def has_batchnorm(name: str) -> bool:
+    """Whether the named backbone normalises batches."""
+    with torch.device("meta"):
+        return any(isinstance(module, nn.BatchNorm2d) for module in BACKBONES[name]((3, 32, 32), 0.0).modules())
 
 
 def build_backbone(name: str, image: Sequence[int], dropout: float, seed: int) -> nn.Module:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .multihead import TaskConditional
-
-M = TypeVar("M", bound=nn.Module)
-N = TypeVar("N", bound=nn.Module)
+from .conditional import TaskConditional
 
 
 def break_even_rank(out_channels: int, columns: int) -> int:
@@ -124,12 +119,3 @@ class KernelBank(TaskConditional):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.kernels[self.index[self._task]], None, self.stride, self.padding, self.dilation)
-
-
-def replace_modules(network: nn.Module, kind: type[M], make: Callable[[str, M], N]) -> dict[str, N]:
-    """Replace every module of `kind` inside `network` by make(name, module); returns the new ones by name."""
-    new = {name: make(name, module) for name, module in network.named_modules() if isinstance(module, kind)}
-    for name, module in new.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, module)
-    return new

@@ -10,18 +10,9 @@ from avalanche.benchmarks.scenarios import CLExperience
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from .backbones import build_backbone, init_default
-
-
-class TaskConditional(nn.Module):
-    """A module whose weights or gates depend on the task. `MultiHead` tells it the task before it is used."""
-
-    def set_task(self, task: int) -> None:
-        """Compute with the weights of this task from now on."""
-        raise NotImplementedError(f"{type(self).__name__} must say what changes with the task")
-
-    def add_task(self, task: int, seed: int) -> None:
-        """Make room for a task that is met for the first time; what is drawn comes from `seed` and the task alone."""
+from .backbones import build_backbone, has_batchnorm, init_default
+from .conditional import TaskConditional
+from .normalisation import BatchNormPolicy, apply_policy
 
 
 class MultiHead(MultiTaskModule):
@@ -42,11 +33,22 @@ class MultiHead(MultiTaskModule):
 
     @classmethod
     def build(
-        cls, backbone: str, *, image: Sequence[int], classes: Sequence[int], dropout: float = 0.0, seed: int = 0
+        cls,
+        backbone: str,
+        *,
+        image: Sequence[int],
+        classes: Sequence[int],
+        dropout: float = 0.0,
+        seed: int = 0,
+        batchnorm: BatchNormPolicy = "per_task",
     ) -> MultiHead:
         """The protocol's dense network; every layer's weights come from a generator of their own."""
-        described = {"backbone": backbone, "image": list(image)}
-        return cls(build_backbone(backbone, image, dropout, seed), classes=classes, seed=seed, described=described)
+        described: dict[str, Any] = {"backbone": backbone, "image": list(image)}
+        if has_batchnorm(backbone):
+            described["batchnorm"] = batchnorm
+        network = build_backbone(backbone, image, dropout, seed)
+        apply_policy(network, batchnorm)
+        return cls(network, classes=classes, seed=seed, described=described)
 
     def describe(self) -> dict[str, Any]:
         """What `from_description` needs: plain JSON."""
@@ -54,7 +56,8 @@ class MultiHead(MultiTaskModule):
 
     @classmethod
     def from_description(cls, described: dict[str, Any]) -> MultiHead:
-        model = cls.build(described["backbone"], image=described["image"], classes=described["classes"])
+        dense = {name: described[name] for name in ("backbone", "image", "classes", "batchnorm") if name in described}
+        model = cls.build(**dense)
         for task in described["heads"]:
             model.add_task(task)
         return model
@@ -89,8 +92,12 @@ class MultiHead(MultiTaskModule):
         return self.forward_single_task(x, task_labels)
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
-        self._tell(task_label)
-        return self.heads[str(task_label)](self.backbone(x))
+        return self.heads[str(task_label)](self.embed(x, task_label))
+
+    def embed(self, x: Tensor, task: int) -> Tensor:
+        """The backbone's features (B, features) for a batch of one task."""
+        self._tell(task)
+        return self.backbone(x)
 
     def _gather(self, features: Tensor, labels: Tensor) -> Tensor:
         """All heads at once, then each row's own: nothing is read back from the device."""

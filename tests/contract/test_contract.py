@@ -21,7 +21,7 @@ from benchsuite.strategy import Strategy
 T = 3
 TINY = {"tasks": T, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
 NAMES = list(methods.all())
-SEQUENTIAL = [name for name in NAMES if not methods.get(name).trains_jointly]
+SEQUENTIAL = [name for name in NAMES if not (methods.get(name).trains_jointly or methods.get(name).trains_old_heads)]
 LASTING = [name for name in NAMES if methods.get(name).forgetting == "none"]
 VARIANTS = [(name, {}) for name in NAMES] + [("cacl", {"storage": "smaller"}), ("cacl", {"growth": "fixed"})]
 OPTIMIZERS = {

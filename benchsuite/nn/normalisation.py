@@ -1,0 +1,70 @@
+"""Batch normalisation under a policy: what of it belongs to a task, and what changes when later tasks are learnt."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .conditional import TaskConditional, replace_modules
+
+BatchNormPolicy = Literal["per_task", "frozen_after_first", "batch_stats", "shared"]
+
+
+class PerTaskBatchNorm(TaskConditional):
+    """Scale, shift and running statistics of each task's own: 4 C numbers a task. A new task starts at the identity."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.channels, self.norms, self._task = norm.num_features, nn.ModuleDict(), -1
+
+    def add_task(self, task: int, seed: int) -> None:
+        self.norms[str(task)] = nn.BatchNorm2d(self.channels)
+
+    def set_task(self, task: int) -> None:
+        self._task = task
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[str(self._task)](x)
+
+
+class FirstTaskBatchNorm(TaskConditional):
+    """Scale and shift are learnt with the first task and fixed after it.
+
+    running: normalise by the running statistics, which are fixed after the first task too ("frozen_after_first"); without, by
+    the batch's own, in evaluation as well ("batch_stats"), so that a class score depends on the rest of its batch.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, running: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(norm.num_features, track_running_stats=running)
+        self.register_buffer("first", torch.tensor(-1))
+        self._first, self._task = -1, -1
+
+    def add_task(self, task: int, seed: int) -> None:
+        if self._first < 0:
+            self._first = task
+            self.first.fill_(task)
+
+    def set_task(self, task: int) -> None:
+        if self._first < 0:
+            self._first = int(self.first)
+        self._task = task
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._task == self._first:
+            return self.norm(x)
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        return F.batch_norm(
+            x, mean, variance, self.norm.weight.detach(), self.norm.bias.detach(), mean is None, 0.0, self.norm.eps
+        )
+
+
+def apply_policy(network: nn.Module, policy: BatchNormPolicy) -> None:
+    """Put every batch normalisation of `network` under `policy`."""
+    if policy == "per_task":
+        replace_modules(network, nn.BatchNorm2d, lambda _, norm: PerTaskBatchNorm(norm))
+    elif policy != "shared":
+        replace_modules(network, nn.BatchNorm2d, lambda _, norm: FirstTaskBatchNorm(norm, policy == "frozen_after_first"))

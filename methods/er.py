@@ -1,0 +1,71 @@
+"""ER: experience replay (Chaudhry et al., arXiv 1902.10486), Avalanche's `ReplayPlugin` under a budget of bytes.
+
+From the second task on every step sees a batch of the task and a batch of stored images of earlier tasks, each image under
+the head of its own task: L = mean CE over both. The memory is shared out evenly over the tasks so far, drawn at random.
+Images are stored as they are, one byte a channel and pixel; they count as training state, as none is needed to predict.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.storage_policy import ExperienceBalancedBuffer
+
+from benchsuite.method import Declared, Method, register
+from benchsuite.nn.backbones import has_batchnorm
+from benchsuite.protocol import Recipe
+from benchsuite.randomness import seeded
+
+# 1,300 images of 32x32x3 bytes: what the 16 MB of float32 images hold that published rows of A-GEM and ER-RES state
+BUDGET = 4.0
+FEW_DIGITS = Declared(
+    protocol="split-digits", values={"budget": 0.00128}, origin="ours: 20 images, two of each class; 4 MB would hold them all"
+)
+
+
+def images_in(budget: float, images: Any) -> int:
+    """How many of a task's images fit into `budget` MB."""
+    return int(budget * 1e6) // math.prod(images.pixels.shape[1:])
+
+
+def mixed_batches(recipe: Recipe) -> str:
+    """Why a method whose batches mix tasks cannot run under a recipe."""
+    if recipe.batchnorm == "per_task" and has_batchnorm(recipe.backbone):
+        return "its batches mix tasks, which leaves too few images of each for batchnorm=per_task; use another policy"
+    return ""
+
+
+@register
+@dataclass
+class ER(Method):
+    """ER: every step also trains on stored images of earlier tasks."""
+
+    budget: float = BUDGET  # MB (10^6 bytes) of stored images
+
+    trains_old_heads = True
+    settings: ClassVar = (FEW_DIGITS,)
+
+    def __post_init__(self) -> None:
+        if self.budget <= 0:
+            raise ValueError(f"budget must be positive, got {self.budget}")
+
+    def unfit(self, recipe: Recipe) -> str:
+        return mixed_batches(recipe)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """The memory depends on the seed and the earlier tasks alone, so it is filled anew for each task."""
+        experience = strategy.experience
+        size = images_in(self.budget, experience.images)
+        memory = ExperienceBalancedBuffer(size)
+        for earlier in experience.origin_stream[: experience.current_experience]:
+            with seeded(self.seed, "memory", earlier.current_experience):
+                memory.post_adapt(strategy, earlier)
+        self.memory_bytes = len(memory.buffer) * math.prod(experience.images.pixels.shape[1:])
+        # Avalanche's own hook from here on: it puts a loader over both in place, from the second task
+        ReplayPlugin(mem_size=size, storage_policy=memory).before_training_exp(strategy)
+
+    def facts(self) -> dict[str, Any]:
+        return {"memory_bytes": self.memory_bytes}

@@ -1,0 +1,99 @@
+"""EWC: elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796), separate and online (Schwarz et al., 1805.06370).
+
+After task t, with theta*_t the weights it ends with and p the network's distribution over its classes, the diagonal Fisher
+
+    F^t_i = 1/N sum_n E_y[ (d log p(y | x_n, t) / d theta_i)^2 ],   one gradient for each image, squared, then averaged,
+
+is taken over the training images without augmentation. While a later task is learnt
+
+    separate:  L = CE_t + lambda/2 sum_{k<t} sum_i F^k_i (theta_i - theta*_k,i)^2
+    online:    L = CE_t + lambda/2 sum_i Fbar_i (theta_i - theta*_{t-1},i)^2,   Fbar_t = gamma Fbar_{t-1} + F^t.
+
+fisher: "sample" draws y ~ p once for each image (unbiased), "exact" sums over all classes weighted by p, "empirical" takes
+the label. The sum of the separate form is kept as one quadratic, so nothing grows with the number of tasks. Only parameters
+that every task uses are held; heads are not, as no later task touches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchsuite.data.batches import Batches
+from benchsuite.method import Method, register
+from benchsuite.nn.conditional import shared_parameters
+from benchsuite.nn.importance import Quadratic, per_sample_gradients
+
+
+@register
+@dataclass
+class EWC(Method):
+    """EWC: a quadratic penalty on moving weights, weighted by their Fisher information for earlier tasks."""
+
+    strength: float = 5000.0  # lambda; the value of HAT's comparison, from its grid 500 to 50,000
+    mode: Literal["separate", "online"] = "separate"
+    fisher: Literal["sample", "exact", "empirical"] = "sample"
+    decay: float = 1.0  # gamma, of the online form
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"strength must not be negative, got {self.strength}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], got {self.decay}")
+        self.penalty = Quadratic()
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        if self.penalty.importance and self.strength:
+            strategy.loss += self.strength / 2 * self.penalty(shared_parameters(self.model.backbone))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        experience = strategy.experience
+        task = experience.current_experience
+        importance = self.information(task, Batches([experience.images], [task], 32, augmentation=None, dtype=strategy.dtype))
+        if self.mode == "online":
+            for name, earlier in self.penalty.importance.items():
+                importance[name] += self.decay * earlier
+            self.penalty = Quadratic()
+        self.penalty.add(importance, shared_parameters(self.model.backbone))
+
+    def information(self, task: int, batches: Batches) -> dict[str, Tensor]:
+        """F^t: {name: like the parameter} for the shared parameters, over all images of `batches`."""
+        total: dict[str, Tensor] = {}
+        count = 0
+        draw = self.generator("fisher", task)
+
+        def targets() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal count
+            for x, y, _ in batches:
+                count += len(x)
+                if self.fisher == "empirical":
+                    yield x, F.one_hot(y, self.model.classes[task]).to(x)
+                    continue
+                with torch.no_grad():
+                    p = self.model(x, task).softmax(1)
+                if self.fisher == "sample":
+                    y = torch.multinomial(p.cpu(), 1, generator=draw).squeeze(1).to(p.device)
+                    yield x, F.one_hot(y, p.shape[1]).to(x)
+                else:
+                    for c in range(p.shape[1]):  # sqrt(p_c) log p_c, squared below
+                        yield x, F.one_hot(torch.full_like(y, c), p.shape[1]).to(x) * p.sqrt()
+
+        def weighted(logits: Tensor, weight: Tensor) -> Tensor:
+            return (weight * logits.log_softmax(0)).sum()
+
+        for gradients in per_sample_gradients(self.model, weighted, targets(), task):
+            for name, g in gradients.items():
+                square = g.square().sum(0)
+                total[name] = total[name] + square if name in total else square
+        return {name: t / count for name, t in total.items()}
+
+    def state(self) -> dict[str, Any]:
+        return dict(vars(self.penalty))
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        vars(self.penalty).update(state)

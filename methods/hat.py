@@ -1,0 +1,231 @@
+"""HAT: hard attention to the task (Serra et al., arXiv 1801.01423).
+
+Every layer's units (channels) leave it through a gate. While task t is learnt, with an embedding e_l of one number a unit,
+
+    a_l = sigmoid(s e_l),  h_l <- a_l * h_l,   s = 1/s_max + (s_max - 1/s_max) (b - 1) / (B - 1) for batch b of B of each epoch,
+    L = CE_t + c R,        R = sum_l,i a_l,i (1 - m_l,i) / sum_l,i (1 - m_l,i),
+
+m_l the units that earlier tasks use (R = 0 where they use all). Before each step the gradient of e is multiplied by
+s_max (cosh(s e) + 1) / (s (cosh(e) + 1)), s e cut to +-50, and after it e is cut to +-6. When the task ends its mask is
+1[e > 0], one bit a unit (the largest e where a layer would be left with none), and the embedding is thrown away.
+
+Protection: a weight from unit j to unit i is fixed for ever where earlier tasks use both; a bias where they use its unit. The
+masks that protect are the ones that serve, so that what is learnt later cannot reach an old task; the paper protects by
+1 - sigmoid(s_max e), which leaks, and any optimiser but plain SGD makes a large step of a small leak. Weights from an unused
+to a used unit stay free: old tasks gate their input to zero.
+
+Units that write to one residual stream share a gate. The paper trains with plain SGD; here embeddings have an optimiser of
+the recipe's kind and without weight decay, `embedding_rate` times the recipe's learning rate: one that normalises its steps,
+as Adam does, would otherwise hardly move them. Clipping at a norm of 10,000 is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchsuite.artifact import Artifact, pack_bits, unpack_bits
+from benchsuite.data.batches import Batches
+from benchsuite.method import Method, register
+from benchsuite.nn.backbones import Units
+from benchsuite.nn.conditional import TaskConditional, replace_modules
+from benchsuite.nn.multihead import MultiHead
+from benchsuite.nn.sliced import slice_network
+from benchsuite.strategy import optimizer_of
+
+LIMIT = 6.0  # of |e|
+COSH_LIMIT = 50.0
+
+
+class Gate(TaskConditional):
+    """Multiplies units by the gate of the task: its stored bits, or the trained one while a task is learnt.
+
+    masks: bool (T, n), a row for each finished task, in the order of `tasks`.
+    """
+
+    masks: Tensor
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.units = units
+        self.register_buffer("masks", torch.zeros(0, units, dtype=torch.bool))
+        self.tasks: list[int] = []
+        self.embedding: Any = None  # Tensor (n,), while a task is learnt
+        self.slope = 1.0  # s
+        self._task = -1
+
+    def set_task(self, task: int) -> None:
+        self._task = task
+
+    def values(self) -> Tensor:
+        """The gate (n,) of the task told last."""
+        if self._task in self.tasks:
+            return self.masks[self.tasks.index(self._task)].to(torch.get_default_dtype())
+        if self.embedding is None:
+            return torch.ones(self.units, device=self.masks.device)
+        if self.training:
+            return torch.sigmoid(self.slope * self.embedding)
+        return hard(self.embedding).to(self.embedding)
+
+    def used(self) -> Tensor:
+        """Which units any finished task uses, bool (n,)."""
+        return self.masks.any(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.values().to(x.dtype).view(1, -1, 1, 1)
+
+    def get_extra_state(self) -> dict[str, list[int]]:
+        return {"tasks": self.tasks}
+
+    def set_extra_state(self, state: dict[str, list[int]]) -> None:
+        self.tasks = list(state["tasks"])
+
+
+def hard(embedding: Tensor) -> Tensor:
+    """1[e > 0], with at least the largest unit."""
+    mask = embedding.detach() > 0
+    return mask if mask.any() else embedding.detach() == embedding.detach().max()
+
+
+def compensate(gradient: Tensor, embedding: Tensor, slope: float, s_max: float) -> Tensor:
+    """The gradient of e as if the gate were s_max times as steep as sigmoid(e), whatever the slope s."""
+    steep = torch.cosh((slope * embedding).clamp(-COSH_LIMIT, COSH_LIMIT)) + 1
+    return gradient * s_max * steep / (slope * (torch.cosh(embedding) + 1))
+
+
+@register
+@dataclass
+class HAT(Method):
+    """HAT: a learnt hard mask over units for each task; weights between units in use are fixed."""
+
+    s_max: float = 400.0
+    sparsity: float = 0.75  # c
+    embedding_rate: float = 50.0  # times the recipe's learning rate; the paper's 0.05 where that is 1e-3
+
+    forgetting = "none"
+
+    def __post_init__(self) -> None:
+        if self.s_max <= 1:
+            raise ValueError(f"s_max must be above 1, got {self.s_max}")
+        if self.sparsity < 0:
+            raise ValueError(f"sparsity must not be negative, got {self.sparsity}")
+        if self.embedding_rate <= 0:
+            raise ValueError(f"embedding_rate must be positive, got {self.embedding_rate}")
+
+    def prepare(self, model: MultiHead) -> MultiHead:
+        self.gates = replace_modules(model.backbone, Units, lambda _, units: Gate(units.count))
+        self.usage: list[dict[str, float]] = []
+        self.hardening_gap: list[float] = []
+        return model
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        task = strategy.experience.current_experience
+        for name, gate in self.gates.items():
+            drawn = torch.empty(gate.units).normal_(generator=self.generator("embedding", task, name))
+            gate.embedding = drawn.to(device=strategy.device, dtype=strategy.dtype).requires_grad_()
+        recipe = replace(self.recipe, weight_decay=0.0)
+        self._optimizer = optimizer_of(recipe, [g.embedding for g in self.gates.values()])
+        self._free = {name: (~gate.used()).to(strategy.dtype) for name, gate in self.gates.items()}
+        self._room = float(sum(free.sum() for free in self._free.values()))
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        batches, b = len(strategy.dataloader), strategy.clock.train_epoch_iterations
+        slope = 1 / self.s_max + (self.s_max - 1 / self.s_max) * (b / (batches - 1) if batches > 1 else 1.0)
+        for gate in self.gates.values():
+            gate.slope = slope
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        self._optimizer.zero_grad()
+        if self._room and self.sparsity:
+            taken = sum((self.gates[name].values() * free).sum() for name, free in self._free.items())
+            strategy.loss += self.sparsity * taken / self._room
+
+    @torch.no_grad()
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        for gate in self.gates.values():
+            if gate.embedding.grad is not None:
+                gate.embedding.grad = compensate(gate.embedding.grad, gate.embedding, gate.slope, self.s_max)
+
+    @torch.no_grad()
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.embedding_rate * strategy.optimizer.param_groups[0]["lr"]
+        self._optimizer.step()
+        for gate in self.gates.values():
+            gate.embedding.clamp_(-LIMIT, LIMIT)
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        task = strategy.experience.current_experience
+        self.hardening_gap.append(self._gap(strategy, task))
+        for gate in self.gates.values():
+            gate.masks = torch.cat([gate.masks, hard(gate.embedding)[None]])
+            gate.tasks.append(task)
+            gate.embedding = None
+        protected = list(self._protected())
+        for name, where in protected:
+            self.guard.freeze(name, where)
+        weights = [(name, where) for name, where in protected if name.endswith("weight")]
+        masks = [gate.masks for gate in self.gates.values()]
+        self.usage.append(
+            {
+                "units_of_this_task": sum(int(m[-1].sum()) for m in masks) / sum(m.shape[1] for m in masks),
+                "units": sum(int(m.any(0).sum()) for m in masks) / sum(m.shape[1] for m in masks),
+                "weights": sum(int(w.sum()) for _, w in weights) / sum(w.numel() for _, w in weights),
+            }
+        )
+
+    def _protected(self) -> Iterator[tuple[str, Tensor]]:
+        """Every gated parameter that all tasks share, and where finished tasks need it."""
+        parameters = dict(self.model.backbone.named_parameters())
+        for layer, (reads, writes) in self.model.backbone.wiring.items():
+            out = self.gates[writes].used()
+            for leaf in ("weight", "bias"):
+                if (p := parameters.get(f"{layer}.{leaf}")) is None:
+                    continue
+                where = out.view(-1, *[1] * (p.dim() - 1)).expand_as(p)
+                if p.dim() > 1 and reads is not None:
+                    where = where & self.gates[reads].used().view(1, -1, *[1] * (p.dim() - 2))
+                yield f"backbone.{layer}.{leaf}", where
+
+    def _gap(self, strategy: Any, task: int) -> float:
+        """Accuracy (%) on at most 512 training images with the steepest gate, less that with the hard one."""
+        images = strategy.experience.images
+        x, y, _ = next(iter(Batches([images], [task], 512, augmentation=None, dtype=strategy.dtype)))
+        mode = self.model.training
+        self.model.eval()
+        right = []
+        for soft in (True, False):
+            for gate in self.gates.values():
+                gate.slope = self.s_max
+                gate.training = soft
+            right.append(float((self.model(x, task).argmax(1) == y).float().mean()))
+        self.model.train(mode)
+        return 100 * (right[0] - right[1])
+
+    def artifact(self) -> Artifact:
+        """The network once, one bit for each unit and task, the heads; batch normalisation by task."""
+        artifact = Artifact.of_network(self.model, without=self.gates)
+        for name, gate in self.gates.items():
+            artifact.tensors[f"masks/{name}"] = pack_bits(gate.masks, 1)
+        artifact.header["learnt"] = next(iter(self.gates.values())).tasks
+        return artifact
+
+    @classmethod
+    def restore(cls, artifact: Artifact) -> nn.Module:
+        """Each task is served by the small dense network of its own units."""
+        model = artifact.fill(MultiHead.from_description(artifact.header["network"]))
+        learnt = artifact.header["learnt"]
+        units = {name: m.count for name, m in model.backbone.named_modules() if isinstance(m, Units)}
+        masks = {name: unpack_bits(artifact.tensors[f"masks/{name}"], 1, (len(learnt), n)).bool() for name, n in units.items()}
+        return slice_network(model, {t: {name: m[i] for name, m in masks.items()} for i, t in enumerate(learnt)})
+
+    def facts(self) -> dict[str, Any]:
+        return {"usage": self.usage, "hardening_gap": self.hardening_gap}
+
+    def state(self) -> dict[str, Any]:
+        return {"usage": self.usage, "hardening_gap": self.hardening_gap}

@@ -1,0 +1,76 @@
+"""LwF: learning without forgetting (Li and Hoiem, arXiv 1606.09282).
+
+The network as it was before task t is the teacher. On the images of task t alone,
+
+    L = CE_t + alpha sum_{k<t} tau^2 KL( softmax(z'_k / tau) || softmax(z_k / tau) ),
+
+z'_k and z_k the class scores of old head k on the teacher's and the network's features; the mean over the batch. Backbone and
+all heads learn. The teacher is in evaluation mode and fixed; the network runs once, its features serve every head.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchsuite.method import Method, register
+from benchsuite.nn.backbones import has_batchnorm
+from benchsuite.protocol import Recipe
+
+
+@register
+@dataclass
+class LwF(Method):
+    """LwF: old heads are held to what the network before the task says of the new images."""
+
+    strength: float = 1.0  # alpha
+    temperature: float = 2.0  # tau
+
+    trains_old_heads = True
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"strength must not be negative, got {self.strength}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def unfit(self, recipe: Recipe) -> str:
+        if recipe.batchnorm == "per_task" and has_batchnorm(recipe.backbone):
+            return "it compares all old heads on one set of features, which batchnorm=per_task has not; use another policy"
+        return ""
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self._hook = self.model.backbone.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, features: Tensor) -> None:
+        self._features = features
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        task = strategy.experience.current_experience
+        if task and self.strength:
+            strategy.loss += self.strength * self.distillation(strategy, task)
+
+    def distillation(self, strategy: Any, task: int) -> Tensor:
+        """sum_{k<t} tau^2 KL(teacher || network), the mean over the batch."""
+        tau, loss = self.temperature, self._features.new_zeros((), dtype=strategy.dtype)
+        bf16 = strategy.precision == "bf16"
+        with torch.no_grad(), torch.autocast(strategy.device.type, torch.bfloat16, enabled=bf16):
+            taught = self.teacher.embed(strategy.mb_x, task)
+        taught, features = taught.to(strategy.dtype), self._features.to(strategy.dtype)
+        for k in range(task):
+            target = (self.teacher.heads[str(k)](taught) / tau).log_softmax(1)
+            student = (self.model.heads[str(k)](features) / tau).log_softmax(1)
+            loss = loss + tau**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
+        return loss
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._hook.remove()
+
+    def state(self) -> dict[str, Any]:
+        return {}  # the teacher of the next task is the network of the checkpoint

@@ -1,0 +1,65 @@
+"""MAS: memory aware synapses (Aljundi et al., arXiv 1711.09601).
+
+After task t, over its training images without augmentation and with the active head's class scores z_t,
+
+    Omega^t_i = 1/N sum_n | d ||z_t(x_n)||_2^2 / d theta_i |,      one gradient for each image, its absolute value averaged.
+
+Omega = (1 - alpha) Omega + alpha Omega^t from the second task on; alpha = 0.5 is the convex average in common use.
+L = CE_t + lambda sum_i Omega_i (theta_i - theta*_{t-1},i)^2 over the parameters that every task uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from benchsuite.data.batches import Batches
+from benchsuite.method import Method, register
+from benchsuite.nn.conditional import shared_parameters
+from benchsuite.nn.importance import Quadratic, per_sample_gradients
+
+
+@register
+@dataclass
+class MAS(Method):
+    """MAS: a quadratic penalty on moving weights, weighted by how much the class scores depend on them."""
+
+    strength: float = 1.0  # lambda
+    average: float = 0.5  # alpha, the newest task's share in the importance
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"strength must not be negative, got {self.strength}")
+        if not 0 <= self.average <= 1:
+            raise ValueError(f"average must lie in [0, 1], got {self.average}")
+        self.penalty = Quadratic()
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        if self.penalty.importance and self.strength:
+            strategy.loss += self.strength * self.penalty(shared_parameters(self.model.backbone))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        experience = strategy.experience
+        task = experience.current_experience
+        importance = self.sensitivity(task, Batches([experience.images], [task], 32, augmentation=None, dtype=strategy.dtype))
+        for name, earlier in self.penalty.importance.items():
+            importance[name] = (1 - self.average) * earlier + self.average * importance[name]
+        self.penalty = Quadratic()
+        self.penalty.add(importance, shared_parameters(self.model.backbone))
+
+    def sensitivity(self, task: int, batches: Batches) -> dict[str, Tensor]:
+        """Omega^t: {name: like the parameter} for the shared parameters."""
+        total: dict[str, Tensor] = {}
+        pairs = ((x, y) for x, y, _ in batches)
+        for gradients in per_sample_gradients(self.model, lambda logits, _: logits.square().sum(), pairs, task):
+            for name, g in gradients.items():
+                total[name] = total[name] + g.abs().sum(0) if name in total else g.abs().sum(0)
+        return {name: t / len(batches.labels) for name, t in total.items()}
+
+    def state(self) -> dict[str, Any]:
+        return dict(vars(self.penalty))
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        vars(self.penalty).update(state)

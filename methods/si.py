@@ -1,0 +1,69 @@
+"""SI: synaptic intelligence (Zenke et al., arXiv 1703.04200).
+
+Along the path of training every weight collects its share of the drop of the loss,
+
+    w_i += -g_i (theta_i^after - theta_i^before)      at each step, g the gradient of the loss without the penalty,
+
+and after task t that becomes importance:  Omega_i += max(0, w_i) / ((theta_i - theta_i^start)^2 + xi).
+L = CE_t + c sum_i Omega_i (theta_i - theta*_{t-1},i)^2 over the parameters that every task uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchsuite.method import Method, register
+from benchsuite.nn.conditional import shared_parameters
+
+
+@register
+@dataclass
+class SI(Method):
+    """SI: a quadratic penalty on moving weights, weighted by what each did for the loss of earlier tasks."""
+
+    strength: float = 0.1  # c
+    damping: float = 0.1  # xi
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"strength must not be negative, got {self.strength}")
+        if self.damping <= 0:
+            raise ValueError(f"damping must be positive, got {self.damping}")
+        self.importance: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}  # where the task at hand started
+
+    @torch.no_grad()
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        parameters = shared_parameters(self.model.backbone)
+        self.anchor = {name: p.detach().clone() for name, p in parameters.items()}
+        self.path = {name: torch.zeros_like(p) for name, p in self.anchor.items()}
+
+    @torch.no_grad()
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Keep the plain gradient and add the penalty's, 2 c Omega (theta - anchor), which the path must not see."""
+        self._before = {}
+        for name, p in shared_parameters(self.model.backbone).items():
+            if p.grad is not None:
+                self._before[name] = (p.grad.clone(), p.detach().clone())
+                if self.importance and self.strength:
+                    p.grad.addcmul_(self.importance[name], p - self.anchor[name], value=2 * self.strength)
+
+    @torch.no_grad()
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        parameters = shared_parameters(self.model.backbone)
+        for name, (gradient, before) in self._before.items():
+            self.path[name].addcmul_(gradient, parameters[name] - before, value=-1)
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        for name, p in shared_parameters(self.model.backbone).items():
+            new = self.path[name].clamp_min(0) / ((p - self.anchor[name]).square() + self.damping)
+            self.importance[name] = self.importance[name] + new if name in self.importance else new
+        self._before = {}
+
+    def state(self) -> dict[str, Any]:
+        return {"importance": self.importance}
