@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 @torch.no_grad()
 def macs(model: nn.Module, image: tuple[int, int, int], task: int) -> int:
     """Multiply-accumulates of one image of shape (C, H, W) through a served model; half of what FlopCounterMode counts."""
-    x = torch.zeros(1, *image)
+    x = torch.zeros(2, *image)  # two, as batch statistics of one image may not exist
     model(x, task)  # the first call may compose a task's kernels, which serving does once and not for each image
     with FlopCounterMode(display=False) as counter:
         model(x, task)
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 4
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
