@@ -4,7 +4,8 @@ With g the gradient of a step and g_ref that of a batch of stored images of earl
 
     g <- g - (g . g_ref / g_ref . g_ref) g_ref    where g . g_ref < 0,
 
-over all parameters, heads included (as in Avalanche; a head without a gradient counts as zero and stays as it is).
+over the backbone. Memory and reference gradient are Avalanche's, the projection is ours: Avalanche's runs over the heads too,
+where g is zero for every head that g_ref has a part in and stays so, which leaves the projected gradient against g_ref.
 Images are stored as they are, one byte a channel and pixel, the same number for each task; they count as training state.
 """
 
@@ -14,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from avalanche.training.plugins import AGEMPlugin
 
 from benchsuite.method import Method, register
@@ -55,8 +57,22 @@ class AGEM(Method):
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self.plugin.before_training_iteration(strategy, **kwargs)
 
+    @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        self.plugin.after_backward(strategy, **kwargs)
+        if not self.plugin.buffers:
+            return
+        parameters = dict(self.model.named_parameters())
+        parts = self.plugin.reference_gradients.split([p.numel() for p in parameters.values()])
+        pairs = [
+            (p.grad, reference.view_as(p))
+            for (name, p), reference in zip(parameters.items(), parts, strict=True)
+            if name.startswith("backbone.") and p.grad is not None
+        ]
+        along = sum((g * reference).sum() for g, reference in pairs)
+        size = sum(reference.square().sum() for _, reference in pairs)
+        against = along.clamp_max(0) / size.clamp_min(torch.finfo(size.dtype).tiny)  # 0 where there is nothing to project
+        for g, reference in pairs:
+            g.sub_(against * reference)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         del self.plugin

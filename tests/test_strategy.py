@@ -6,34 +6,18 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LRSchedulerPlugin, LwFPlugin, ReplayPlugin
+from short_runs import TINY, make, weights
 from torch import nn
 
 from benchsuite.data.batches import Batches
-from benchsuite.data.stream import build_stream
 from benchsuite.nn.backbones import reseed_dropout
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import protocols
-from benchsuite.randomness import seed_globals
-from benchsuite.runner import assemble, run
-from benchsuite.settings import recipe_of, resolve
+from benchsuite.runner import run
+from benchsuite.settings import resolve
 from benchsuite.strategy import Schedule, Watch
 
 DIGITS = protocols.get("split-digits")
-TINY = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
-
-
-def make(*plugins, method="finetune", precision="fp32", dtype=torch.float32, **settings):
-    """A strategy on a few digits, and its stream, as the runner makes them."""
-    job = resolve("split-digits", "smoke", method, 1, overrides=TINY | settings, precision=precision)
-    stream = build_stream(DIGITS, recipe_of(job.settings), 1, data_dir=None, device=torch.device("cpu"))
-    seed_globals(1)
-    strategy = assemble(job, stream, plugins=plugins)
-    if dtype == torch.float64:
-        for t in range(len(stream.tasks)):
-            strategy.model.add_task(t)
-        strategy.model.double()
-        strategy.dtype = dtype
-    return strategy, stream
 
 
 class Spy(SupervisedPlugin):
@@ -43,10 +27,6 @@ class Spy(SupervisedPlugin):
         super().__init__()
         self.seen = []
         setattr(self, hook, lambda strategy, **kwargs: self.seen.append(look(strategy)))
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
 
 def test_replay_brings_its_own_loader_and_old_images_reach_their_heads():

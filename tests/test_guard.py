@@ -1,0 +1,95 @@
+"""Frozen entries stay bit-identical under every optimiser; masking gradients alone does not freeze them."""
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from short_runs import make, trained
+
+from benchsuite.nn.guard import FrozenGuard
+
+OPTIMIZERS = {
+    "sgd": {"optimizer": "sgd", "lr": 0.05},
+    "momentum": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
+    "momentum and decay": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
+    "adam": {"optimizer": "adam", "lr": 0.01},
+    "adamw and decay": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
+}
+# where a masked gradient is not enough: momentum or moments from before, and decay whether or not they are fresh
+MOVES = {("momentum", False), ("momentum and decay", False), ("momentum and decay", True), ("adam", False)}
+MOVES |= {("adamw and decay", False), ("adamw and decay", True)}
+NAME = "backbone.conv2.weight"
+
+
+class Freeze(SupervisedPlugin):
+    """Freezes the first half of a layer's kernels after the first task."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = None
+
+    def after_training_exp(self, strategy, **kwargs):
+        if self.kept is None:
+            weight = strategy.model.get_parameter(NAME)
+            where = torch.zeros_like(weight, dtype=torch.bool)
+            where[: len(weight) // 2] = True
+            strategy.method.guard.freeze(NAME, where)
+            self.kept = weight.detach().clone()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_frozen_entries_are_bit_identical_and_the_others_learn(optimizer, reset):
+    freeze = Freeze()
+    strategy, _ = trained(freeze, tasks=3, reset_optimizer=reset, **OPTIMIZERS[optimizer])
+    weight, half = strategy.model.get_parameter(NAME), len(freeze.kept) // 2
+    assert torch.equal(weight[:half], freeze.kept[:half])
+    assert not torch.equal(weight[half:], freeze.kept[half:])
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_masked_gradient_alone_does_not_freeze(optimizer, reset, monkeypatch):
+    monkeypatch.setattr(FrozenGuard, "after_update", lambda *_, **__: None)
+    freeze = Freeze()
+    strategy, _ = trained(freeze, tasks=3, reset_optimizer=reset, **OPTIMIZERS[optimizer])
+    half = len(freeze.kept) // 2
+    moved = not torch.equal(strategy.model.get_parameter(NAME)[:half], freeze.kept[:half])
+    assert moved is ((optimizer, reset) in MOVES)
+
+
+def test_a_wholly_frozen_parameter_gets_no_gradient_and_can_be_freed_again():
+    strategy, stream = make()
+    guard = strategy.method.guard
+    guard.freeze("backbone.conv1.weight")
+    before = strategy.model.backbone.conv1.weight.detach().clone()
+    strategy.train(stream.train[0], eval_streams=[])
+    assert strategy.model.backbone.conv1.weight.grad is None
+    assert torch.equal(strategy.model.backbone.conv1.weight, before)
+    guard.freeze("backbone.conv1.weight", torch.zeros_like(before, dtype=torch.bool))
+    strategy.train(stream.train[1], eval_streams=[])
+    assert not torch.equal(strategy.model.backbone.conv1.weight, before)
+
+
+@pytest.mark.parametrize("method", ["packnet", "hat", "cacl"])
+def test_heads_of_finished_tasks_are_frozen_for_methods_that_forget_nothing(method):
+    strategy, _ = trained(method=method, tasks=2, epochs=1)
+    assert not any(p.requires_grad for t in "01" for p in strategy.model.heads[t].parameters())
+    other, _ = trained(method="finetune", tasks=2, epochs=1)  # control
+    assert all(p.requires_grad for t in "01" for p in other.model.heads[t].parameters())
+
+
+@pytest.mark.parametrize("method", ["packnet", "hat"])
+@pytest.mark.parametrize(("optimizer", "reset"), sorted(MOVES))
+def test_without_the_guard_the_methods_that_rely_on_it_forget(method, optimizer, reset, monkeypatch):
+    def drift():
+        strategy, stream = make(method=method, epochs=1, reset_optimizer=reset, **OPTIMIZERS[optimizer])
+        x, logits = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), []
+        for experience in stream.train:
+            strategy.train(experience, eval_streams=[])
+            with torch.no_grad():
+                logits.append(strategy.model.eval()(x, 0))
+        return not (torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2]))
+
+    assert not drift()
+    monkeypatch.setattr(FrozenGuard, "after_update", lambda *_, **__: None)
+    assert drift()

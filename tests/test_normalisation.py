@@ -1,0 +1,78 @@
+"""Batch normalisation under each policy."""
+
+import pytest
+import torch
+from short_runs import trained
+from torch import nn
+
+from benchsuite.errors import UserError
+from benchsuite.nn.multihead import MultiHead
+from benchsuite.settings import resolve
+
+RESNET = {"backbone": "resnet18", "epochs": 1}
+
+
+def drift_of_statistics(policy):
+    """Logits of the first task while the second is learnt with every parameter of the backbone held still."""
+    strategy, stream = trained(tasks=1, batchnorm=policy, **RESNET)
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    logits = strategy.model.eval()(x, 0).detach()
+    strategy.model.train()
+    for p in strategy.model.backbone.parameters():
+        p.requires_grad_(False)
+    strategy.train(stream.train[1], eval_streams=[])
+    return (strategy.model.eval()(x, 0) - logits).abs().max().item()
+
+
+@pytest.mark.parametrize("policy", ["per_task", "frozen_after_first", "batch_stats"])
+def test_what_later_tasks_do_to_the_statistics_does_not_reach_the_first(policy):
+    assert drift_of_statistics(policy) == 0
+
+
+def test_shared_statistics_drift_even_when_every_parameter_is_frozen():
+    assert drift_of_statistics("shared") > 1e-3
+
+
+def test_scale_and_shift_are_fixed_after_the_first_task():
+    strategy, stream = trained(tasks=1, batchnorm="frozen_after_first", optimizer="adamw", weight_decay=0.1, **RESNET)
+    before = {name: t.clone() for name, t in strategy.model.state_dict().items() if ".norm." in name}
+    strategy.train(stream.train[1], eval_streams=[])
+    after = strategy.model.state_dict()
+    assert before
+    assert all(torch.equal(after[name], t) for name, t in before.items())
+
+
+def test_each_task_has_four_numbers_a_channel_of_its_own():
+    strategy, _ = trained(tasks=2, **RESNET)
+    artifact = strategy.method.artifact()
+    dense = MultiHead.build("resnet18", image=(1, 8, 8), classes=[2], batchnorm="shared")
+    channels = sum(m.num_features for m in dense.modules() if isinstance(m, nn.BatchNorm2d))
+    stored = sum(t.numel() for name, t in artifact.tensors.items() if ".norms." in name)
+    assert stored == 2 * 4 * channels
+
+
+def test_the_policy_is_part_of_a_run_only_where_there_is_something_to_normalise():
+    plain = resolve("split-digits", "smoke", "finetune", 1)
+    assert "batchnorm" not in plain.settings
+    job = resolve("split-digits", "smoke", "finetune", 1, overrides={"backbone": "resnet18"})
+    assert job.settings["batchnorm"] == "per_task"
+    with pytest.raises(UserError, match="has no batch normalisation"):
+        resolve("split-digits", "smoke", "finetune", 1, overrides={"batchnorm": "shared"})
+
+
+@pytest.mark.parametrize("method", ["cacl", "hat", "packnet"])
+def test_methods_that_forget_nothing_refuse_shared_statistics(method):
+    with pytest.raises(UserError, match="batchnorm=per_task"):
+        resolve("split-digits", "smoke", method, 1, overrides={"backbone": "resnet18", "batchnorm": "shared"})
+    assert resolve("split-digits", "smoke", "individual", 1, overrides={"backbone": "resnet18", "batchnorm": "shared"})
+
+
+@pytest.mark.parametrize("image", [(3, 32, 32), (3, 84, 84), (1, 8, 8)])
+def test_resnet18_has_the_shape_it_says(image):
+    model = MultiHead.build("resnet18", image=image, classes=[5], batchnorm="shared").eval()
+    x = torch.zeros(2, *image)
+    assert model.backbone(x).shape == (2, model.features) == (2, 160)
+    convolutions = [m for m in model.backbone.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 20  # 17 of 3x3 in the stem and the blocks, 3 of 1x1 in the shortcuts
+    named = {name for name, m in model.backbone.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)}
+    assert named == set(model.backbone.wiring)
