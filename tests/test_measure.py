@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchsuite.measure import cacl_lite, precision
+from benchsuite.measure import cacl_lite, precision, steps
 
 
 def convolutions(emulate, autocast=True):
@@ -51,3 +51,13 @@ def test_the_precision_table_pairs_the_seeds(monkeypatch, capsys, tmp_path):
     assert len(re.findall(r"bf16: ACC", out)) == len(re.findall(r"fp32: ACC", out)) == 2
     assert "n = 2" in out
     assert (tmp_path / "emulated").is_dir()
+
+
+def test_the_table_of_steps_has_every_method_early_and_late(monkeypatch, capsys):
+    words = "--protocol split-digits --tasks 2 3 --rounds 1 --steps 1 --set batch_size=16"
+    monkeypatch.setattr(sys, "argv", ["steps", *words.split()])
+    steps.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {row[0] for row in rows} >= {"finetune", "ewc", "packnet", "hat", "cacl"}
+    assert all(float(value) > 0 for row in rows for value in row[1:])
+    assert [row[1:3] for row in rows if row[0] == "finetune"] == [["1.000", "1.000"]]
