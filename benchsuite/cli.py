@@ -224,26 +224,25 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
     from .protocol import Recipe
     from .registry import suggest
     from .runner import choose_device, identify
-    from .settings import field_types, recipe_of, resolve
+    from .settings import Unfit, field_types, recipe_of, resolve
 
     names = [resolve_method(methods, name) for name in arguments.methods or methods.all()]
     known = {name: {*field_types(Recipe), *field_types(methods.get(name))} for name in names}
     for setting in overrides:
         if not any(setting in fields for fields in known.values()):
             raise UserError(f"{setting!r} is no setting of {', '.join(names)}; {suggest(setting, set().union(*known.values()))}")
-    jobs = [
-        resolve(
-            protocol.name,
-            arguments.tier,
-            name,
-            seed,
-            overrides={k: v for k, v in overrides.items() if k in known[name]},
-            precision=arguments.precision,
-        )
-        for seed in dict.fromkeys(arguments.seeds or (1, 2, 3))
-        for name in names
-    ]
-    jobs = [identify(job, arguments.data_dir) for job in jobs]
+    jobs, unfit = [], {}
+    for seed in dict.fromkeys(arguments.seeds or (1, 2, 3)):
+        for name in names:
+            mine = {k: v for k, v in overrides.items() if k in known[name]}
+            try:
+                job = resolve(protocol.name, arguments.tier, name, seed, overrides=mine, precision=arguments.precision)
+            except Unfit as reason:
+                unfit[name] = str(reason)
+            else:
+                jobs.append(identify(job, arguments.data_dir))
+    for reason in unfit.values():
+        print(f"benchsuite: n/a: {reason}", file=sys.stderr)
     note_slow_precision(arguments)
     on_gpu = choose_device(arguments.device, arguments.precision).type == "cuda"
     left = missing(jobs, arguments.results)

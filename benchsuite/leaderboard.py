@@ -27,7 +27,7 @@ MB = 1e6
 # line no longer runs what the published figures were measured on.
 RECIPE = [
     "backbone", "epochs", "milestones", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "reset_optimizer",
-    "dropout", "tasks", "train_per_class", "test_per_class", "holdout", "partial_data",
+    "dropout", "batchnorm", "tasks", "train_per_class", "test_per_class", "holdout", "partial_data",
 ]  # fmt: skip
 
 
@@ -365,6 +365,8 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
                 sizes.setdefault(name, []).append(size)
         if sizes:
             notes.append(f"{label}: " + ", ".join(f"{np.mean(s) / MB:.3f} MB as {name}" for name, s in sizes.items()))
+        if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
+            notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
     for row in board[~board["published"]].to_dict("records"):
         if 0 < row["ratio_n"] < row["n"]:
             notes.append(

@@ -204,6 +204,16 @@ def test_a_method_in_one_file_appears_on_the_leaderboard(folder, capsys):
     assert len(own[0].job.method_source) == 64  # what was run is on record, though it lies outside the package
 
 
+def test_the_leaderboard_leaves_out_what_does_not_apply_and_says_why(folder, capsys):
+    words = [*TINY, "--seeds", "1", "--set", "backbone=resnet18", "--method", "finetune"]
+    assert call("leaderboard", *words, "--method", "lwf") == 0
+    said = capsys.readouterr()
+    assert "n/a: lwf cannot run like this" in said.err
+    assert "finetune" in said.out
+    assert call(*RUN, "--method", "lwf", "--set", "backbone=resnet18") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("text", ["raise ValueError('no')", "x = 1", "import no_such_package", "raise ValueError('no\\nno')"])
 def test_a_file_that_is_no_method_is_refused(text, folder, capsys):
     (folder / "other.py").write_text(text)
