@@ -401,6 +401,14 @@ def test_the_space_of_every_method_holds_its_present_values(name):
     assert "tune`, ACC after the first 3 tasks of seed 1001" in made.origin()
 
 
+@pytest.mark.parametrize("name", tune.protocols.all())
+def test_no_reported_seed_has_an_order_of_tuning(name):
+    order = tune.protocols.get(name).order
+    reported = [order(seed) for seed in range(1, 11)]
+    assert not [seed for seed in tune.TUNING_SEEDS if order(seed) in reported]
+    assert order(1) in reported
+
+
 def test_a_short_protocol_is_tuned_on_all_its_tasks(toy, monkeypatch):
     short = replace(tune.protocols.get("split-digits"), name="short", tasks=tune.protocols.get("split-digits").tasks[:2])
     monkeypatch.setattr(tune.protocols, "_known", {**tune.protocols.all(), "short": short})
