@@ -9,6 +9,8 @@ warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche imp
 _PUBLIC = {
     "Method": "method",
     "Declared": "method",
+    "Range": "method",
+    "Choice": "method",
     "register": "method",
     "Artifact": "artifact",
     "load": "artifact",

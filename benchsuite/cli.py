@@ -17,6 +17,7 @@ EPILOG = """examples:
   benchsuite run --protocol split-cifar100 --tier lite --method cacl --seed 1
   benchsuite run --method ./my_method.py --set strength=0.5
   benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1,2,3,4,5
+  benchsuite tune --protocol split-cifar100 --method ewc --trials 12
 """
 
 
@@ -43,10 +44,11 @@ def parser() -> Parser:
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
-    where = Parser(add_help=False)
-    where.add_argument("--protocol", default="split-digits", help="a registered protocol (default: the embedded split-digits)")
+    place = Parser(add_help=False)
+    place.add_argument("--protocol", default="split-digits", help="a registered protocol (default: the embedded split-digits)")
+    place.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    where = Parser(add_help=False, parents=[place])
     where.add_argument("--tier", default="paper", help="paper (the full recipe, default), lite or smoke")
-    where.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     how = Parser(add_help=False)
     how.add_argument(
         "--set",
@@ -87,6 +89,10 @@ def parser() -> Parser:
     )
     board.add_argument("--no-run", action="store_true", help="rank the records that are there, run nothing")
     board.add_argument("--output", type=Path, metavar="DIR", help="folder for tables and figures (default: beside the records)")
+    search = commands.add_parser("tune", parents=[place, how, data], help="search a method's settings on training images alone")
+    search.add_argument("--tier", default="lite", help="paper (the full recipe), lite (default) or smoke")
+    search.add_argument("--method", required=True, help="a registered method, or a Python file that registers one")
+    search.add_argument("--trials", type=int, required=True, metavar="N", help="how many sets of values to try")
     sets = commands.add_parser("data", help="fetch or check a protocol's image sets")
     actions = sets.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     for action, what in (("get", "download what is missing"), ("verify", "decode everything afresh and check it")):
@@ -265,6 +271,30 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
             method_files=files,
             report=display,
         )
+
+
+def command_tune(arguments: argparse.Namespace) -> int:
+    overrides = parse_settings(arguments)
+    from .method import methods
+    from .tune import best_of, study, words
+
+    method = resolve_method(methods, arguments.method)
+    chosen = study(
+        arguments.protocol, arguments.tier, method, arguments.trials, overrides=overrides, precision=arguments.precision
+    )
+    note_slow_precision(arguments)
+    folder, trials = arguments.results / "tune", []  # apart from the runs that a leaderboard ranks
+    for trial in chosen.search(folder, data_dir=arguments.data_dir, device=arguments.device):
+        print(trial, flush=True)
+        trials.append(trial)
+    path = chosen.write(trials, folder, device=arguments.device)
+    best = best_of(trials)
+    if best is None:
+        print(f"benchsuite: failed: no trial has a score; see {path}", file=sys.stderr)
+        return 1
+    print(f"best: {words(best.values)} (trial {best.number}); for the `settings` of {method}:\n\n{chosen.declared(best)}\n")
+    print(path)
+    return 0
 
 
 def command_data(arguments: argparse.Namespace) -> None:

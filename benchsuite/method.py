@@ -29,6 +29,22 @@ class Declared:
     origin: str
 
 
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included, for `benchsuite tune`; with log=True equal factors are equally likely."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A few values for `benchsuite tune`, in no order."""
+
+    values: tuple[Any, ...]
+
+
 class Method(SupervisedPlugin):
     """Base of every method: plain fine-tuning. Subclasses are dataclasses; each field is a hyper-parameter.
 
@@ -43,6 +59,7 @@ class Method(SupervisedPlugin):
     trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
     trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design
     settings: ClassVar[tuple[Declared, ...]] = ()
+    space: ClassVar[Mapping[str, Range | Choice]] = {}  # what `benchsuite tune` searches, by the name of the setting
 
     seed: int
     recipe: Recipe

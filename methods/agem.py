@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from avalanche.training.plugins import AGEMPlugin
 
-from benchsuite.method import Method, register
+from benchsuite.method import Choice, Method, register
 from benchsuite.methods.er import BUDGET, FEW_DIGITS, images_in, mixed_batches
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import seeded
@@ -33,6 +33,7 @@ class AGEM(Method):
     sample_size: int = 64  # stored images behind each step's reference gradient
 
     settings: ClassVar = (FEW_DIGITS,)
+    space: ClassVar = {"sample_size": Choice((64, 128, 256))}
 
     def __post_init__(self) -> None:
         if self.budget <= 0:

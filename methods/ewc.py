@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchsuite.data.batches import Batches
-from benchsuite.method import Method, register
+from benchsuite.method import Method, Range, register
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, per_sample_gradients
 
@@ -39,6 +39,8 @@ class EWC(Method):
     mode: Literal["separate", "online"] = "separate"
     fisher: Literal["sample", "exact", "empirical"] = "sample"
     decay: float = 1.0  # gamma, of the online form
+
+    space: ClassVar = {"strength": Range(1e2, 1e6, log=True)}
 
     def __post_init__(self) -> None:
         if self.strength < 0:

@@ -23,14 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from benchsuite.artifact import Artifact, pack_bits, unpack_bits
 from benchsuite.data.batches import Batches
-from benchsuite.method import Method, register
+from benchsuite.method import Method, Range, register
 from benchsuite.nn.backbones import Units
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
@@ -107,6 +107,7 @@ class HAT(Method):
     embedding_rate: float = 50.0  # times the recipe's learning rate; the paper's 0.05 where that is 1e-3
 
     forgetting = "none"
+    space: ClassVar = {"sparsity": Range(0.1, 2.5), "embedding_rate": Range(1.0, 100.0, log=True)}
 
     def __post_init__(self) -> None:
         if self.s_max <= 1:

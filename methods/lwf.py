@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchsuite.method import Method, register
+from benchsuite.method import Choice, Method, Range, register
 from benchsuite.nn.backbones import has_batchnorm
 from benchsuite.protocol import Recipe
 
@@ -32,6 +32,7 @@ class LwF(Method):
     temperature: float = 2.0  # tau
 
     trains_old_heads = True
+    space: ClassVar = {"strength": Range(0.1, 10.0, log=True), "temperature": Choice((1.0, 2.0, 4.0))}
 
     def __post_init__(self) -> None:
         if self.strength < 0:

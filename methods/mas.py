@@ -11,12 +11,12 @@ L = CE_t + lambda sum_i Omega_i (theta_i - theta*_{t-1},i)^2 over the parameters
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from benchsuite.data.batches import Batches
-from benchsuite.method import Method, register
+from benchsuite.method import Method, Range, register
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, per_sample_gradients
 
@@ -28,6 +28,8 @@ class MAS(Method):
 
     strength: float = 1.0  # lambda
     average: float = 0.5  # alpha, the newest task's share in the importance
+
+    space: ClassVar = {"strength": Range(1e-2, 1e2, log=True)}
 
     def __post_init__(self) -> None:
         if self.strength < 0:

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchsuite.artifact import Artifact, pack_bits, unpack_bits
-from benchsuite.method import Method, register
+from benchsuite.method import Choice, Method, register
 from benchsuite.nn.backbones import init_default
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
@@ -104,6 +104,7 @@ class PackNet(Method):
     biases: Literal["per_task", "first_task"] = "per_task"
 
     forgetting = "none"
+    space: ClassVar = {"retrain_share": Choice((0.2, 1 / 3, 0.5))}
 
     def __post_init__(self) -> None:
         for name in ("prune", "retrain_share"):

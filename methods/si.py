@@ -11,12 +11,12 @@ L = CE_t + c sum_i Omega_i (theta_i - theta*_{t-1},i)^2 over the parameters that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from benchsuite.method import Method, register
+from benchsuite.method import Method, Range, register
 from benchsuite.nn.conditional import shared_parameters
 
 
@@ -27,6 +27,8 @@ class SI(Method):
 
     strength: float = 0.1  # c
     damping: float = 0.1  # xi
+
+    space: ClassVar = {"strength": Range(1e-2, 1e2, log=True)}
 
     def __post_init__(self) -> None:
         if self.strength < 0:
