@@ -31,9 +31,9 @@ from .registry import suggest
 from .runner import RunFailed, choose_device, environment, identify, run, source_revision
 from .settings import field_types, resolve
 
-# Results are reported for seeds that count from 1. Of five tasks there are only 120 orders: a tuning order differs from those
-# of seeds 1 to 10 (tests/test_tune.py), but on five tasks its first three can be the first three of one of them.
-TUNING_SEEDS = (1001,)
+# Results are reported for seeds that count from 1. Of five tasks there are only 120 orders and 10 sets of three, so this seed is
+# one whose first tasks are not, as a set, the first ones of any of the seeds 1 to 10 on any protocol (tests/test_tune.py).
+TUNING_SEEDS = (1002,)
 TASKS = 3  # forgetting shows from the second on, a penalty that leaves no room to learn in the third
 HOLDOUT = 0.1
 STARTUP = 5  # random trials before TPE models the scores; Optuna's own 10 would be nearly all of a small budget
