@@ -243,8 +243,8 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
             mine = {k: v for k, v in overrides.items() if k in known[name]}
             try:
                 job = resolve(protocol.name, arguments.tier, name, seed, overrides=mine, precision=arguments.precision)
-            except Unfit as reason:
-                unfit[name] = str(reason)
+            except Unfit as error:
+                unfit[name] = str(error)
             else:
                 jobs.append(identify(job, arguments.data_dir))
     for reason in unfit.values():
@@ -259,7 +259,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
         for name in dict.fromkeys(protocol.tasks[i].dataset for i in protocol.order(job.seed)[: recipe.tasks]):
             if not recipe.partial_data:
                 load(name, arguments.data_dir)
-    workers = min(arguments.workers or (1 if on_gpu else cores()), len(left))
+    workers = arguments.workers or (1 if on_gpu else cores())
     files = [Path(name) for name in arguments.methods or () if name.endswith(".py")]
     with Display(left) as display:
         return run_all(
@@ -299,6 +299,7 @@ def command_tune(arguments: argparse.Namespace) -> int:
 
 def command_data(arguments: argparse.Namespace) -> None:
     from .data import get, load, verify
+    from .data.sets import MissingData
     from .protocol import protocols
 
     for name in dict.fromkeys(task.dataset for task in protocols.get(arguments.protocol).tasks):
@@ -310,7 +311,13 @@ def command_data(arguments: argparse.Namespace) -> None:
                     raise
                 print(f"benchsuite: note: {error}", file=sys.stderr)
         check = load if arguments.action == "get" else verify  # get has decoded and checked it a moment ago
-        images = check(name, arguments.data_dir, partial=arguments.partial_data)
+        try:
+            images = check(name, arguments.data_dir, partial=arguments.partial_data)
+        except MissingData as error:
+            if not arguments.partial_data:
+                raise
+            print(f"benchsuite: note: {error}", file=sys.stderr)
+            continue
         print(
             f"{name}: {len(images.train_y):,} training and {len(images.test_y):,} test images, "
             f"{'complete' if images.complete else images.note or 'incomplete'}, digest {images.digest[:16]}"
@@ -332,7 +339,7 @@ def command_export(arguments: argparse.Namespace) -> None:
     for folder, record, name in zip(folders, records, names, strict=True):
         source = folder / "artifact.safetensors"
         if not source.exists():
-            raise UserError(f"{source}: is not there; delete {folder / 'record.json'} and run again to make it")
+            raise UserError(f"{source}: is not there; the same run in another results folder (--results) makes it")
         content = source.read_bytes()
         if len(content) != record.stored_bytes:
             raise UserError(

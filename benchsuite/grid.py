@@ -52,15 +52,21 @@ def run_all(
     left = missing(jobs, results)
     errors: dict[str, str] = {}
     shared = (results, data_dir, device, method_files)
-    survivors = _round(left, min(workers, len(left)), shared, report, errors)
+    threads = max(1, cores() // workers)  # whatever is left to run: a result must not depend on it
+    survivors = _round(left, min(workers, len(left)), threads, shared, report, errors)
     for job in survivors:  # a worker died: one at a time, to find out with which job
-        if _round([job], 1, shared, report, errors):
+        if _round([job], 1, threads, shared, report, errors):
             errors[str(job.folder)] = f"{job}: its process was killed (out of memory?); run the same command to resume it"
     return errors
 
 
 def _round(
-    jobs: Sequence[Job], workers: int, shared: tuple[Any, ...], report: Callable[[Any], None], errors: dict[str, str]
+    jobs: Sequence[Job],
+    workers: int,
+    threads: int,
+    shared: tuple[Any, ...],
+    report: Callable[[Any], None],
+    errors: dict[str, str],
 ) -> list[Job]:
     """Run jobs in a pool; returns those whose outcome is unknown because a worker process died."""
     if not jobs:
@@ -68,7 +74,7 @@ def _round(
     context = multiprocessing.get_context("spawn")
     # A pipe of each round's own: a worker that is killed may leave half a message and the lock taken, and its pool ends with it.
     reader, writer = context.Pipe(duplex=False)
-    start = (max(1, cores() // workers), context.Lock(), writer, *shared)
+    start = (threads, context.Lock(), writer, *shared)
     listener = Thread(target=_listen, args=(reader, report), daemon=True)
     unknown = []
     try:
@@ -125,12 +131,11 @@ def _start(threads: int, lock: Any, writer: Any, *shared: Any) -> None:
     global _shared
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     Thread(target=_follow_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     from .method import methods
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))  # torch's own number heeds OMP_NUM_THREADS
     for path in shared[-1]:
         methods.load_file(path)
     _shared = (lock, writer, *shared)

@@ -331,10 +331,12 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
 
     notes = []
     for label, runs in rows.items():
-        origins = {name: origin for run in runs for name, origin in run.job.origins.items()}
+        origins: dict[str, dict[str, None]] = {}  # what was chosen, by where it comes from
+        for run in runs:
+            for name, origin in run.job.origins.items():
+                origins.setdefault(origin, {})[f"{name} = {run.job.settings.get(name)}"] = None
         if origins:
-            chosen = (f"{name} = {runs[0].job.settings.get(name)} ({origin})" for name, origin in origins.items())
-            notes.append(f"{label}: {', '.join(chosen)}")
+            notes.append(f"{label}: " + "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items()))
     recipe = [name for name in records[0].job.settings if all(name in r.job.settings for r in records)]
     for name in recipe:
         notes += differing(f"runs with different settings: {name}", partial(_setting, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -135,5 +136,7 @@ def register(cls: type[Method]) -> type[Method]:
     # Two plugins are the same only if they are one object: a dataclass would compare, and refuse to hash, its fields.
     cls.__eq__, cls.__hash__ = object.__eq__, object.__hash__  # type: ignore[method-assign]
     cls.name = cls.__dict__.get("name") or cls.__name__.lower()
+    if not re.fullmatch(r"[\w][\w.+-]*", cls.name):
+        raise TypeError(f"a method's name is letters, digits and _ . + -, got {cls.name!r}")
     methods.add(cls.name, cls)
     return cls

@@ -1,6 +1,7 @@
 """One integer seed, and from it one independent generator for each purpose. No global generator is read.
 
-Purposes: "order", "init" (per task and layer), "batches", "augmentation", "dropout", "method". A generator is derived
+Purposes: "init" (per task and layer), "batches", "augmentation", "dropout", "holdout", "individual", "method"; a protocol has
+its own for the order of tasks. A generator is derived
 afresh at the start of what it serves (a task, an epoch), so nothing depends on what was drawn before: evaluation can't
 shift it, and a resumed run draws what the uninterrupted one drew.
 """

@@ -26,12 +26,12 @@ PARTS = ("weights", "heads", "masks", "other")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What identifies a run: two runs of the same job on the same kind of device give the same numbers.
+    """What identifies a run: two runs of the same job on the same kind of device, with as many threads, give the same numbers.
 
     settings: every resolved value, of the protocol's recipe and of the method, by field name.
     origins: for each setting that is not the method's or the tier's own default, where its value comes from.
     method_source: SHA-256 of the method's file when it lies outside the installed package, else "".
-    data: with partial_data, which images there were; "" where the protocol alone says so.
+    data: which images there were, on partial data or image sets without one official form; "" where the protocol says so.
     """
 
     protocol: str
@@ -118,20 +118,21 @@ def digest(content: Any) -> str:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Put `data` at `path` whole or not at all: written beside it under a name of its own, synced, then renamed."""
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
-    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing.")
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
         raise
 
 

@@ -14,7 +14,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from torch import nn
 from . import records
 from .accounting import macs
 from .artifact import Artifact
-from .data.sets import MissingData, load
+from .data.sets import MissingData, has_one_form, load
 from .data.stream import TaskStream, build_stream
 from .errors import UserError
 from .method import Method
@@ -90,7 +90,8 @@ def run(
                 "traceback": traceback.format_exc(),
                 "date": _now(),
             }
-            write_atomic(folder / "failure.json", json.dumps(failure, indent=1) + "\n")
+            with suppress(UserError):  # a folder that cannot be written any more is no reason to hide the failure itself
+                write_atomic(folder / "failure.json", json.dumps(failure, indent=1) + "\n")
             raise RunFailed(f"{job}: {what}; see {folder / 'failure.json'}") from error
         for leftover in ("failure.json", "checkpoint.pt"):
             (folder / leftover).unlink(missing_ok=True)
@@ -98,14 +99,19 @@ def run(
 
 
 def identify(job: Job, data_dir: Path | None) -> Job:
-    """The job itself; on partial data, with what there is of it, so that runs on different images never count as one."""
+    """The job itself, or, where the protocol's name alone does not say which images there are (partial data, image sets without
+    one official form), the job with a digest of them, so that runs on different images never count as one."""
     recipe = recipe_of(job.settings)
-    if not recipe.partial_data or job.data:
+    protocol = protocols.get(job.protocol)
+    names = dict.fromkeys(protocol.tasks[i].dataset for i in protocol.order(job.seed)[: recipe.tasks])
+    if not recipe.partial_data:
+        names = {name: None for name in names if not has_one_form(name)}
+    if job.data or not names:
         return job
-    protocol, found = protocols.get(job.protocol), {}
-    for task in (protocol.tasks[i] for i in protocol.order(job.seed)[: recipe.tasks]):
-        with suppress(MissingData):
-            found[task.dataset] = load(task.dataset, data_dir, partial=True).digest
+    found = {}
+    for name in names:
+        with suppress(MissingData) if recipe.partial_data else nullcontext():
+            found[name] = load(name, data_dir, partial=recipe.partial_data).digest
     return replace(job, data=records.digest(found)[:12])
 
 
@@ -241,6 +247,7 @@ class _Run:
         content = {
             "config": self.job.config,
             "made_with": self._made_with(),
+            "threads": torch.get_num_threads(),  # they decide how sums are rounded
             "done": self.done,
             "model": model.state_dict(),
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
@@ -268,6 +275,7 @@ class _Run:
             raise UserError(f"{path}: belongs to another configuration; delete it to start this run again")
         if made_with != self._made_with():
             raise UserError(f"{path}: was made from other images or on another kind of device; delete it to start this run again")
+        torch.set_num_threads(content["threads"])
         self.done, self.progress = content["done"], content["progress"]
         model = self.method.model.train()
         for experience in self.stages[: self.done]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -76,23 +77,62 @@ def test_replay_of_the_released_rank_tables(name):
     """The growth rule on the stored K_t gives the stored allocated ranks, and no task keeps more than its pool."""
     growth = "initial_rank" if "five" in name else "mean_cumulative"
     table = TABLES[name]["cumulative_ranks"]
-    allocated = []
+    allocated, fits = replay(table, growth)
+    assert fits
+    if "final_allocated" in TABLES[name]:
+        assert allocated == TABLES[name]["final_allocated"]
+    # controls: another rule allocates other ranks, or leaves a task less than it kept
+    assert replay(table, "fixed") != (allocated, True)
+    if name.endswith("0.4"):  # where the pools have not all come to their full size
+        assert replay(table, "initial_rank")[0] != allocated
+
+
+def replay(table, growth):
+    """Ranks allocated in the end if each task keeps what the table says, and whether no task keeps more than its pool."""
+    allocated, fits = [], True
     for layer, r0 in enumerate(R0):
         pool, earlier = r0, []
         for t, ranks in enumerate(table):
             kept = ranks[layer] - (table[t - 1][layer] if t else 0)
-            assert 1 <= kept <= pool
+            fits &= 1 <= kept <= pool
             pool = next_pool(growth, earlier, pool - kept, r0)
             earlier.append(ranks[layer])
         allocated.append(earlier[-1] + pool)
-    if "final_allocated" in TABLES[name]:
-        assert allocated == TABLES[name]["final_allocated"]
-        wrong = "initial_rank" if growth == "mean_cumulative" else "mean_cumulative"  # control: the rule matters
-        replayed, pool = [], R0[0]
-        for t, ranks in enumerate(table):
-            pool = next_pool(wrong, replayed, pool - (ranks[0] - (table[t - 1][0] if t else 0)), R0[0])
-            replayed.append(ranks[0])
-        assert replayed[-1] + pool == allocated[0] or name.endswith("0.1")
+    return allocated, fits
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "later"),
+    [
+        ("split-cifar100 lambda_s=0.1", [9, 22, 30, 27, 22], [9.1, 26.2, 27.2, 30.0, 35.3]),
+        ("split-cifar100 lambda_s=0.4", [5, 11, 12, 11, 8], [5.0, 11.7, 5.9, 8.4, 5.1]),
+        ("split-miniimagenet lambda_s=0.1", [6, 17, 23, 24, 35], [6.9, 21.3, 20.9, 20.5, 33.2]),
+        ("split-miniimagenet lambda_s=0.4", [4, 5, 9, 11, 13], [3.3, 6.8, 4.1, 2.7, 7.3]),
+    ],
+)
+def test_the_released_tables_are_the_ones_that_are_described(name, first, later):
+    table = np.array(TABLES[name]["cumulative_ranks"])
+    assert table[0].tolist() == first
+    assert ((table[-1] - table[0]) / (len(table) - 1)).round(1).tolist() == later
+
+
+@pytest.mark.parametrize(
+    ("image", "classes", "tasks", "without_biases", "with_biases"),
+    [
+        ((3, 32, 32), 5, 20, 31.678, 31.729),
+        ((3, 84, 84), 5, 20, 37.822, 37.873),
+        ((3, 32, 32), 10, 5, 8.022, 8.035),
+    ],
+)
+def test_individual_networks_have_the_size_that_ratios_refer_to(image, classes, tasks, without_biases, with_biases):
+    """MB of T dense networks, as the official code counts them and with the biases of convolutions (CACL section 9)."""
+    model = MultiHead.build("cacl", image=image, classes=[classes])
+    model.add_task(0)
+    own = dict(model.named_parameters())
+    every = 4 * tasks * sum(p.numel() for p in own.values())
+    biases = 4 * tasks * sum(p.numel() for n, p in own.items() if n.startswith("backbone") and n.endswith("bias"))
+    assert round((every - biases) / 1e6, 3) == without_biases
+    assert round(every / 1e6, 3) == with_biases
 
 
 def test_growth_vectors():

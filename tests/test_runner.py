@@ -1,7 +1,9 @@
 """One run: killed, contested, diverging, or met by files that are not what they should be."""
 
 import contextlib
+import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -323,3 +325,44 @@ def test_multiply_accumulates_of_the_cacl_network():
     model.add_task(0)
     by_layer = [64 * 27 * 30**2, 64 * 576 * 28**2, 128 * 576 * 12**2, 128 * 1152 * 10**2, 256 * 512 * 4**2, 1024 * 5]
     assert macs(model.eval(), (3, 32, 32), 0) == sum(by_layer) == 57_921_280
+
+
+def test_a_resumed_run_uses_as_many_threads_as_it_began_with(tmp_path):
+    def stop(event):
+        if event.stage == 1:
+            raise KeyboardInterrupt
+
+    job = resolve("split-digits", "smoke", "finetune", 1, overrides={"tasks": 2, "train_per_class": 24})
+    with pytest.raises(KeyboardInterrupt):
+        run(job, results=tmp_path, report=stop)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        record = run(job, results=tmp_path)
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+    assert record.environment["threads"] == before
+
+
+def test_a_disk_that_is_full_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = resolve("split-digits", "smoke", "finetune", 1, overrides={"tasks": 1, "train_per_class": 24})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device") as error:
+        run(job, results=tmp_path)
+    assert "\n" not in str(error.value)
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"] == []
+
+
+def test_runs_on_other_images_of_a_set_without_one_official_form_are_other_runs(monkeypatch):
+    job = resolve("five-datasets", "smoke", "finetune", 13, overrides={"tasks": 1})  # notMNIST comes first
+    seen = []
+    for digest in ("a" * 64, "b" * 64):
+        monkeypatch.setattr("benchsuite.runner.load", lambda name, *_, digest=digest, **__: SimpleNamespace(digest=digest))
+        seen.append(identify(job, None))
+    assert seen[0].folder != seen[1].folder
+    official = resolve("split-cifar100", "smoke", "finetune", 1)  # control: its name says which images there are
+    assert identify(official, None) == official

@@ -284,9 +284,6 @@ def _miniimagenet(folder: Path) -> Source | None:
         if (place / "train.csv").exists():
             tables = [place / f"{part}.csv" for part in ("train", "val", "test")]
             rows = [(place / "images" / r["filename"], r["label"]) for t in tables for r in _table(t, ("filename", "label"))]
-            for file, label in rows:
-                if (own := re.match(r"n\d{8}", file.name)) and own[0] != label:
-                    raise UserError(f"{place}: a table gives {file.name} the label {label!r}, its name says {own[0]}; restore it")
             return _mini_source(place, sorted(rows, key=lambda row: (row[1], row[0].name)), tables, None)
         if (table := place / "split.csv").exists():
             listed = _table(table, ("filename", "label", "split"))
@@ -309,6 +306,11 @@ def _mini_source(place: Path, rows: list[tuple[Path, str]], tables: list[Path], 
     for file, times in Counter(file for file, _ in rows).most_common(1):
         if times > 1:
             raise UserError(f"{file}: is listed {times} times in the table of {place}; restore the original table")
+    for file, label in rows:
+        if (own := re.match(r"n\d{8}", file.name)) and own[0] != label:
+            raise UserError(
+                f"{place}: a table or folder gives {file.name} the label {label!r}, its name says {own[0]}; restore it"
+            )
     wnids = sorted({wnid for _, wnid in rows})
     if len(wnids) != 100:
         raise UserError(f"{place}: holds images of {len(wnids)} classes, miniImageNet has 100; {HOW_TO['miniimagenet']}")

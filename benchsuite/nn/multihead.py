@@ -30,6 +30,7 @@ class MultiHead(MultiTaskModule):
         self.classes, self.seed = list(classes), seed
         self.features: int = backbone.features
         self._described = described or {}
+        self._table: Any = None  # (heads and device, their tasks, their widths)
 
     @classmethod
     def build(
@@ -104,8 +105,12 @@ class MultiHead(MultiTaskModule):
         known = sorted(int(task) for task in self.heads)
         heads, width = [self.heads[str(task)] for task in known], max(self.classes[task] for task in known)
         every = torch.stack([nn.functional.pad(head(features), (0, width - head.out_features)) for head in heads], 1)
-        widths = torch.tensor([head.out_features for head in heads], device=labels.device)
-        which = torch.searchsorted(torch.tensor(known, device=labels.device), labels)
+        key = (tuple(known), labels.device)
+        if self._table is None or self._table[0] != key:  # copied to the device once, not in every step
+            widths = torch.tensor([head.out_features for head in heads], device=labels.device)
+            self._table = (key, torch.tensor(known, device=labels.device), widths)
+        _, positions, widths = self._table
+        which = torch.searchsorted(positions, labels)
         out = every[torch.arange(len(labels), device=labels.device), which]
         beyond = torch.arange(width, device=labels.device) >= widths[which][:, None]
         return out.masked_fill(beyond, torch.finfo(out.dtype).min)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..leaderboard import Leaderboard, configurations
-from ..records import RunRecord, write_atomic
+from ..records import RunRecord, digest, write_atomic
 from . import tables
 
 
@@ -32,6 +32,8 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
     }
     for label, group in runs.items():
         name = re.sub(r"[^\w.+=-]+", "-", label).strip("-")
+        if len(name) > 100:  # a file's name has its limits
+            name = f"{name[:80]}-{digest(label)[:8]}"
         drawings[f"accuracy_matrix_{name}"] = figures.accuracy_matrix(label, group, board.provenance)
     for name, drawing in drawings.items():
         files |= {f"{name}.{suffix}": content for suffix, content in figures.render(drawing).items()}
@@ -47,4 +49,7 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
     )
     for name, content in files.items():
         write_atomic(folder / name, content)
+    for old in folder.glob("accuracy_matrix_*"):  # of rows that are no longer there, or are called otherwise now
+        if old.name not in files and old.suffix in (".pdf", ".png"):
+            old.unlink()
     return [folder / name for name in files]

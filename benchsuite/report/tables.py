@@ -63,8 +63,9 @@ COLUMNS = {
 
 
 def to_csv(board: Leaderboard, kind: str) -> str:
-    """The numbers of one board (`kind` is a key of TITLES), unformatted, in full precision."""
-    return getattr(board, kind).to_csv(index=False, lineterminator="\n")
+    """The numbers of one board (`kind` is a key of TITLES), unformatted, in full precision; each row says where it is from."""
+    frame = getattr(board, kind).assign(protocol=board.protocol, tier=board.tier, provenance=board.provenance)
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
@@ -104,7 +105,8 @@ def print_boards(board: Leaderboard, console: Console) -> None:
         # Text, not str: rich would read the brackets of a label as markup.
         table = Table(title=Text(title), caption=Text(board.provenance), title_justify="left", caption_justify="left")
         for position, heading in enumerate(cells.columns):
-            wide = 0 if position else min(24, max(map(len, cells["Method"])))  # a name is never cut short
+            # a name may be folded, never cut short; on a narrow screen the other columns need their room too
+            wide = 0 if position else min(24, console.width // 6, max(map(len, cells["Method"])))
             table.add_column(Text(heading), justify="right" if position else "left", overflow="fold", min_width=wide)
         for row in cells.to_numpy():
             table.add_row(*map(Text, row))

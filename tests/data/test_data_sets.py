@@ -349,7 +349,16 @@ def write_acl(place):
     write_letters(place / "Test", 1, start=1000)
 
 
-def test_acl_notmnist_folder_and_zip(data):
+def test_acl_notmnist_of_a_wrong_number_is_never_complete(data):
+    write_acl(data / "notMNIST")
+    assert "holds 10 test images, which is no multiple of 153" in refused("notmnist", data)
+    part = load("notmnist", data, partial=True)
+    assert not part.complete
+    assert "no multiple of 153" in part.note
+
+
+def test_acl_notmnist_folder_and_zip(data, official):
+    official("notmnist", test_multiple=10)
     write_acl(data / "notMNIST")
     (data / "notMNIST" / "Train" / "A" / "._000.png").write_bytes(b"left by an operating system")
     s = load("notmnist", data)
@@ -385,11 +394,13 @@ def test_notmnist_small_is_a_substitute_with_a_fixed_split(data, official):
 
     (data / "both").mkdir()
     os.rename(place, data / "both" / "notMNIST_small")
+    official("notmnist", test_multiple=10)
     write_acl(data / "both" / "notMNIST")
     assert load("notmnist", data / "both").complete, "the archive of the published runs goes first"
 
 
-def test_unreadable_letters_are_skipped_and_counted(data):
+def test_unreadable_letters_are_skipped_and_counted(data, official):
+    official("notmnist", test_multiple=10)
     write_acl(data / "notMNIST")
     train = data / "notMNIST" / "Train"
     (train / "A" / "000.png").write_bytes(b"")
