@@ -366,9 +366,13 @@ def command_check(arguments: argparse.Namespace) -> int:
 
     from .contract import PROTOCOL, TIER, Bench, check
     from .method import methods
+    from .protocol import Recipe
+    from .settings import field_types
 
     overrides = parse_settings(arguments)
     name = resolve_method(methods, arguments.method)
+    if recipe := sorted(set(overrides) & set(field_types(Recipe))):
+        raise UserError(f"check sets the recipe itself, {recipe[0]} too; --set takes the fields of {name} here")
     torch.set_num_threads(1)  # the networks are too small to share out
     with TemporaryDirectory() as folder:
         bench = Bench(Path(folder), overrides)
@@ -380,8 +384,8 @@ def command_check(arguments: argparse.Namespace) -> int:
             print({True: "  holds  ", False: "  FAILS  ", None: "  n/a    "}[outcome.holds] + outcome.rule.words, flush=True)
             for note in outcome.notes:
                 print(f"         - {note}")
-    failed = answers.count(False)
-    print(f"{name}: {failed or 'none'} of {len(answers) - answers.count(None)} rules {'fail' if failed else 'fails'}")
+    failed, asked = answers.count(False), len(answers) - answers.count(None)
+    print(f"{name}: {failed} of {asked} rules broken" if failed else f"{name}: all {asked} rules that apply hold")
     return 1 if failed else 0
 
 

@@ -445,6 +445,8 @@ def judge(rule: Rule, bench: Bench, name: str) -> Outcome:
             unfit.append(str(error))
         except Broken as error:
             broken.setdefault(str(error), []).append(in_words(case))
+        except Exception as error:  # of the method's own code, outside a run
+            broken.setdefault(f"it breaks: {one_line(error)}", []).append(in_words(case))
     if broken:
         return Outcome(rule, False, [what + where(cases) for what, cases in broken.items()])
     return Outcome(rule, None, unfit) if len(unfit) == len(rule.cases) else Outcome(rule, True, notes)
