@@ -18,6 +18,7 @@ EPILOG = """examples:
   benchsuite run --method ./my_method.py --set strength=0.5
   benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1,2,3,4,5
   benchsuite tune --protocol split-cifar100 --method ewc --trials 12
+  benchsuite new-method my_method && benchsuite check ./my_method.py
 """
 
 
@@ -49,8 +50,8 @@ def parser() -> Parser:
     place.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     where = Parser(add_help=False, parents=[place])
     where.add_argument("--tier", default="paper", help="paper (the full recipe, default), lite or smoke")
-    how = Parser(add_help=False)
-    how.add_argument(
+    chosen = Parser(add_help=False)
+    chosen.add_argument(
         "--set",
         dest="settings",
         action="append",
@@ -58,6 +59,7 @@ def parser() -> Parser:
         metavar="NAME=VALUE",
         help="any setting of the recipe or the method",
     )
+    how = Parser(add_help=False, parents=[chosen])
     how.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast; part of a run's identity")
     how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     data = Parser(add_help=False)
@@ -105,6 +107,11 @@ def parser() -> Parser:
         metavar="FILE",
         help="for a single run (default: <protocol>-<tier>-<method>-seed<n>.safetensors here)",
     )
+    new = commands.add_parser("new-method", help="write a method of your own to start from: one commented file that runs")
+    new.add_argument("name", metavar="NAME", help="what the method will be called, a Python name")
+    new.add_argument("--output", type=Path, metavar="FILE", help="the file to write (default: NAME.py here)")
+    rules = commands.add_parser("check", parents=[chosen], help="does a method keep the rules that every method keeps? a minute")
+    rules.add_argument("method", metavar="METHOD", help="a registered method, or a Python file that registers one")
     return top
 
 
@@ -124,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = threading.current_thread() is threading.main_thread()  # Python lets no other thread set a handler
     before = signal.signal(signal.SIGTERM, interrupt) if here else None
     try:
-        return int(globals()[f"command_{arguments.command}"](arguments) or 0)
+        return int(globals()[f"command_{arguments.command.replace('-', '_')}"](arguments) or 0)
     except UserError as error:
         print(f"benchsuite: error: {error}", file=sys.stderr)
         return 2
@@ -359,6 +366,65 @@ def command_export(arguments: argparse.Namespace) -> None:
         print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
 
 
+def command_new_method(arguments: argparse.Namespace) -> None:
+    from keyword import iskeyword
+
+    from .method import methods
+
+    given, name = arguments.name, arguments.name.lower()
+    path = arguments.output or Path(f"{name}.py")
+    if not (name.isascii() and name.isidentifier() and name[0].isalpha()) or iskeyword(name):
+        raise UserError(
+            f"{given!r} is no name for a method; use letters, digits and underscores, a letter first, no Python keyword"
+        )
+    if name in methods.all():
+        raise UserError(f"a method is called {name!r} already; choose another name")
+    if path.suffix != ".py":
+        raise UserError(f"{path}: a method's file must end in .py")
+    words = {"NewMethod": "".join(part.capitalize() for part in name.split("_")), "new_method.py": str(path), "new_method": name}
+    text = Path(__file__).with_name("template.py").read_text()
+    for old, new in words.items():
+        text = text.replace(old, new)
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; choose another name, or another file with --output") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --output") from None
+    print(f"{path}: a method that runs; read it, change it, then: benchsuite check {path}")
+
+
+def command_check(arguments: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    import torch
+
+    from .contract import PROTOCOL, TIER, Bench, check
+    from .method import methods
+    from .protocol import Recipe
+    from .settings import field_types
+
+    overrides = parse_settings(arguments)
+    name = resolve_method(methods, arguments.method)
+    if recipe := sorted(set(overrides) & set(field_types(Recipe))):
+        raise UserError(f"check sets the recipe itself, {recipe[0]} too; --set takes the fields of {name} here")
+    torch.set_num_threads(1)  # the networks are too small to share out
+    with TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), overrides)
+        bench.job(name)  # what is wrong with the words themselves is said first
+        print(f"{name} on {PROTOCOL}, tier {TIER}")
+        answers = []
+        for outcome in check(bench, name):
+            answers.append(outcome.holds)
+            print({True: "  holds  ", False: "  FAILS  ", None: "  n/a    "}[outcome.holds] + outcome.rule.words, flush=True)
+            for note in outcome.notes:
+                print(f"         - {note}")
+    failed, asked = answers.count(False), len(answers) - answers.count(None)
+    print(f"{name}: {failed} of {asked} rules broken" if failed else f"{name}: all {asked} rules that apply hold")
+    return 1 if failed else 0
+
+
 def note_slow_precision(arguments: argparse.Namespace) -> None:
     import torch
 
@@ -376,7 +442,7 @@ def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:
         if not equals or not name:
             raise UserError(f"--set takes name=value, got {text!r}")
         overrides[name] = value
-    if arguments.partial_data:
+    if getattr(arguments, "partial_data", False):
         overrides["partial_data"] = "true"
     return overrides
 

@@ -215,6 +215,12 @@ def read_all(folder: Path) -> list[RunRecord]:
     return list(records.values())
 
 
+def differences(a: RunRecord, b: RunRecord) -> list[str]:
+    """The fields in which two records differ, of those that a run determines: all but wall time, date and environment."""
+    determined = [f.name for f in fields(RunRecord) if f.name not in ("seconds", "environment")]
+    return [name for name in determined if getattr(a, name) != getattr(b, name)]
+
+
 def same_numbers(a: RunRecord, b: RunRecord) -> bool:
-    """Whether two records agree in everything that a run determines: all but wall time, date and environment."""
-    return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(RunRecord) if f.name not in ("seconds", "environment"))
+    """Whether two records agree in everything that a run determines."""
+    return not differences(a, b)

@@ -58,7 +58,7 @@ class Registry(Generic[T]):
         self.all()
         if path not in self._files:
             if not path.is_file():
-                raise UserError(f"{path}: no such file; --{self.kind} takes a registered name or a Python file")
+                raise UserError(f"{path}: no such file; give a registered name or a Python file")
             before = set(self._known)
             spec = importlib.util.spec_from_file_location(f"benchsuite_user_{path.stem}", path)
             assert spec is not None
@@ -78,12 +78,14 @@ class Registry(Generic[T]):
             self._files[path] = new[0]
         return self._files[path]
 
+    def file(self, name: str) -> Path | None:
+        """The file that `name` was loaded from, None for an installed one."""
+        return next((path for path, known in self._files.items() if known == name), None)
+
     def source(self, name: str) -> str:
-        """SHA-256 of the file that `name` was loaded from, or "" for an installed one."""
-        for path, known in self._files.items():
-            if known == name:
-                return hashlib.sha256(path.read_bytes()).hexdigest()
-        return ""
+        """SHA-256 of that file, or ""."""
+        path = self.file(name)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

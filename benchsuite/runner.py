@@ -65,9 +65,11 @@ def run(
     data_dir: Path | None = None,
     device: str = "auto",
     report: Callable[[Event], None] = lambda event: None,
+    plugins: Sequence[SupervisedPlugin] = (),
 ) -> RunRecord:
     """Run `job`, or resume it, or read its record if it is done.
 
+    plugins: act after the method; they may look on but must not change the run, as they are no part of its identity.
     Raises UserError for what the user can mend (data, folder, device) and RunFailed when training diverged or broke.
     """
     job = identify(job, data_dir)
@@ -78,7 +80,7 @@ def run(
         if done.exists():
             return records.read_of(job, done)
         try:
-            record = _Run(job, folder, data_dir, chosen, report).finish()
+            record = _Run(job, folder, data_dir, chosen, report, plugins).finish()
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -164,7 +166,13 @@ class _Run:
     """A run from its first task, or its checkpoint, to its record."""
 
     def __init__(
-        self, job: Job, folder: Path, data_dir: Path | None, device: torch.device, report: Callable[[Event], None]
+        self,
+        job: Job,
+        folder: Path,
+        data_dir: Path | None,
+        device: torch.device,
+        report: Callable[[Event], None],
+        plugins: Sequence[SupervisedPlugin] = (),
     ) -> None:
         self.job, self.folder, self.device, self.report = job, folder, device, report
         self.protocol: Protocol = protocols.get(job.protocol)
@@ -172,7 +180,7 @@ class _Run:
         self.stream: TaskStream = build_stream(self.protocol, self.recipe, job.seed, data_dir=data_dir, device=device)
         n = len(self.stream.tasks)
         self.watch = Watch(lambda task, epoch, loss: self._tell(self.done, epoch + 1, loss))
-        self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch])
+        self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *plugins])
         self.method: Method = self.strategy.method
         self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
         self.done = 0

@@ -104,6 +104,7 @@ def test_help_needs_nothing_heavy_and_answers_at_once(tmp_path):
         seconds.append(time.perf_counter() - start)
     assert answer.stdout.splitlines()[-1].strip() == "loaded"
     assert "leaderboard" in answer.stdout
+    assert "new-method" in answer.stdout
     assert min(seconds) < 1  # 0.5 on an idle machine
 
 
@@ -144,6 +145,20 @@ BAD = [
     (["leaderboard", "--method", "cakl"], ["did you mean 'cacl'?"]),
     (["export", "nowhere"], ["nowhere"]),
     (["data", "verify", "split-cifar100", "--data-dir", "empty"], ["empty", "data get"]),
+    (["new-method", "cacl"], ["'cacl'", "already"]),
+    (["new-method", "CACL"], ["'cacl'", "already"]),
+    (["new-method", "3d"], ["'3d'", "letter"]),
+    (["new-method", "my-method"], ["'my-method'", "underscores"]),
+    (["new-method", "_"], ["'_'", "letter"]),
+    (["new-method", ""], ["''", "letter"]),
+    (["new-method", "lambda"], ["'lambda'", "keyword"]),
+    (["new-method", "mine", "--output", "mine.txt"], ["mine.txt", ".py"]),
+    (["new-method", "mine", "--output", "nowhere/mine.py"], ["nowhere/mine.py", "--output"]),
+    (["new-method", "broken"], ["broken.py", "exists already"]),
+    (["check", "cakl"], ["did you mean 'cacl'?"]),
+    (["check", "none.py"], ["none.py", "registered name or a Python file"]),
+    (["check", "cacl", "--set", "energy_drop=2"], ["energy_drop", "[0, 1)"]),
+    (["check", "cacl", "--set", "epochs=1"], ["epochs", "the fields of cacl"]),
     (["fly"], ["'fly'", "--help"]),
 ]
 
@@ -323,3 +338,91 @@ def test_a_setting_of_several_types_takes_the_narrowest_that_fits():
     assert convert("n", "half", int | str) == "half"
     with pytest.raises(benchsuite.UserError, match=r"n must be int \| float, got 'many'"):
         convert("n", "many", int | float)
+
+
+def test_a_new_method_runs_and_keeps_the_rules(folder, capsys):
+    assert call("new-method", "my_anchor") == 0
+    assert (
+        capsys.readouterr().out == "my_anchor.py: a method that runs; read it, change it, then: benchsuite check my_anchor.py\n"
+    )
+    text = (folder / "my_anchor.py").read_text()
+    assert len(text.splitlines()) <= 80
+    assert "class MyAnchor(Method)" in text
+    assert "new_method" not in text.lower()
+    for word in HOOKS:
+        assert word in text
+    assert call("check", "./my_anchor.py") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("my_anchor on split-digits, tier smoke\n  holds  a run of 3 tasks ends in a record\n")
+    assert out.endswith("\nmy_anchor: all 10 rules that apply hold\n")
+    assert "  n/a    the class scores of old tasks" in out
+    assert "FAILS" not in out
+    assert sorted(path.name for path in folder.iterdir() if path.name != "cache") == [
+        "anchor.py",
+        "broken.py",
+        "killed.py",
+        "my_anchor.py",
+    ]
+    assert call("run", *TINY, "--method", "./my_anchor.py", "--set", "strength=100") == 0
+    assert call("run", *TINY, "--method", "finetune") == 0
+    held, free = (read(path) for path in sorted(folder.rglob("record.json"), key=lambda path: "finetune" in path.parts))
+    assert held.job.settings["strength"] == 100
+    assert held.artifact_sha256 != free.artifact_sha256  # the penalty acts
+
+
+HOOKS = ["before_train_dataset_adaptation", "before_training_exp", "before_training_iteration", "before_forward"]
+HOOKS += ["before_backward", "after_backward", "after_update", "after_training_exp", "prepare", "artifact", "restore", "facts"]
+HOOKS += ["state()", "load_state(", "unfit(", "self.guard.freeze", "self.generator", "trains_old_heads", 'forgetting = "']
+
+
+def test_a_new_method_never_overwrites_a_file(folder, capsys):
+    (folder / "mine.py").write_text("mine")
+    for words in (["mine"], ["other", "--output", "mine.py"]):
+        assert call("new-method", *words) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1
+        assert "mine.py: exists already" in err
+    assert (folder / "mine.py").read_text() == "mine"
+    assert call("new-method", "other", "--output", "there.py") == 0
+    assert 'name = "other"' in (folder / "there.py").read_text()
+    assert not (folder / "other.py").exists()
+
+
+MASKED = '''
+from benchsuite import Method, register
+
+
+@register
+class Masked(Method):
+    """It "freezes" the backbone by zeroing its gradients."""
+
+    forgetting = "none"
+
+    def after_backward(self, strategy, **kwargs):
+        if strategy.experience.current_experience:
+            for p in self.model.backbone.parameters():
+                if p.grad is not None:
+                    p.grad.zero_()
+'''.lstrip()
+
+
+def test_a_method_that_breaks_a_rule_fails_the_check(folder, capsys):
+    (folder / "masked.py").write_text(MASKED)
+    assert call("check", "./masked.py") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "FAILS" in line] == [
+        "  FAILS  the class scores of old tasks stay bit-identical after every later task"
+    ]
+    why = lines[lines.index("  FAILS  the class scores of old tasks stay bit-identical after every later task") + 1]
+    assert "those of task 1 changed while task 2 was learnt; freeze with self.guard.freeze" in why
+    assert "a zero gradient freezes nothing" in why
+    assert "optimizer=sgd, lr=0.01, momentum=0.9" in why
+    assert lines[-1] == "masked: 1 of 11 rules broken"
+
+
+def test_a_method_that_cannot_run_fails_the_check_at_once(folder, capsys):
+    assert call("check", "./broken.py") == 1
+    out = capsys.readouterr().out
+    assert out.count("FAILS") == 1
+    assert "the run broke: RuntimeError: as it was told, at line 10 of broken.py; mend that first" in out
+    assert "holds" not in out

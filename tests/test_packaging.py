@@ -12,14 +12,60 @@ import pytest
 
 SOURCES = ["benchsuite", "methods", "protocols", "pyproject.toml", "README.md", "LICENSE"]
 
-THEIRS = '''
+# What somebody else's distribution needs: a method and a protocol, and an entry point for each.
+THEIRS = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "their-benchmark"
+version = "1.0"
+dependencies = ["benchsuite"]
+
+[project.entry-points."benchsuite.methods"]
+theirs = "their_benchmark.method"
+
+[project.entry-points."benchsuite.protocols"]
+their-digits = "their_benchmark.protocol"
+
+[tool.setuptools]
+packages = ["their_benchmark"]
+""",
+    "their_benchmark/__init__.py": "",
+    "their_benchmark/method.py": '''
+from dataclasses import dataclass
+
 from benchsuite import Method, register
 
 
 @register
+@dataclass
 class Theirs(Method):
     """A method of another distribution."""
-'''
+
+    factor: float = 0.5
+
+    def before_backward(self, strategy, **kwargs):
+        strategy.loss *= self.factor
+''',
+    "their_benchmark/protocol.py": """
+from benchsuite import Protocol, Recipe, Task
+from benchsuite.protocol import register
+
+register(
+    Protocol(
+        name="their-digits",
+        summary="2 tasks x 5 digits",
+        needs="nothing",
+        tasks=tuple(Task(name=str(i), dataset="digits", classes=tuple(range(i, i + 5)), mean=(0.3,), std=(0.4,)) for i in (0, 5)),
+        image=(1, 8, 8),
+        tiers={"smoke": Recipe(backbone="digits", epochs=1, train_per_class=16)},
+    )
+)
+""",
+}
 
 PROBE = """
 import importlib.util, json, warnings
@@ -58,20 +104,33 @@ def wheel(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
-    """What a process sees that has the wheel and another distribution with an entry point, far from the source tree."""
+def target(wheel, tmp_path_factory):
+    """A folder with the wheel and somebody else's distribution, both put there by pip, far from the source tree."""
     target, theirs = tmp_path_factory.mktemp("target"), tmp_path_factory.mktemp("theirs")
-    pip("install", "--no-deps", "--no-index", "--target", target, wheel, cwd=target)
-    (theirs / "their_method.py").write_text(THEIRS)
-    info = theirs / "their_method-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-method\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[benchsuite.methods]\ntheirs = their_method\n")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(target), str(theirs)])}
-    answer = subprocess.run(
-        [sys.executable, "-c", PROBE], cwd=theirs, env=environment, capture_output=True, text=True, check=True
-    )
-    return {"target": target, **json.loads(answer.stdout)}
+    for name, text in THEIRS.items():
+        (theirs / name).parent.mkdir(exist_ok=True)
+        (theirs / name).write_text(text.lstrip())
+    for source in (wheel, theirs):
+        pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--target", target, source, cwd=target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def python(target, tmp_path_factory):
+    """python(*words): what such a process prints that sees nothing but that folder and the libraries."""
+    folder, environment = tmp_path_factory.mktemp("elsewhere"), os.environ | {"PYTHONPATH": str(target)}
+
+    def call(*words):
+        done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def installed(python):
+    return json.loads(python("-c", PROBE))
 
 
 def test_the_wheel_holds_the_packages_and_the_licence(wheel):
@@ -87,15 +146,46 @@ def test_the_wheel_holds_the_packages_and_the_licence(wheel):
     assert ours <= set(names)  # no sub-package was left out
 
 
-def test_an_installed_wheel_runs_from_its_own_files(installed):
+def test_an_installed_wheel_runs_from_its_own_files(installed, target):
     for file in installed["files"]:
-        assert Path(file).is_relative_to(installed["target"])
+        assert Path(file).is_relative_to(target)
 
 
 def test_no_generic_name_is_installed(installed):
     assert installed["top"] == []
 
 
-def test_methods_of_other_distributions_are_found(installed):
-    assert installed["methods"] == ["cacl", "finetune", "individual", "joint", "theirs"]
-    assert installed["protocols"] == ["five-datasets", "split-cifar100", "split-digits", "split-miniimagenet"]
+def test_methods_and_protocols_of_other_distributions_are_found(installed):
+    root = Path(__file__).parent.parent
+    ours = {path.stem for path in (root / "methods").glob("*.py")} - {"__init__"}
+    assert installed["methods"] == sorted({*ours, "theirs"})
+    assert installed["protocols"] == ["five-datasets", "split-cifar100", "split-digits", "split-miniimagenet", "their-digits"]
+
+
+def test_list_names_what_other_distributions_bring(python):
+    lines = [" ".join(line.split()) for line in python("-m", "benchsuite", "list").splitlines()]
+    assert "theirs A method of another distribution." in lines
+    assert "their-digits 2 tasks x 5 digits" in lines
+
+
+def test_their_method_runs_on_their_protocol(python, tmp_path):
+    words = [
+        "--protocol",
+        "their-digits",
+        "--tier",
+        "smoke",
+        "--method",
+        "theirs",
+        "--set",
+        "factor=2",
+        "--results",
+        str(tmp_path),
+    ]
+    assert "their-digits/smoke theirs seed 1: ACC " in python("-m", "benchsuite", "run", *words)
+    (path,) = tmp_path.rglob("record.json")
+    record = json.loads(path.read_text())
+    assert record["job"]["settings"]["factor"] == 2
+    assert [task["classes"] for task in record["tasks"]] in (
+        [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]],
+        [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4]],
+    )

@@ -1,203 +1,130 @@
-"""What every registered method must satisfy, whoever wrote it. Each claim stands beside a method that breaks it."""
+"""Every registered method keeps every rule of `benchsuite.contract`. Each rule stands beside a method that breaks it."""
 
-import subprocess
-import sys
+import os
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
-from avalanche.core import SupervisedPlugin
 
-from benchsuite import records, runner
+from benchsuite import contract, records
 from benchsuite.artifact import Artifact
-from benchsuite.data.batches import normalise
-from benchsuite.data.stream import build_stream
-from benchsuite.errors import UserError
+from benchsuite.contract import BATCHNORM, OPTIMIZERS, RULES, Bench, Broken, T, Watcher, run, run_in_pieces
 from benchsuite.method import Method, methods, register
-from benchsuite.protocol import protocols
-from benchsuite.settings import field_types, recipe_of, resolve
-from benchsuite.strategy import Strategy
+from benchsuite.methods.packnet import PackNet
+from benchsuite.nn.normalisation import BatchNormPolicy
+from benchsuite.settings import Unfit, field_types
 
-T = 3
-TINY = {"tasks": T, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
 NAMES = list(methods.all())
 SEQUENTIAL = [name for name in NAMES if not (methods.get(name).trains_jointly or methods.get(name).trains_old_heads)]
 LASTING = [name for name in NAMES if methods.get(name).forgetting == "none"]
-VARIANTS = [(name, {}) for name in NAMES] + [("cacl", {"storage": "smaller"}), ("cacl", {"growth": "fixed"})]
-OPTIMIZERS = {
-    "sgd": {"optimizer": "sgd", "lr": 0.01},
-    "momentum and decay": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3},
-    "adam": {"optimizer": "adam", "lr": 0.01},
-    "adamw and decay": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
-}
-
-IMAGES = torch.randint(256, (32, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+VARIANTS = [("cacl", {"storage": "smaller"}), ("cacl", {"growth": "fixed"})]
+MIXING = ["agem", "er", "lwf"]  # one batch through several heads, which per_task batch normalisation does not allow
 
 
-def job_of(name, seed=1, **settings):
-    return resolve("split-digits", "smoke", name, seed, overrides=TINY | settings)
+def unfit(name, settings):
+    """Whether a method refuses these settings; which ones do is tested below."""
+    shared = settings.get("batchnorm") == "shared" and name in LASTING and name != "individual"
+    return shared or (name in MIXING and settings == BATCHNORM)
 
 
-def run(job, results, *plugins, **kwargs):
-    """`runner.run` with further plugins in its strategy."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Strategy", lambda **k: Strategy(**k | {"plugins": [*k["plugins"], *plugins]}))
-        return runner.run(job, results=results, **kwargs)
+def cases(rule):
+    """Whom a rule is for, and under which settings."""
+    for name in NAMES:
+        if not rule.unless(methods.get(name)):
+            yield from ((name, dict(case)) for case in rule.cases if not unfit(name, case))
+    if rule in (contract.finishes, contract.artifact_alone, contract.size):
+        yield from VARIANTS
 
 
-class Watcher(SupervisedPlugin):
-    """After each task: the logits of the fixed images under every task so far, and all heads."""
-
-    def __init__(self):
-        super().__init__()
-        self.logits, self.heads, self.artifacts = [], [], []
-
-    @torch.no_grad()
-    def after_training_exp(self, strategy, **kwargs):
-        self.model = strategy.model.eval()
-        x = normalise(IMAGES, (0.305,), (0.376,))
-        self.logits.append([self.model(x, int(t)) for t in sorted(self.model.heads)])
-        self.heads.append({t: [p.clone() for p in head.parameters()] for t, head in self.model.heads.items()})
-
-    def drift(self):
-        """Whether any logit of an old task changed after the task ended."""
-        return any(
-            not torch.equal(later[t], now[t])
-            for i, now in enumerate(self.logits)
-            for later in self.logits[i:]
-            for t in range(i + 1)
-        )
-
-    def moved_heads(self):
-        """Heads that changed while another task was learnt."""
-        pairs = zip(self.heads, self.heads[1:], strict=False)
-        return [t for now, later in pairs for t in now if not all(map(torch.equal, now[t], later[t]))]
-
-
-class Evaluations(SupervisedPlugin):
-    """Evaluates all tasks met so far after every epoch."""
-
-    def __init__(self, job):
-        super().__init__()
-        protocol, recipe = protocols.get(job.protocol), recipe_of(job.settings)
-        self.test = build_stream(protocol, recipe, job.seed, data_dir=None, device=torch.device("cpu")).test
-        self.count = 0
-
-    def after_training_epoch(self, strategy, **kwargs):
-        self.count += 1
-        strategy.eval(self.test[: max(strategy.experience.task_labels) + 1])
-
-
-class Interrupted(SupervisedPlugin):
-    """Stops a run once in the middle of each of its trainings."""
-
-    def __init__(self):
-        super().__init__()
-        self.at = set()
-
-    def after_training_iteration(self, strategy, **kwargs):
-        task = strategy.experience.current_experience
-        if strategy.clock.train_exp_iterations == 2 and task not in self.at:
-            self.at.add(task)
-            raise KeyboardInterrupt
-
-
-def run_in_pieces(job, results):
-    """A run that is interrupted in every task, and once more before its record is written; returns how often it stopped."""
-    plugin, stops = Interrupted(), 0
-    for _ in range(T + 1):
-        try:
-            run(job, results, plugin)
-        except KeyboardInterrupt:
-            stops += 1
-        else:
-            return stops
-    raise AssertionError("never came to an end")
-
-
-@dataclass
-class Finished:
-    record: records.RunRecord
-    watcher: Watcher
-    artifact: bytes
-    path: object
+CASES = [  # rule by rule: all files are there when the first of them is served
+    pytest.param(rule, name, settings, id=f"{rule.function.__name__}-{name}-{contract.in_words(settings) or 'default'}")
+    for rule in RULES
+    for name, settings in cases(rule)
+]
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """finished(name, seed, **settings): that run, made once."""
-    made = {}
-
-    def get(name, seed=1, **settings):
-        key = (name, seed, *sorted(settings.items()))
-        if key not in made:
-            job, results, watcher = job_of(name, seed, **settings), tmp_path_factory.mktemp("runs"), Watcher()
-            record = run(job, results, watcher)
-            path = results / job.folder / "artifact.safetensors"
-            made[key] = Finished(record, watcher, path.read_bytes(), path)
-        return made[key]
-
-    return get
+def bench(tmp_path_factory):
+    """Where the plain runs of all registered methods are made once."""
+    return Bench(tmp_path_factory.mktemp("bench"))
 
 
-SERVE = """
-import sys, warnings
-warnings.simplefilter("ignore")
-import torch, benchsuite
-torch.set_num_threads(1)
-images = torch.load(sys.argv[1])
-networks = [benchsuite.load(path) for path in sys.argv[3:]]
-torch.save([[network(images, t) for t in range(3)] for network in networks], sys.argv[2])
-"""
+@pytest.fixture
+def own_bench(tmp_path, own_methods):
+    """For methods that a test registers."""
+    return Bench(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def served(finished, tmp_path_factory):
-    """Logits of every variant's artifact in a process that knows nothing but the file."""
-    folder = tmp_path_factory.mktemp("served")
-    torch.save(IMAGES, folder / "images.pt")
-    paths = [finished(name, **settings).path for name, settings in VARIANTS]
-    subprocess.run(
-        [sys.executable, "-c", SERVE, folder / "images.pt", folder / "logits.pt", *paths],
-        check=True,
-        cwd=folder,  # not the source tree, whose folders would shadow the installed package
-    )
-    return dict(zip(map(str, VARIANTS), torch.load(folder / "logits.pt"), strict=True))
+def artifact_of(job, results):
+    return (results / job.folder / "artifact.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("name", "settings"), VARIANTS)
-def test_the_artifact_alone_predicts_as_the_live_model_for_every_task(name, settings, finished, served):
-    live, other = finished(name, **settings).watcher.logits[-1], finished(name, seed=2, **settings).watcher.logits[-1]
-    assert len(live) == T
-    for t, logits in enumerate(served[str((name, settings))]):
-        assert torch.allclose(logits, live[t], rtol=1e-4, atol=1e-5)
-        assert torch.equal(logits.argmax(1), live[t].argmax(1))
-        assert not torch.allclose(logits, other[t], rtol=1e-4, atol=1e-5)  # control: the logits tell networks apart
+@pytest.mark.parametrize(("rule", "name", "settings"), CASES)
+def test_a_registered_method_keeps_the_rule(rule, name, settings, bench):
+    rule(bench, name, **settings)
 
 
-@pytest.mark.parametrize(("name", "settings"), VARIANTS)
-def test_the_size_on_record_is_the_size_of_the_file(name, settings, finished):
-    run = finished(name, **settings)
-    stored = [parts for parts in run.record.stored if parts is not None]
-    assert run.record.stored_bytes == sum(stored[-1].values()) == len(run.artifact) == run.path.stat().st_size
-    for part in records.PARTS:
-        sizes = [parts[part] for parts in stored]
-        assert sizes == sorted(sizes), f"{part} shrank"
-    assert Artifact.read(run.path).sizes() == stored[-1]
+def test_the_rules_meet_the_methods_that_they_are_for():
+    met = {rule: {case.values[1] for case in CASES if case.values[0] is rule} for rule in RULES}
+    assert all(names == set(NAMES) for rule, names in met.items() if rule not in (contract.heads, contract.lasting))
+    assert met[contract.heads] == set(SEQUENTIAL)
+    assert met[contract.lasting] == set(LASTING)
+    settings = [case.values[2] for case in CASES if case.values[:2] == (contract.lasting, "cacl")]
+    assert len(settings) == len(OPTIMIZERS) * 2 + 1
+    assert BATCHNORM in settings
+    assert not any(unfit("individual", case) for case in contract.lasting.cases)  # also with batchnorm=shared
+
+
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in NAMES), *VARIANTS])
+def test_the_class_scores_tell_networks_apart(name, settings, bench):
+    one, other = bench.served(bench.finished(name, **settings)), bench.finished(name, seed=2, **settings).watcher.logits[-1]
+    assert len(one) == T
+    assert not any(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluating_in_the_middle_of_training_changes_nothing(name, finished, tmp_path):
-    job = job_of(name)
-    evaluations = Evaluations(job)
-    record = run(job, tmp_path, evaluations)
-    assert evaluations.count == len(record.iterations) * 2
-    assert records.same_numbers(record, finished(name).record)
-    assert (tmp_path / job.folder / "artifact.safetensors").read_bytes() == finished(name).artifact
+def test_a_run_that_stops_before_its_record_is_written_only_writes_it(name, bench, tmp_path, monkeypatch):
+    job = bench.job(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(job, tmp_path)
+    epochs = []
+    record = run(job, tmp_path, report=lambda e: epochs.append(e.epoch))
+    assert records.same_numbers(record, bench.finished(name).record)
+    assert not any(epochs)
+
+
+class Stumbles(Method):
+    """It breaks in its second task."""
+
+    def before_backward(self, strategy, **kwargs):
+        if strategy.experience.current_experience == 1:
+            raise RuntimeError("as it was told")
+
+
+class Grows(Method):
+    """Its artifact is a byte larger each time it is asked for."""
+
+    def artifact(self):
+        self.asked = getattr(self, "asked", 0) + 1
+        artifact = super().artifact()
+        artifact.tensors["other/growing"] = torch.zeros(self.asked, dtype=torch.uint8)
+        return artifact
+
+
+class Shrinks(Method):
+    """It stores less and less."""
+
+    def artifact(self):
+        artifact = super().artifact()
+        artifact.tensors["masks/shrinking"] = torch.zeros(9 - len(self.model.heads), dtype=torch.uint8)
+        return artifact
 
 
 class Shifted(Method):
-    """Control: what it learns depends on how often it was evaluated."""
+    """What it learns depends on how often it was evaluated."""
 
     def before_eval(self, strategy, **kwargs):
         self.evaluations = getattr(self, "evaluations", 0) + 1
@@ -206,79 +133,139 @@ class Shifted(Method):
         strategy.loss *= 1 + getattr(self, "evaluations", 0)
 
 
-def test_a_method_that_evaluation_shifts_is_found_out(own_methods, tmp_path):
-    register(Shifted)
-    job = job_of("shifted", optimizer="sgd")
-    plain, shifted = run(job, tmp_path / "a"), run(job, tmp_path / "b", Evaluations(job))
-    assert plain.correct != shifted.correct or plain_bytes(job, tmp_path / "a") != plain_bytes(job, tmp_path / "b")
-
-
-def plain_bytes(job, results):
-    return (results / job.folder / "artifact.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize("reset", [True, False])
-@pytest.mark.parametrize("name", NAMES)
-def test_an_interrupted_run_gives_the_same_record(name, reset, finished, tmp_path):
-    job, whole = job_of(name, reset_optimizer=reset), finished(name, reset_optimizer=reset)
-    assert run_in_pieces(job, tmp_path) == len(whole.record.iterations)
-    assert records.same_numbers(records.read(tmp_path / job.folder / "record.json"), whole.record)
-    assert plain_bytes(job, tmp_path) == whole.artifact
-
-
 class Absentminded(Shifted):
-    """Control: it keeps something that its checkpoint does not."""
+    """It keeps something that its checkpoint does not."""
 
     def state(self):
         return {}
 
 
-def test_a_method_that_forgets_its_state_is_found_out(own_methods, tmp_path):
-    register(Absentminded)
-    job = job_of("absentminded", optimizer="sgd")
-    run(job, tmp_path / "whole")
-    run_in_pieces(job, tmp_path / "pieces")
-    assert plain_bytes(job, tmp_path / "whole") != plain_bytes(job, tmp_path / "pieces")
+class Random(Method):
+    """It draws from nobody's generator."""
+
+    def after_training_exp(self, strategy, **kwargs):
+        with torch.no_grad():
+            self.model.backbone.conv1.bias[0] = int.from_bytes(os.urandom(4), "big") / 2**32
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_run_that_stops_before_its_record_is_written_only_writes_it(name, finished, tmp_path, monkeypatch):
-    job = job_of(name)
-    with monkeypatch.context() as patch:
-        patch.setattr(records, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(job, tmp_path)
-    epochs = []
-    assert records.same_numbers(run(job, tmp_path, report=lambda e: epochs.append(e.epoch)), finished(name).record)
-    assert not any(epochs)
+class Zeroed(Method):
+    """Nothing is left of what it learns."""
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy, **kwargs):
+        for p in self.model.parameters():
+            p.zero_()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_another_seed_gives_another_run(name, finished):
-    one, other = finished(name), finished(name, seed=2)
-    assert one.artifact != other.artifact
-    assert not records.same_numbers(one.record, other.record)
+class PenaltyOnHeads(Method):
+    """A penalty over all parameters gives old heads a zero gradient in place of none."""
 
-
-@pytest.mark.parametrize("reset", [True, False])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", LASTING)
-def test_old_logits_are_bit_identical_for_ever(name, optimizer, reset, finished):
-    watcher = finished(name, epochs=1, reset_optimizer=reset, **OPTIMIZERS[optimizer]).watcher
-    assert [len(row) for row in watcher.logits] == [1, 2, 3]
-    assert not watcher.drift()
+    def before_backward(self, strategy, **kwargs):
+        strategy.loss += 1e-3 * sum(p.square().sum() for p in self.model.parameters())
 
 
 @dataclass
 class GradientMask(Method):
-    """Control: after the first task the backbone is "frozen" by zeroing its gradients, which freezes nothing in general."""
-
-    name = "gradientmask"
+    """After the first task the backbone is "frozen" by zeroing its gradients, which freezes nothing in general."""
 
     def after_backward(self, strategy, **kwargs):
         if strategy.experience.current_experience:
             for p in self.model.backbone.parameters():
                 p.grad.zero_()
+
+
+@dataclass
+class SharedNorm(PackNet):
+    """PackNet without its refusal of batchnorm=shared."""
+
+    def unfit(self, recipe):
+        return ""
+
+
+@dataclass
+class Nameless(Method):
+    """It does not say which value is wrong."""
+
+    share: float = 0.5
+
+    def __post_init__(self):
+        if self.share <= 0:
+            raise ValueError("must be positive")
+
+
+@dataclass
+class Fragile(Nameless):
+    """It breaks on a wrong value."""
+
+    def __post_init__(self):
+        self.ratio = 1 / self.share
+
+
+@dataclass
+class Anything(Method):
+    """It takes any value."""
+
+    share: float | str | None = 0.5
+
+
+class Mute(Method):
+    """It does not say why it cannot run."""
+
+    def unfit(self, recipe):
+        return recipe.backbone == "resnet18"
+
+
+CONTROLS = [
+    (contract.finishes, Stumbles, {}, "the run broke: RuntimeError: as it was told"),
+    (contract.size, Grows, {}, r"bytes on record, \d+ in the file"),
+    (contract.size, Shrinks, {}, "the masks went from 8 to 7 to 6 bytes"),
+    (contract.evaluation, Shifted, {"optimizer": "sgd"}, "differ in .*; hooks of evaluation"),
+    (contract.resumed, Absentminded, {"optimizer": "sgd"}, r"differ in .*artifact_sha256; .* state\(\)"),
+    (contract.same_seed, Random, {}, r"differ in .*artifact_sha256; .*self\.generator"),
+    (contract.other_seed, Zeroed, {}, "both seeds end in the same weights"),
+    (contract.heads, PenaltyOnHeads, {"epochs": 1}, "the head of task 1 changed while another"),
+    (contract.lasting, GradientMask, OPTIMIZERS["momentum and decay"], r"task 1 changed while task 2 .*self\.guard\.freeze"),
+    (contract.lasting, SharedNorm, {**BATCHNORM, "batchnorm": "shared"}, "task 1 changed while task 2"),
+    (contract.settings_checked, Nameless, {}, "share=0 is refused without its name"),
+    (contract.settings_checked, Fragile, {}, "share=0 breaks: ZeroDivisionError"),
+    (contract.says_why, Mute, {}, "answered False"),
+]
+
+
+@pytest.mark.parametrize(("rule", "cls", "settings", "said"), CONTROLS)
+def test_a_method_that_breaks_the_rule_is_found_out(rule, cls, settings, said, own_bench):
+    register(cls)
+    with pytest.raises(Broken, match=said) as error:
+        rule(own_bench, cls.name, **settings)
+    assert "\n" not in str(error.value)
+
+
+HIDDEN = """
+from benchsuite import Method, register
+
+
+@register
+class Hidden(Method):
+    def prepare(self, model):
+        model.backbone.register_forward_hook(lambda module, inputs, output: 2 * output)
+        return model
+"""
+
+
+def test_a_method_that_keeps_something_from_its_artifact_is_found_out(own_bench, tmp_path):
+    (tmp_path / "hidden.py").write_text(HIDDEN)
+    methods.load_file(tmp_path / "hidden.py")
+    register(Shrinks)  # which no other process knows
+    for name in ("hidden", "shrinks"):
+        own_bench.finished(name)
+    with pytest.raises(Broken, match=r"it gives other class scores for task 1; artifact\(\) must hold all"):
+        contract.artifact_alone(own_bench, "hidden")
+    with pytest.raises(Broken, match="it cannot be served: UserError: no method is called 'shrinks'"):
+        contract.artifact_alone(own_bench, "shrinks")
+
+
+def test_every_rule_has_a_method_that_breaks_it():
+    assert {rule for rule, *_ in CONTROLS} | {contract.artifact_alone} == set(RULES)
 
 
 @pytest.mark.parametrize(
@@ -292,53 +279,92 @@ class GradientMask(Method):
         ("adamw and decay", True, True),
     ],
 )
-def test_a_method_that_only_masks_gradients_is_found_out(optimizer, reset, drifts, own_methods, tmp_path):
+def test_a_method_that_only_masks_gradients_is_found_out(optimizer, reset, drifts, own_bench):
     register(GradientMask)
-    watcher = Watcher()
-    run(job_of("gradientmask", epochs=1, reset_optimizer=reset, **OPTIMIZERS[optimizer]), tmp_path, watcher)
-    assert watcher.drift() is drifts
+    settings = {"epochs": 1, "reset_optimizer": reset, **OPTIMIZERS[optimizer]}
+    assert bool(own_bench.finished("gradientmask", **settings).watcher.drift()) is drifts
+    if drifts:
+        with pytest.raises(Broken):
+            contract.lasting(own_bench, "gradientmask", **settings)
+    else:
+        contract.lasting(own_bench, "gradientmask", **settings)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum and decay", "adamw and decay"])
-@pytest.mark.parametrize("name", SEQUENTIAL)
-def test_heads_of_other_tasks_stay_bit_identical(name, optimizer, finished):
-    watcher = finished(name, epochs=1, reset_optimizer=False, **OPTIMIZERS[optimizer]).watcher
-    assert watcher.moved_heads() == []
-    assert watcher.heads[0].keys() == {"0"}
-
-
-class PenaltyOnHeads(Method):
-    """Control: a penalty over all parameters gives old heads a zero gradient in place of none."""
-
-    def before_backward(self, strategy, **kwargs):
-        strategy.loss += 1e-3 * sum(p.square().sum() for p in self.model.parameters())
-
-
-def test_a_penalty_that_moves_old_heads_is_found_out(own_methods, tmp_path):
+def test_each_head_that_a_penalty_moves_is_found_out(own_bench):
     register(PenaltyOnHeads)
-    watcher = Watcher()
-    run(job_of("penaltyonheads", epochs=1), tmp_path, watcher)
-    assert watcher.moved_heads() == ["0", "0", "1"]
+    assert own_bench.finished("penaltyonheads", epochs=1).watcher.moved_heads() == ["0", "0", "1"]
 
 
-WRONG = [("no_such_field", "1"), ("lr", "fast"), ("lr", "nan"), ("lr", -1.0), ("dropout", 1.0), ("batch_size", 0)]
-WRONG += [("optimizer", "adem"), ("reset_optimizer", "perhaps"), ("epochs", 1.5), ("tasks", 6), ("backbone", "vgg")]
-WRONG += [("milestones", "3,2")]
-CASES = [(name, *wrong) for name in NAMES for wrong in WRONG]
-CASES += [(name, field, "?") for name in NAMES for field in field_types(methods.get(name))]  # "?" is of no type
-CASES += [("cacl", "energy_drop", 1.0), ("cacl", "sparsity_weight", -0.1), ("cacl", "orthogonality_weight", -1)]
+def test_what_a_method_forgets_shows_in_its_artifact(own_bench, tmp_path):
+    register(Absentminded)
+    job = own_bench.job("absentminded", optimizer="sgd")
+    run(job, tmp_path / "whole", Watcher())
+    assert run_in_pieces(job, tmp_path / "pieces") == T
+    assert artifact_of(job, tmp_path / "whole") != artifact_of(job, tmp_path / "pieces")
 
 
-@pytest.mark.parametrize(("name", "field", "value"), CASES)
-def test_wrong_settings_are_refused_by_name_before_data_is_loaded(name, field, value, monkeypatch):
+WRONG = [(name, *wrong) for name in NAMES for wrong in contract.wrong_values(methods.get(name))]
+WRONG += [("cacl", "energy_drop", 1.0), ("cacl", "sparsity_weight", -0.1), ("cacl", "orthogonality_weight", -1)]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), WRONG)
+def test_wrong_settings_are_refused_by_name_before_data_is_loaded(name, field, value, bench, monkeypatch):
     monkeypatch.setattr("benchsuite.data.stream.load", lambda *_, **__: pytest.fail("data was loaded"))
-    with pytest.raises(UserError, match=field) as error:
-        job_of(name, **{field: value})
-    assert "\n" not in str(error.value)
+    contract.refused(bench, name, field, value)
 
 
-def test_individual_has_a_model_for_each_task_and_shares_nothing(finished):
-    run, single = finished("individual"), finished("finetune")
+def test_every_field_of_every_method_meets_a_wrong_value():
+    assert {(name, field) for name in NAMES for field in field_types(methods.get(name))} <= {wrong[:2] for wrong in WRONG}
+
+
+def test_a_field_that_takes_anything_is_found_out(own_bench):
+    register(Anything)
+    assert ("share", "?") not in contract.wrong_values(Anything)  # a text may be what it wants
+    with pytest.raises(Broken, match=r"share='\?' is accepted; give the field a type"):
+        contract.refused(own_bench, "anything", "share", "?")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "why"),
+    [(name, {}, "batchnorm=per_task; use another policy|batchnorm=per_task has not; use another") for name in MIXING]
+    + [(name, {"batchnorm": "shared"}, "use batchnorm=per_task") for name in LASTING if name != "individual"],
+)
+def test_a_method_that_does_not_fit_says_why(name, settings, why, bench):
+    with pytest.raises(Unfit, match=f"{name} cannot run like this: .*({why})"):
+        bench.job(name, **{**BATCHNORM, **settings})
+    policy = settings.get("batchnorm", "per_task")
+    assert any(f"batchnorm={policy}: " in note for note in contract.says_why(bench, name))
+
+
+def test_every_other_method_fits_every_policy(bench):
+    fits = [name for name in NAMES if not contract.says_why(bench, name)]
+    assert sorted(fits) == sorted({*NAMES} - {*MIXING} - {*LASTING} | {"individual"})
+    assert len(get_args(BatchNormPolicy)) == 4
+
+
+def test_a_check_ends_with_a_method_that_does_not_get_through_a_run(own_bench):
+    register(Stumbles)
+    (outcome,) = contract.check(own_bench, "stumbles")
+    assert outcome.holds is False
+    assert outcome.notes == ["the run broke: RuntimeError: as it was told; mend that first"]
+
+
+class Raises(Method):
+    """It breaks where it is asked whether it can run."""
+
+    def unfit(self, recipe):
+        return str(1 / (recipe.backbone != "resnet18"))[:0]
+
+
+def test_what_breaks_outside_a_run_is_said_too(own_bench):
+    register(Raises)
+    outcome = contract.judge(contract.says_why, own_bench, "raises")
+    assert outcome.holds is False
+    assert outcome.notes == ["it breaks: ZeroDivisionError: division by zero"]
+
+
+def test_individual_has_a_model_for_each_task_and_shares_nothing(bench):
+    run, single = bench.finished("individual"), bench.finished("finetune")
     networks = [
         [*run.watcher.model.backbone.models[str(t)].parameters(), *run.watcher.model.heads[str(t)].parameters()] for t in range(T)
     ]
@@ -350,16 +376,16 @@ def test_individual_has_a_model_for_each_task_and_shares_nothing(finished):
     assert run.record.stored[-1]["heads"] == single.record.stored[-1]["heads"]
 
 
-def test_the_references_are_one_method_on_one_task(finished):
+def test_the_references_are_one_method_on_one_task(bench):
     """Joint training, fine-tuning and an individual network: same weights, batches and dropout from the same seed."""
-    single = finished("finetune", tasks=1)
+    single = bench.finished("finetune", tasks=1)
     b = Artifact.read(single.path).tensors
     for name in ("joint", "individual"):
-        other = finished(name, tasks=1)
+        other = bench.finished(name, tasks=1)
         assert other.record.correct == single.record.correct
         a = {key.replace("models.0.", ""): tensor for key, tensor in Artifact.read(other.path).tensors.items()}
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
-    two = finished("joint", tasks=2), finished("finetune", tasks=2)  # control: on two tasks they differ
-    assert two[0].artifact != two[1].artifact
+    two = bench.finished("joint", tasks=2), bench.finished("finetune", tasks=2)  # control: on two tasks they differ
+    assert two[0].path.read_bytes() != two[1].path.read_bytes()
     assert two[0].record.correct[-1] != two[1].record.correct[-1]
