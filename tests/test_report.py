@@ -88,6 +88,8 @@ def test_csv_reads_back_equal():
             text = tables.to_csv(board, kind)
             assert "±" not in text
             back = pd.read_csv(io.StringIO(text))
+            for name in ("protocol", "tier", "provenance"):  # every row says where it is from
+                assert set(back.pop(name)) == {getattr(board, name)}
             notes = [name for name in frame if name.endswith("_note")]  # a column of blanks has no type to read back
             pd.testing.assert_frame_equal(back.drop(columns=notes), frame.drop(columns=notes), rtol=1e-15)
             assert all(back[name].dropna().tolist() == frame[name].dropna().tolist() for name in notes)
