@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import torch
 from avalanche.training.plugins import AGEMPlugin
 
+from benchsuite.memory import BUDGET, FEW_DIGITS, images_in, mixed_batches
 from benchsuite.method import Choice, Method, register
-from benchsuite.methods.er import BUDGET, FEW_DIGITS, images_in, mixed_batches
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import seeded
 

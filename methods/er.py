@@ -14,28 +14,10 @@ from typing import Any, ClassVar
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer
 
-from benchsuite.method import Declared, Method, register
-from benchsuite.nn.backbones import has_batchnorm
+from benchsuite.memory import BUDGET, FEW_DIGITS, images_in, mixed_batches
+from benchsuite.method import Method, register
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import seeded
-
-# 1,300 images of 32x32x3 bytes: what the 16 MB of float32 images hold that published rows of A-GEM and ER-RES state
-BUDGET = 4.0
-FEW_DIGITS = Declared(
-    protocol="split-digits", values={"budget": 0.00128}, origin="ours: 20 images, two of each class; 4 MB would hold them all"
-)
-
-
-def images_in(budget: float, images: Any) -> int:
-    """How many of a task's images fit into `budget` MB."""
-    return int(budget * 1e6) // math.prod(images.pixels.shape[1:])
-
-
-def mixed_batches(recipe: Recipe) -> str:
-    """Why a method whose batches mix tasks cannot run under a recipe."""
-    if recipe.batchnorm == "per_task" and has_batchnorm(recipe.backbone):
-        return "its batches mix tasks, which leaves too few images of each for batchnorm=per_task; use another policy"
-    return ""
 
 
 @register
