@@ -283,7 +283,8 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
 def command_tune(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
     from .method import methods
-    from .tune import best_of, study, words
+    from .settings import in_words
+    from .tune import best_of, study
 
     method = resolve_method(methods, arguments.method)
     chosen = study(
@@ -299,7 +300,7 @@ def command_tune(arguments: argparse.Namespace) -> int:
     if best is None:
         print(f"benchsuite: failed: no trial has a score; see {path}", file=sys.stderr)
         return 1
-    print(f"best: {words(best.values)} (trial {best.number}); for the `settings` of {method}:\n\n{chosen.declared(best)}\n")
+    print(f"best: {in_words(best.values)} (trial {best.number}); for the `settings` of {method}:\n\n{chosen.declared(best)}\n")
     print(path)
     return 0
 

@@ -28,7 +28,7 @@ from .method import Method, methods
 from .nn.normalisation import BatchNormPolicy
 from .protocol import protocols
 from .records import Job, RunRecord
-from .settings import Unfit, convert, field_types, method_of, recipe_of, resolve
+from .settings import Unfit, convert, field_types, in_words, method_of, recipe_of, resolve
 
 PROTOCOL, TIER, T = "split-digits", "smoke", 3
 TINY: Mapping[str, Any] = {"tasks": T, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
@@ -450,10 +450,6 @@ def judge(rule: Rule, bench: Bench, name: str) -> Outcome:
     if broken:
         return Outcome(rule, False, [what + where(cases) for what, cases in broken.items()])
     return Outcome(rule, None, unfit) if len(unfit) == len(rule.cases) else Outcome(rule, True, notes)
-
-
-def in_words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def where(cases: list[str]) -> str:

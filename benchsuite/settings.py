@@ -73,6 +73,10 @@ def field_types(owner: Any) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in fields(owner) if f.init} if is_dataclass(owner) else {}
 
 
+def in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
 def recipe_of(settings: Mapping[str, Any]) -> Recipe:
     kinds = field_types(Recipe)
     return Recipe(**{k: convert(k, v, kinds[k]) for k, v in settings.items() if k in kinds})

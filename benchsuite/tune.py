@@ -29,7 +29,7 @@ from .protocol import Recipe, protocols
 from .records import Job, write_atomic
 from .registry import suggest
 from .runner import RunFailed, choose_device, environment, identify, run, source_revision
-from .settings import field_types, resolve
+from .settings import field_types, in_words, resolve
 
 # Results are reported for seeds that count from 1. Of five tasks there are only 120 orders and 10 sets of three, so this seed is
 # one whose first tasks are not, as a set, the first ones of any of the seeds 1 to 10 on any protocol (tests/test_tune.py).
@@ -53,7 +53,7 @@ class Trial:
     runs: list[str]
 
     def __str__(self) -> str:
-        return f"trial {self.number}: {words(self.values)}: " + (
+        return f"trial {self.number}: {in_words(self.values)}: " + (
             f"failed: {self.error}" if self.score is None else f"ACC {self.score:.2f} %"
         )
 
@@ -116,7 +116,7 @@ class Study:
         given = {**self.overrides, **({} if self.precision == "fp32" else {"precision": self.precision})}
         return (
             f"tuned: {self.trials} trial{'s' if self.trials > 1 else ''} of `benchsuite tune`"
-            f"{f' with {words(given)}' if given else ''}, ACC after the first {self.tasks} tasks of "
+            f"{f' with {in_words(given)}' if given else ''}, ACC after the first {self.tasks} tasks of "
             f"seed{'s' if len(TUNING_SEEDS) > 1 else ''} {', '.join(map(str, TUNING_SEEDS))} "
             f"on a held-out {100 * HOLDOUT:g} % of the training images"
         )
@@ -252,7 +252,3 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 def quoted(value: Any) -> str:
     """As in a source file: text in double quotes."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-
-
-def words(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
