@@ -51,6 +51,7 @@ class Method(SupervisedPlugin):
 
     A method may define any hook of an Avalanche `SupervisedPlugin` and override the verbs below. Before `prepare` the
     runner sets `seed`, `recipe` and `n_tasks`; after it, `model` and `guard`, through which entries of parameters are frozen.
+    n_tasks: the length of the whole sequence, also where a run learns its beginning alone (`--set tasks=`).
     Whatever else a method keeps as an attribute is stored in the checkpoint: tensors, numbers, strings and plain containers
     of them.
     """

@@ -49,7 +49,7 @@ class Recipe:
     reset_optimizer: bool = True  # fresh optimiser state for each task
     dropout: float = 0.15
     batchnorm: Literal["per_task", "frozen_after_first", "batch_stats", "shared"] = "per_task"  # backbones that have it only
-    tasks: int | None = None  # train only the first so many of the order
+    tasks: int | None = None  # train only the first so many of the order, as the beginning of the whole sequence
     train_per_class: int | None = None  # keep only the first so many images of each class
     test_per_class: int | None = None
     holdout: float = 0.0  # > 0: train on the rest of the training set and test on this stratified share of it, never on test data

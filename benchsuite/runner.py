@@ -139,15 +139,18 @@ def assemble(
 ) -> Strategy:
     """The strategy of a job, ready to train: its method on the protocol's network, as at the start of a run."""
     recipe, method = recipe_of(job.settings), method_of(job.method, job.settings)
+    protocol = protocols.get(job.protocol)
     model = MultiHead.build(
         recipe.backbone,
-        image=protocols.get(job.protocol).image,
+        image=protocol.image,
         classes=stream.classes,
         dropout=recipe.dropout,
         seed=job.seed,
         batchnorm=recipe.batchnorm,
     )
-    method.seed, method.recipe, method.n_tasks = job.seed, recipe, len(stream.tasks)
+    # A run of the first tasks is the beginning of the whole one, to the bit.
+    method.n_tasks = len(protocol.tasks) if recipe.tasks else len(stream.tasks)
+    method.seed, method.recipe = job.seed, recipe
     method.model = method.prepare(model).to(device)
     method.guard = FrozenGuard(method.model)
     return Strategy(

@@ -2,8 +2,8 @@
 
 A trial is one value for each setting that the method's `space` names. With them the method learns the first TASKS tasks of
 an order that no reported seed uses, by the tier's recipe, a stratified share HOLDOUT of the training images held out; its
-score is ACC on that share. The first trial has the values that the method has at present, Optuna's TPE sampler proposes the
-others. A run that fails is a trial without a score.
+score is ACC on that share. The first trial has the values that the method has at present, the next ones are spread evenly over
+the space (a Halton sequence), Optuna's TPE sampler proposes the others. A run that fails is a trial without a score.
 
 Nothing is stored but the runs: the sampler is deterministic, so the same command proposes the same trials, reads the records
 of those that are done, and goes on. Proposals do not depend on how many trials follow: more trials continue a study.
@@ -12,6 +12,7 @@ of those that are done, and goes on. Proposals do not depend on how many trials 
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from scipy.stats import qmc
 
 from .errors import UserError
 from .method import Choice, Method, Range, methods
@@ -36,7 +38,7 @@ from .settings import field_types, in_words, resolve
 TUNING_SEEDS = (1002,)
 TASKS = 3  # forgetting shows from the second on, a penalty that leaves no room to learn in the third
 HOLDOUT = 0.1
-STARTUP = 5  # random trials before TPE models the scores; Optuna's own 10 would be nearly all of a small budget
+SPREAD = 4  # trials spread over the space before TPE models the scores: the whole of a small budget, where chance would cluster
 SAMPLER_SEED = 0
 ORIGIN = "benchsuite tune"  # of the settings in a trial's record
 
@@ -84,11 +86,13 @@ class Study:
     def search(self, folder: Path, *, data_dir: Path | None = None, device: str = "auto") -> Iterator[Trial]:
         """Every trial in turn, as it ends. Runs are kept below `folder`."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=SAMPLER_SEED)
+        sampler = optuna.samplers.TPESampler(n_startup_trials=SPREAD, seed=SAMPLER_SEED)
         search = optuna.create_study(direction="maximize", sampler=sampler)
         inside = all(contains(space, self.start[name]) for name, space in self.space.items())
         if inside:
             search.enqueue_trial({name: internal(space, self.start[name]) for name, space in self.space.items()})
+        for values in self.spread():
+            search.enqueue_trial({name: internal(self.space[name], value) for name, value in values.items()})
         for number in range(1, self.trials + 1):
             # Present values that lie outside of the space compete too, but the sampler cannot learn from them.
             asked = search.ask() if inside or number > 1 else None
@@ -99,6 +103,15 @@ class Study:
             if asked:
                 search.tell(asked, trial.score, state=optuna.trial.TrialState.FAIL if trial.score is None else None)
             yield trial
+
+    def spread(self) -> list[dict[str, Any]]:
+        """SPREAD points of the space, fewer if it has no more, none of them the present values."""
+        points = []
+        for shares in qmc.Halton(len(self.space), scramble=False).random(16 * SPREAD)[1:]:  # the first is the corner 0
+            values = {name: at(space, float(u)) for u, (name, space) in zip(shares, self.space.items(), strict=True)}
+            if values != self.start and values not in points:
+                points.append(values)
+        return points[:SPREAD]
 
     def attempt(self, number: int, values: dict[str, Any], folder: Path, data_dir: Path | None, device: str) -> Trial:
         jobs = [identify(self.job(values, seed), data_dir) for seed in TUNING_SEEDS]
@@ -150,7 +163,7 @@ class Study:
             "precision": self.precision,
             "overrides": self.overrides,
             "budget": {"trials": self.trials, "seeds": TUNING_SEEDS, "tasks": self.tasks, "holdout": HOLDOUT},
-            "sampler": {"name": "optuna.TPESampler", "seed": SAMPLER_SEED, "n_startup_trials": STARTUP},
+            "sampler": {"name": "Halton, then optuna.TPESampler", "seed": SAMPLER_SEED, "n_startup_trials": SPREAD},
             "space": {name: {"kind": type(space).__name__, **asdict(space)} for name, space in self.space.items()},
             "trials": [asdict(trial) for trial in trials],
             "best": best and {"trial": best.number, "values": best.values, "score": best.score, "origin": self.origin()},
@@ -234,14 +247,28 @@ def internal(space: Range | Choice, value: Any) -> Any:
     return space.values.index(value) if isinstance(space, Choice) else value
 
 
+def at(space: Range | Choice, share: float) -> Any:
+    """The value at `share`, in [0, 1), of the way through the space."""
+    if isinstance(space, Choice):
+        return space.values[int(share * len(space.values))]
+    low, high = (math.log(x) if space.log else x for x in (space.low, space.high))
+    value = low + share * (high - low)
+    return within(space, math.exp(value) if space.log else value)
+
+
+def within(space: Range, value: float) -> Any:
+    """As a trial has it: whole, or three digits, which is as fine as a score can tell and the same run on a machine whose
+    logarithms differ in the last bit."""
+    value = round(value) if isinstance(space.low, int) else float(f"{value:.3g}")
+    return min(max(value, space.low), space.high)
+
+
 def propose(trial: optuna.Trial, name: str, space: Range | Choice) -> Any:
     if isinstance(space, Choice):
         return space.values[trial.suggest_categorical(name, range(len(space.values)))]
     if isinstance(space.low, int):
         return trial.suggest_int(name, space.low, space.high, log=space.log)
-    # Three digits: as fine as a score can tell, and the same run on a machine whose logarithms differ in the last bit
-    value = float(f"{trial.suggest_float(name, space.low, space.high, log=space.log):.3g}")
-    return min(max(value, space.low), space.high)
+    return within(space, trial.suggest_float(name, space.low, space.high, log=space.log))
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

@@ -8,7 +8,7 @@ from benchsuite.randomness import seed_globals
 from benchsuite.runner import assemble
 from benchsuite.settings import recipe_of, resolve
 
-TINY = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
+TINY = {"train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
 
 
 def make(*plugins, method="finetune", precision="fp32", dtype=torch.float32, **settings):

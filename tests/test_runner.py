@@ -122,6 +122,20 @@ def test_a_killed_run_goes_on_where_it_was(other_process, tmp_path):
     assert not (folder / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("method", ["cacl", "packnet", "hat", "agem", "ewc"])
+def test_the_first_tasks_alone_are_the_beginning_of_the_whole_sequence(method, tmp_path):
+    """What tuning and a first look rely on: a method that shares something out does so for the whole sequence."""
+    lite = {"train_per_class": 16, "test_per_class": 20, "epochs": 2, "batch_size": 16}
+    whole, first = (
+        run(resolve("split-digits", "smoke", method, 1, overrides=lite | tasks), results=tmp_path / str(len(tasks)))
+        for tasks in ({}, {"tasks": 2})
+    )
+    assert [row[:2] for row in whole.correct[:2]] == first.correct
+    assert len(whole.correct) == 5
+    weights = [[stored["weights"] for stored in record.stored] for record in (whole, first)]
+    assert weights[0][:2] == weights[1]
+
+
 def test_a_loss_that_overflows_is_a_failure_and_no_result(tmp_path):
     job = job_of(lr=1e30)
     with pytest.raises(RunFailed, match="task 1, epoch 1"):

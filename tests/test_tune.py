@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -231,13 +232,27 @@ def test_the_same_command_reads_what_is_done_and_goes_on(own_methods, trained, t
     assert len(trained) == 3 + 5 + 7 + 1, "another study is not taken for this one"
 
 
+def test_a_small_budget_is_spread_over_the_space(toy, pretend, tmp_path):
+    toy.rate = toy.__dataclass_fields__["rate"].default = 1.0  # the middle, which the spread would begin with
+    toy.space = {name: toy.space[name] for name in ("rate", "sizes")}
+    trials = [t.values for t in study_of("toy", 5).search(tmp_path)]
+    assert trials[0] == {"rate": 1.0, "sizes": [1, 2]}
+    assert all(a != b for a, b in itertools.combinations(trials, 2))
+    quarters = [int(2 + math.log10(values["rate"])) for values in trials[1:]]
+    assert sorted(quarters) == [0, 1, 2, 3], "one trial in each quarter of the logarithmic range"
+    assert {tuple(values["sizes"]) for values in trials} == {(1, 2), (3,)}
+    toy.space = {"kind": Choice(("a", "b"))}
+    assert [t.values["kind"] for t in study_of("toy", 2).search(tmp_path)] == ["b", "a"]
+
+
 def test_the_sampler_alone_decides_what_comes_next(toy, pretend, tmp_path, monkeypatch):
     first = [t.values for t in study_of("toy", 12).search(tmp_path)]
     assert [t.values for t in study_of("toy", 12).search(tmp_path)] == first
     monkeypatch.setattr(tune, "SAMPLER_SEED", 1)
     other = [t.values for t in study_of("toy", 12).search(tmp_path)]
-    assert other[0] == first[0]
-    assert all(a != b for a, b in itertools.islice(zip(first, other, strict=True), 1, None))
+    known = 1 + tune.SPREAD
+    assert other[:known] == first[:known]
+    assert all(a != b for a, b in itertools.islice(zip(first, other, strict=True), known, None))
 
 
 @pytest.mark.parametrize(("name", "value"), [("rate", 500.0), ("kind", "c"), ("rate", 60.0)])
