@@ -1,6 +1,8 @@
 """The scripts that measure: they run, and what they print is what the runs say."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -61,3 +63,14 @@ def test_the_table_of_steps_has_every_method_early_and_late(monkeypatch, capsys)
     assert {row[0] for row in rows} >= {"finetune", "ewc", "packnet", "hat", "cacl"}
     assert all(float(value) > 0 for row in rows for value in row[1:])
     assert [row[1:3] for row in rows if row[0] == "finetune"] == [["1.000", "1.000"]]
+
+
+def test_what_the_user_can_mend_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "benchsuite.measure.steps", "--data-dir", str(tmp_path)]
+    environment = {**os.environ, "BENCHSUITE_CACHE": str(tmp_path)}
+    for words, expected in (([], "cifar-100-python"), (["--set", "batch_size"], "--set takes name=value")):
+        done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("benchsuite: error: ")
+        assert expected in done.stderr

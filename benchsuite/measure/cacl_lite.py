@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..cli import parse_settings
 from ..data.stream import build_stream
 from ..method import Method
 from ..nn.factorised import SVDConv2d
@@ -28,6 +29,7 @@ from ..protocol import protocols
 from ..runner import assemble
 from ..settings import recipe_of, resolve
 from ..strategy import Watch
+from . import script
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
 
 def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_weight: float) -> None:
     print(f"lambda_s {sparsity_weight:g}, lambda_o {orthogonality_weight:g}", flush=True)
-    overrides = {"holdout": 0.1} | dict(text.split("=", 1) for text in arguments.settings)
+    overrides = {"holdout": 0.1} | parse_settings(arguments)
     overrides |= {"sparsity_weight": sparsity_weight, "orthogonality_weight": orthogonality_weight, "tasks": arguments.tasks}
     job = resolve(arguments.protocol, arguments.tier, "cacl", arguments.seed, overrides=overrides)
     stream = build_stream(
@@ -119,4 +121,4 @@ def relative_size(method: Any) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

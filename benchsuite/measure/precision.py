@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..cli import parse_settings
 from ..leaderboard import t_interval
 from ..metrics import accuracy_matrix, average_accuracy, learning_accuracy
 from ..runner import run
 from ..settings import resolve
+from . import script
 
 
 def emulated(enabled: bool = True) -> contextlib.AbstractContextManager[Any]:
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("runs/precision"))
     parser.add_argument("--emulate", action="store_true", help="on the CPU: bf16 convolutions through fp32 arithmetic")
     arguments = parser.parse_args()
-    overrides = dict(text.split("=", 1) for text in arguments.settings) | {"tasks": arguments.tasks}
+    overrides = parse_settings(arguments) | {"tasks": arguments.tasks}
     found: dict[str, list[np.ndarray]] = {"fp32": [], "bf16": []}
     for seed in arguments.seeds:
         for precision, matrices in found.items():
@@ -78,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
+from ..cli import parse_settings
 from ..data.stream import TaskStream, build_stream
 from ..method import methods
 from ..protocol import protocols
 from ..runner import assemble
 from ..settings import Unfit, recipe_of, resolve
 from ..strategy import Watch
+from . import script
 from .throughput import Contender, held, race, widen
 
 
@@ -33,9 +35,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs=2, default=[2, 20], help="an early and a late task, counted from 1")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
-    overrides: dict[str, Any] = dict(text.split("=", 1) for text in arguments.settings)
+    overrides: dict[str, Any] = parse_settings(arguments)
     names = arguments.methods or [name for name, cls in methods.all().items() if not cls.trains_jointly]
     job = resolve(arguments.protocol, "lite", "finetune", 1, overrides=overrides)
     full, few = (
@@ -52,7 +55,7 @@ def main() -> None:
     for name in dict.fromkeys(["finetune", *names]):
         for task in arguments.tasks:
             try:
-                contenders[f"{name} {task}"] = late(name, arguments.protocol, full, few, task, overrides)
+                contenders[f"{name} {task}"] = late(name, arguments.protocol, full, few, task, overrides, arguments.precision)
             except Unfit as reason:
                 print(reason)
     seconds = race(contenders, arguments.rounds, arguments.steps)
@@ -61,7 +64,9 @@ def main() -> None:
     def ratio(one: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
 
-    print(f"{arguments.protocol}, {torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.rounds} rounds")
+    print(
+        f"{arguments.protocol}, {arguments.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.rounds} rounds"
+    )
     print(f"{'method':12} step time / finetune's, task {early:<3} task {last:<3}  steps per second, task {last} / task {early}")
     for name in dict.fromkeys(["finetune", *names]):
         if f"{name} {early}" in seconds:
@@ -70,9 +75,12 @@ def main() -> None:
             print(f"{name:12} {relative[0]:25.3f} {relative[1]:8.3f} {decay:12.3f}")
 
 
-def late(name: str, protocol: str, full: TaskStream, few: TaskStream, task: int, overrides: dict[str, Any]) -> Contender:
+def late(
+    name: str, protocol: str, full: TaskStream, few: TaskStream, task: int, overrides: dict[str, Any], precision: str
+) -> Contender:
     """A step of `name` in its task `task`."""
-    job = resolve(protocol, "lite", name, 1, overrides={"epochs": 1, "milestones": (), **overrides})
+    settings = {"epochs": 1, "milestones": (), **overrides}
+    job = resolve(protocol, "lite", name, 1, overrides=settings, precision=precision)
     strategy = assemble(job, full, plugins=[Watch()])
     if name == "cacl" and full.tasks[0].dataset == "cifar100" and "backbone" not in overrides:
         strategy.model.add_task(0)
@@ -91,4 +99,4 @@ def forever(strategy: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -32,6 +32,7 @@ from ..protocol import Protocol, Recipe, protocols
 from ..runner import assemble
 from ..settings import recipe_of, resolve
 from ..strategy import Watch, make_optimizer
+from . import script
 
 Contender = Callable[[], None]  # one training step of one batch
 
@@ -180,4 +181,4 @@ def held(strategy: Any, experience: Any) -> Contender:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)
