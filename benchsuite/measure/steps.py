@@ -64,9 +64,8 @@ def main() -> None:
     def ratio(one: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
 
-    print(
-        f"{arguments.protocol}, {arguments.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.rounds} rounds"
-    )
+    threads, given = torch.get_num_threads(), f"{arguments.protocol}, {arguments.precision}"
+    print(f"{given}, {threads} threads, torch {torch.__version__}, {arguments.rounds} rounds")
     print(f"{'method':12} step time / finetune's, task {early:<3} task {last:<3}  steps per second, task {last} / task {early}")
     for name in dict.fromkeys(["finetune", *names]):
         if f"{name} {early}" in seconds:
