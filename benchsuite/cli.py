@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -135,6 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchsuite: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of what is printed has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
         print("benchsuite: interrupted; finished tasks are kept, the same command resumes", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)

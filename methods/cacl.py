@@ -11,12 +11,14 @@ the fewest free components that carry a share 1 - e of the free sigma^2 are kept
 the pool is topped up (growth) and drawn anew. Task i is served by the first K_i components of each layer and head i, so
 nothing that is learnt later can change it.
 
-The equations follow the official code (github pavanteja295/CACL), as the paper's own text could not be had.
+The frame (draw, train, keep by energy, fix, grow, serve a prefix) asks a layer only for its factors and what they carry:
+`cacl_cp` and `cacl_tucker` put other factorisations into it. The equations follow the official code (github
+pavanteja295/CACL), as the paper's own text could not be had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from benchsuite.artifact import Artifact
 from benchsuite.method import Declared, Method, register
 from benchsuite.nn.conditional import replace_modules
-from benchsuite.nn.factorised import KernelBank, SVDConv2d, break_even_rank
+from benchsuite.nn.factorised import FactorisedConv2d, KernelBank, Rank, SVDConv2d, break_even_rank
 from benchsuite.nn.multihead import MultiHead
 
 
@@ -125,10 +127,11 @@ class CACL(Method):
     energy_scope: Literal["residual", "all"] = "residual"  # "all" is the official option prev_sing
     growth: Literal["mean_cumulative", "initial_rank", "fixed"] = "mean_cumulative"
     storage: Literal["factors", "smaller"] = "factors"  # "smaller": for each layer factors or recomposed kernels
-    pools: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
+    pools: dict[str, list[Rank]] = field(default_factory=dict, init=False, repr=False)
 
     forgetting = "none"
-    settings: ClassVar = (
+    counted: ClassVar = "the official code counts (factors and heads alone)"
+    settings: ClassVar[tuple[Declared, ...]] = (
         Declared(
             protocol="five-datasets",
             values={"growth": "initial_rank"},
@@ -150,61 +153,88 @@ class CACL(Method):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
+    # The factorisation: what other variants of the frame put in place of these four
+
+    @classmethod
+    def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:
+        """The layer in place of `conv`. header: what `describe` said."""
+        return SVDConv2d(conv)
+
+    def describe(self) -> dict[str, Any]:
+        """What `layer` must know of the settings, for the artifact's header."""
+        return {}
+
+    def first_pool(self, layer: Any) -> Rank:
+        return (break_even_rank(layer.rows, layer.columns),)
+
+    def penalty(self, layer: Any) -> Callable[[], Tensor]:
+        """What one layer adds to the loss of the task that begins now."""
+        fixed = slice(None) if self.penalty_scope == "all" else slice(0)
+        q_n, q_c = Orthogonality(layer.N.T[fixed], layer.pool[0]), Orthogonality(layer.C[fixed], layer.pool[0])
+        sigma = layer.sigma[fixed]
+
+        def value() -> Tensor:
+            orthogonality = q_n(layer.residual_N.T) + q_c(layer.residual_C)
+            sparse = sparsity(self.sparsity_kind, torch.cat([sigma, layer.residual_sigma]))
+            return self.orthogonality_weight * orthogonality + self.sparsity_weight * sparse
+
+        return value
+
+    # The frame
+
     def prepare(self, model: MultiHead) -> MultiHead:
-        self.layers = replace_modules(model.backbone, nn.Conv2d, lambda _, conv: SVDConv2d(conv))
+        header = self.describe()
+        self.layers = replace_modules(model.backbone, nn.Conv2d, lambda _, conv: self.layer(conv, header))
         # free components for each task, the last entry being for the task to come
-        self.pools = {name: [break_even_rank(layer.rows, layer.columns)] for name, layer in self.layers.items()}
+        self.pools = {name: [self.first_pool(layer)] for name, layer in self.layers.items()}
         return model
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """The first hook of a task, before the optimiser collects parameters: draw the free components."""
-        self._penalties = {}
+        self._penalties = []
         for name, layer in self.layers.items():
-            task = len(layer.ranks)
-            layer.draw_residual(self.pools[name][-1], self.generator("residual", task, name))
-            fixed = slice(None) if self.penalty_scope == "all" else slice(0)
-            self._penalties[name] = (
-                Orthogonality(layer.N.T[fixed], layer.pool),
-                Orthogonality(layer.C[fixed], layer.pool),
-                layer.sigma[fixed],
-            )
+            layer.draw_residual(self.pools[name][-1], self.generator("residual", len(layer.ranks), name))
+            if any(layer.pool):
+                self._penalties.append(self.penalty(layer))
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        for name, layer in self.layers.items():
-            if layer.pool:
-                q_n, q_c, fixed_sigma = self._penalties[name]
-                strategy.loss += self.orthogonality_weight * (q_n(layer.residual_N.T) + q_c(layer.residual_C))
-                strategy.loss += self.sparsity_weight * sparsity(
-                    self.sparsity_kind, torch.cat([fixed_sigma, layer.residual_sigma])
-                )
+        for penalty in self._penalties:
+            strategy.loss += penalty()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         for name, layer in self.layers.items():
-            before = float(layer.sigma.double().square().sum()) if self.energy_scope == "all" else 0.0
-            keep = energy_select(layer.residual_sigma, self.energy_drop, before)
-            free = layer.pool - len(keep)
-            earlier = list(layer.ranks)
-            layer.consolidate(keep)
-            self.pools[name].append(next_pool(self.growth, earlier, free, self.pools[name][0]))
-        self._penalties = {}
+            layer.absorb()
+            before = layer.energy() if self.energy_scope == "all" else 0.0
+            keep = [energy_select(strength, self.energy_drop, before) for strength in layer.strengths()]
+            first, pool, earlier = self.pools[name][0], layer.pool, list(layer.ranks)
+            layer.consolidate(*keep)
+            self.pools[name].append(
+                tuple(
+                    next_pool(self.growth, [rank[mode] for rank in earlier], pool[mode] - len(keep[mode]), first[mode])
+                    for mode in range(layer.modes)
+                )
+            )
+        self._penalties = []
 
     def artifact(self) -> Artifact:
-        """Per layer the bank N, sigma, C (or its kernels, whichever is smaller), the rank table (T, L) as int32, the heads."""
+        """Per layer its bank (or its kernels, whichever is smaller), the rank table (T, L) as int32, the heads."""
         return self._stored(self.storage)
 
     def _stored(self, storage: str) -> Artifact:
         artifact = Artifact.of_network(self.model, without=self.layers)
         tensors = artifact.tensors
-        tensors["masks/ranks"] = torch.tensor([layer.ranks for layer in self.layers.values()], dtype=torch.int32).T
+        # (T, L), or (T, 2 L) where two modes grow
+        tensors["masks/ranks"] = torch.cat([torch.tensor(layer.ranks, dtype=torch.int32) for layer in self.layers.values()], 1)
         for name, layer in self.layers.items():
             distinct = sorted(set(layer.ranks))
-            factors = {part: getattr(layer, part) for part in ("N", "sigma", "C")}
+            factors = {part: getattr(layer, part) for part in layer.grows}
             dense = len(distinct) * layer.rows * layer.columns
             if storage == "smaller" and dense < sum(t.numel() for t in factors.values()):
                 kernels = [layer.prefix(layer.ranks.index(rank)).view(layer.shape) for rank in distinct]
                 tensors[f"weights/{name}.kernels"] = torch.stack(kernels)
             else:
                 tensors |= {f"weights/{name}.{part}": t for part, t in factors.items()}
+        artifact.header |= self.describe()
         return artifact
 
     @classmethod
@@ -214,17 +244,14 @@ class CACL(Method):
         columns = iter(artifact.tensors["masks/ranks"].T.tolist())
 
         def serve(name: str, conv: nn.Conv2d) -> nn.Module:
-            ranks = next(columns)
+            layer = cls.layer(conv, artifact.header)
+            layer.ranks = list(zip(*[next(columns) for _ in range(layer.modes)], strict=True))
             if f"{name}.kernels" in stored:
-                distinct = sorted(set(ranks))
-                return KernelBank(conv, stored[f"{name}.kernels"], [distinct.index(rank) for rank in ranks])
-            layer = SVDConv2d(conv)
-            layer.N, layer.sigma, layer.C, layer.ranks = (
-                stored[f"{name}.N"],
-                stored[f"{name}.sigma"],
-                stored[f"{name}.C"],
-                ranks,
-            )
+                distinct = sorted(set(layer.ranks))
+                return KernelBank(conv, stored[f"{name}.kernels"], [distinct.index(rank) for rank in layer.ranks])
+            for part in layer.grows:
+                setattr(layer, part, stored[f"{name}.{part}"])
+            layer.form = "cheaper"
             return layer
 
         return artifact.fill(model, without=replace_modules(model.backbone, nn.Conv2d, serve))
@@ -234,10 +261,14 @@ class CACL(Method):
 
     def facts(self) -> dict[str, Any]:
         sizes = self._stored("factors").sizes()
+
+        def plain(ranks: list[Rank]) -> list[Any]:
+            return [list(rank) if len(rank) > 1 else rank[0] for rank in ranks]
+
         return {
-            "ranks": {name: layer.ranks for name, layer in self.layers.items()},
-            "pools": self.pools,
-            "other_sizes": {"the official code counts (factors and heads alone)": sizes["weights"] + sizes["heads"]},
+            "ranks": {name: plain(layer.ranks) for name, layer in self.layers.items()},
+            "pools": {name: plain(pools) for name, pools in self.pools.items()},
+            "other_sizes": {self.counted: sizes["weights"] + sizes["heads"]},
         }
 
     def state(self) -> dict[str, Any]:

@@ -167,8 +167,8 @@ def test_published_sizes_to_the_byte(protocol, table, size, with_ids):
     method = CACL()
     method.model = method.prepare(model)
     for i, layer in enumerate(method.layers.values()):
-        layer.ranks = [row[i] for row in ranks]
-        k = layer.ranks[-1]
+        layer.ranks = [(row[i],) for row in ranks]
+        k = layer.ranks[-1][0]
         layer.N, layer.sigma, layer.C = torch.zeros(layer.rows, k), torch.zeros(k), torch.zeros(k, layer.columns)
     artifact = method.artifact()
     sizes = artifact.sizes()
@@ -179,7 +179,7 @@ def test_published_sizes_to_the_byte(protocol, table, size, with_ids):
 
 def test_initial_law_of_the_components():
     layer = SVDConv2d(nn.Conv2d(64, 128, 3))
-    layer.draw_residual(50, torch.Generator().manual_seed(0))
+    layer.draw_residual((50,), torch.Generator().manual_seed(0))
     assert layer.residual_N.std().item() == pytest.approx((2 / 50) ** 0.5, rel=0.03)
     assert layer.residual_C.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.03)
     assert layer.residual_sigma.std().item() == pytest.approx(1, rel=0.3)
@@ -189,10 +189,10 @@ def test_kernel_is_the_product_of_all_components_and_prefixes_are_nested():
     layer = SVDConv2d(nn.Conv2d(3, 8, 3))
     g = torch.Generator().manual_seed(1)
     for kept in ([0, 2], [], [1, 3, 4]):
-        layer.draw_residual(5, g)
+        layer.draw_residual((5,), g)
         layer.consolidate(torch.tensor(kept, dtype=torch.long))
-    assert layer.ranks == [2, 2, 5]
-    for t, k in enumerate(layer.ranks):
+    assert layer.ranks == [(2,), (2,), (5,)]
+    for t, (k,) in enumerate(layer.ranks):
         plain = layer.N[:, :k] @ torch.diag(layer.sigma[:k].abs()) @ layer.C[:k]
         assert torch.allclose(layer.prefix(t), plain, atol=1e-6)
     assert torch.equal(layer.prefix(0), layer.prefix(1))  # a task that kept nothing shares its predecessor's kernel
@@ -200,7 +200,7 @@ def test_kernel_is_the_product_of_all_components_and_prefixes_are_nested():
 
 def test_kernels_are_composed_in_fp32_under_bf16():
     layer = SVDConv2d(nn.Conv2d(3, 8, 3))
-    layer.draw_residual(5, torch.Generator().manual_seed(1))
+    layer.draw_residual((5,), torch.Generator().manual_seed(1))
     layer.consolidate(torch.arange(5))
     plain = layer.prefix(0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -211,7 +211,7 @@ def test_kernels_are_composed_in_fp32_under_bf16():
 
 def test_a_zero_sigma_gets_a_zero_gradient_not_nan():
     layer = SVDConv2d(nn.Conv2d(3, 8, 3))
-    layer.draw_residual(4, torch.Generator().manual_seed(0))
+    layer.draw_residual((4,), torch.Generator().manual_seed(0))
     with torch.no_grad():
         layer.residual_sigma[1] = 0
     layer.set_task(0)

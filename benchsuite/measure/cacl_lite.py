@@ -24,7 +24,7 @@ from torch import Tensor
 from ..cli import parse_settings
 from ..data.stream import build_stream
 from ..method import Method
-from ..nn.factorised import SVDConv2d
+from ..nn.factorised import Rank, SVDConv2d
 from ..protocol import protocols
 from ..runner import assemble
 from ..settings import recipe_of, resolve
@@ -84,7 +84,7 @@ def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_w
             pools, layers = copy.deepcopy(method.pools), {name: state(layer) for name, layer in method.layers.items()}
             for drop in arguments.energy_drops:
                 prune_at(drop)
-                kept = " ".join(f"{layer.ranks[-1]}/{pools[name][-1]}" for name, layer in method.layers.items())
+                kept = " ".join(f"{layer.ranks[-1][0]}/{pools[name][-1][0]}" for name, layer in method.layers.items())
                 size, after = relative_size(method), accuracy(task)
                 print(f"  e {drop:<6g} kept {kept}, {size:.3f} of individual, {before:.1f} -> {after:.1f} %", flush=True)
                 method.pools = copy.deepcopy(pools)
@@ -100,12 +100,12 @@ def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_w
         )
 
 
-def state(layer: SVDConv2d) -> tuple[list[int], dict[str, Tensor]]:
+def state(layer: SVDConv2d) -> tuple[list[Rank], dict[str, Tensor]]:
     names = ("N", "sigma", "C", "residual_N", "residual_sigma", "residual_C")
     return list(layer.ranks), {name: getattr(layer, name).detach().clone() for name in names}
 
 
-def set_state(layer: SVDConv2d, state: tuple[list[int], dict[str, Tensor]]) -> None:
+def set_state(layer: SVDConv2d, state: tuple[list[Rank], dict[str, Tensor]]) -> None:
     ranks, tensors = state
     layer.ranks = list(ranks)
     for name, tensor in tensors.items():
@@ -116,7 +116,7 @@ def set_state(layer: SVDConv2d, state: tuple[list[int], dict[str, Tensor]]) -> N
 def relative_size(method: Any) -> float:
     """The bank so far, relative to a dense network for each task so far."""
     layers = method.layers.values()
-    bank = sum(layer.ranks[-1] * (layer.rows + layer.columns + 1) for layer in layers)
+    bank = sum(layer.elements(layer.ranks[-1]) for layer in layers)
     return bank / sum(len(layer.ranks) * layer.rows * layer.columns for layer in layers)
 
 

@@ -133,7 +133,7 @@ def widen(method: Any, tasks: int) -> None:
     """Fill the banks with random components: per task the released model's mean new ranks on 20-split CIFAR-100, lambda_s 0.1."""
     source = torch.Generator().manual_seed(0)
     for layer, new, name in zip(method.layers.values(), (9, 26, 27, 30, 35), method.layers, strict=False):
-        layer.draw_residual(new * (tasks - 1), source)
+        layer.draw_residual((new * (tasks - 1),), source)
         layer.consolidate(torch.arange(new * (tasks - 1)))
         layer.ranks = []  # so that the task about to be learnt is still called 0; its kernel costs the same
         method.pools[name] = [method.pools[name][0]]

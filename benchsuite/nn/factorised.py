@@ -1,8 +1,18 @@
-"""Convolutions whose kernel is a sum of rank-one components, in banks that grow from task to task."""
+"""Convolutions whose kernel is held in factors, in banks that grow from task to task.
+
+With O output channels, I input channels and a kh x kw window, the kernel W (O, I, kh, kw) is
+
+    SVDConv2d     sum_r  N_r |sigma_r| C_r               N (O, R), C (R, I kh kw): the matrix of the flattened kernel
+    CPConv2d      sum_r  |w_r| a_r o b_r o d_r o e_r     unit-norm a (O), b (I), d (kh), e (kw)
+    TuckerConv2d  sum_pq G_pq a_p o b_q                  a (O), b (I), core entries G_pq (kh, kw): Tucker-2
+
+Each can be served by composing the kernel (one convolution) or as the chain of its small convolutions.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,103 +20,419 @@ from torch.nn import functional as F
 
 from .conditional import TaskConditional
 
+Factors = dict[str, Tensor]
+Rank = tuple[int, ...]  # one number for each mode that grows
+
 
 def break_even_rank(out_channels: int, columns: int) -> int:
     """floor(O I k^2 / (O + I k^2)): the rank at which factors cost no more than the dense kernel (CACL section 2.3)."""
     return out_channels * columns // (out_channels + columns)
 
 
-class SVDConv2d(TaskConditional):
-    """A convolution with kernel reshape(N diag|sigma| C) (CACL section 2, channel decomposition), no bias.
+class FactorisedConv2d(TaskConditional):
+    """What the factorisations share: a bank of fixed factors, trainable ones beside it, and a kernel for each task.
 
-    The bank holds the components of finished tasks: N (O, K), sigma (K,), C (K, I k^2), as buffers, so that no optimiser
-    can move them; ranks[t] = K_t says how many of them task t uses. While a task is learnt, `residual_N`, `residual_sigma`
-    and `residual_C` are its trainable components. The kernel is summed task by task: M_t = M_{t-1} + (components of t), so
-    that training starts from exactly the kernel that the earlier tasks left, and M_i is the same bits for ever.
+    The bank holds the factors of finished tasks as buffers, so that no optimiser can move them; ranks[t] says how much of it
+    task t uses. While a task is learnt, `residual_<factor>` are its trainable factors. The kernel is summed task by task,
+    M_t = M_{t-1} + (what t added), so that training starts from exactly the kernel that the earlier tasks left, and M_i is the
+    same bits for ever.
+
+    grows: {factor: the dimension along which later tasks append to it}. modes: how many numbers make a rank.
+    form: how a finished task is computed: "composed" (one convolution), "chain" (its factors one after the other) or
+    "cheaper", whichever needs fewer multiply-accumulates for the image at hand.
     """
 
+    grows: ClassVar[dict[str, int]]
+    modes: ClassVar[int] = 1
+    form: Literal["composed", "chain", "cheaper"] = "composed"
+    _kernel: Tensor
+
+    def __init__(self, conv: nn.Conv2d, *, bias: bool = False) -> None:
+        """bias: keep the convolution's own as a parameter, which no bank protects."""
+        super().__init__()
+        if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError("a factorised convolution needs groups=1 and zero padding given in pixels")
+        self.shape: tuple[int, int, int, int] = tuple(conv.weight.shape)
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.rows, self.columns = self.shape[0], math.prod(self.shape[1:])
+        self.bias = nn.Parameter(conv.bias.detach().clone()) if bias and conv.bias is not None else None
+        self.ranks: list[Rank] = []
+        for name, empty in self.fresh((0,) * self.modes, torch.Generator()).items():
+            self.register_buffer(name, empty.to(conv.weight))
+            self.register_parameter(f"residual_{name}", None)
+        self._task = -1
+        self.register_buffer("_kernel", torch.empty(0, device=conv.weight.device), persistent=False)  # of the task told last
+
+    # What a factorisation says of itself
+
+    def fresh(self, pool: Rank, source: torch.Generator) -> Factors:
+        """`pool` trainable components for the next task, drawn from `source`."""
+        raise NotImplementedError
+
+    def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
+        """onto (O, I kh kw) + the kernel that the factors `added` by task `task` make."""
+        raise NotImplementedError
+
+    def strengths(self) -> list[Tensor]:
+        """For each mode, how much each trainable component carries: its square is an energy."""
+        raise NotImplementedError
+
+    def energy(self) -> float:
+        """What the bank carries, by the same measure."""
+        raise NotImplementedError
+
+    def consolidate(self, *keep: Tensor) -> None:
+        """End a task: append its components `keep` (for each mode indices, in order) to the bank and drop the rest."""
+        raise NotImplementedError
+
+    def extent(self, name: str, rank: Rank) -> int:
+        """How much of the factor `name`, along the dimension in which it grows, belongs to a bank of that rank."""
+        return rank[0]
+
+    def chain(self, x: Tensor, task: int) -> Tensor:
+        """The convolution of a finished task through its factors."""
+        raise NotImplementedError
+
+    def elements(self, rank: Rank) -> int:
+        """Numbers in the factors of a kernel of that rank, the bias left out."""
+        raise NotImplementedError
+
+    def chain_macs(self, rank: Rank, inner: int, outer: int, rows: int) -> int:
+        """Multiply-accumulates of `chain`. inner, outer: pixels that go in and come out; rows: those after the vertical
+        convolution of a CP chain, of all columns that go in."""
+        raise NotImplementedError
+
+    # What they share
+
+    @property
+    def residual(self) -> Factors:
+        """The trainable factors; none between two tasks."""
+        found = {name: getattr(self, f"residual_{name}") for name in self.grows}
+        return {name: factor for name, factor in found.items() if factor is not None}
+
+    @property
+    def pool(self) -> Rank:
+        """How many trainable components there are."""
+        leading = list(self.residual.items())[: self.modes]
+        return tuple(factor.shape[self.grows[name]] for name, factor in leading) or (0,) * self.modes
+
+    def absorb(self) -> None:
+        """End the training of a task: give the trainable factors the form in which `strengths` are energies. The kernel stays
+        the same."""
+
+    def set_residual(self, factors: Factors) -> None:
+        for name, factor in factors.items():
+            setattr(self, f"residual_{name}", nn.Parameter(factor.detach().to(getattr(self, name))))
+        self._task = -1
+
+    def draw_residual(self, pool: Rank, source: torch.Generator) -> None:
+        self.set_residual(self.fresh(pool, source))
+
+    def append(self, kept: Factors, rank: Rank) -> None:
+        """End a task: put `kept` at the end of the bank, which is then of rank `rank`, and drop the trainable factors."""
+        for name, dim in self.grows.items():
+            setattr(self, name, torch.cat([getattr(self, name), kept[name].detach()], dim))
+            setattr(self, f"residual_{name}", None)
+        self.ranks.append(rank)
+        self._task = -1
+
+    def before(self, task: int) -> Rank:
+        """The rank of the bank when task `task` began."""
+        return self.ranks[task - 1] if task else (0,) * self.modes
+
+    def added(self, task: int) -> Factors:
+        """What a finished task added to the bank.
+
+        In memory of their own: neither the length of the bank nor its place can change how a product is rounded."""
+        parts = {}
+        for name, dim in self.grows.items():
+            start, end = self.extent(name, self.before(task)), self.extent(name, self.ranks[task])
+            parts[name] = getattr(self, name).narrow(dim, start, end - start).clone(memory_format=torch.contiguous_format)
+        return parts
+
+    @torch.no_grad()
+    def prefix(self, task: int) -> Tensor:
+        """The kernel of a finished task, (O, I kh kw); task -1 has none, which is 0."""
+        kernel = torch.zeros(self.rows, self.columns, device=self._kernel.device, dtype=next(self.buffers()).dtype)
+        with torch.autocast(kernel.device.type, enabled=False):
+            for t in range(task + 1):
+                if self.ranks[t] != self.before(t):
+                    kernel = self.compose(self.added(t), kernel, t)
+        return kernel
+
+    def upto(self, name: str, task: int) -> Tensor:
+        """All of a factor that a finished task uses."""
+        return getattr(self, name).narrow(self.grows[name], 0, self.extent(name, self.ranks[task]))
+
+    def set_task(self, task: int) -> None:
+        if task != self._task:
+            self._task, self._kernel = task, self._kernel.new_empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        finished = self._task < len(self.ranks)
+        if finished and (self.form == "chain" or (self.form == "cheaper" and self._chain_is_cheaper(x))):
+            return self.chain(x, self._task)
+        if not self._kernel.numel():
+            self._kernel = self.prefix(min(self._task, len(self.ranks) - 1))
+        kernel, residual = self._kernel, self.residual
+        if residual and not finished:
+            with torch.autocast(x.device.type, enabled=False):
+                kernel = self.compose(residual, kernel, len(self.ranks))
+        return F.conv2d(x, kernel.view(self.shape), self.bias, self.stride, self.padding, self.dilation)
+
+    def _chain_is_cheaper(self, x: Tensor) -> bool:
+        inner, outer, rows = self.pixels(tuple(x.shape[2:]))
+        return self.chain_macs(self.ranks[self._task], inner, outer, rows) < self.rows * self.columns * outer
+
+    def pixels(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Of an image (H, W): pixels that go in, that come out, and after the vertical half of a separable window."""
+        out = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(size, self.padding, self.dilation, self.shape[2:], self.stride, strict=True)
+        ]
+        return size[0] * size[1], out[0] * out[1], out[0] * size[1]
+
+    def get_extra_state(self) -> dict[str, list[Rank]]:
+        return {"ranks": self.ranks}
+
+    def set_extra_state(self, state: dict[str, list[Rank]]) -> None:
+        self.ranks, self._task = [tuple(rank) for rank in state["ranks"]], -1
+
+
+def normal(*shape: int, std: float, source: torch.Generator) -> Tensor:
+    return torch.empty(shape).normal_(0, std, generator=source)
+
+
+class SVDConv2d(FactorisedConv2d):
+    """Kernel reshape(N diag|sigma| C) (CACL section 2, channel decomposition): N (O, R), sigma (R,), C (R, I kh kw)."""
+
+    grows: ClassVar = {"N": 1, "sigma": 0, "C": 0}
     N: Tensor
     sigma: Tensor
     C: Tensor
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        if conv.groups != 1 or conv.padding_mode != "zeros":
-            raise ValueError("a factorised convolution needs groups=1 and zero padding")
-        self.shape = tuple(conv.weight.shape)
-        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
-        rows, columns = self.rows, self.columns = self.shape[0], math.prod(self.shape[1:])
-        device = conv.weight.device
-        self.register_buffer("N", torch.empty(rows, 0, device=device))
-        self.register_buffer("sigma", torch.empty(0, device=device))
-        self.register_buffer("C", torch.empty(0, columns, device=device))
-        self.ranks: list[int] = []
-        for name in ("residual_N", "residual_sigma", "residual_C"):
-            self.register_parameter(name, None)
-        self._task = -1
-        self.register_buffer("_kernel", torch.empty(0, device=device), persistent=False)  # of the task told last
+    def fresh(self, pool: Rank, source: torch.Generator) -> Factors:
+        """N ~ N(0, 2 / pool), C ~ N(0, 2 / (I kh kw)), sigma ~ N(0, 1) (CACL sections 2.4 and 5.7)."""
+        return {
+            "N": normal(self.rows, pool[0], std=math.sqrt(2 / max(pool[0], 1)), source=source),
+            "sigma": normal(pool[0], std=1.0, source=source),
+            "C": normal(pool[0], self.columns, std=math.sqrt(2 / self.columns), source=source),
+        }
 
-    @property
-    def pool(self) -> int:
-        """Number of residual components."""
-        return 0 if self.residual_sigma is None else len(self.residual_sigma)
+    def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
+        return torch.addmm(onto, added["N"] * added["sigma"].abs(), added["C"])
 
-    def draw_residual(self, count: int, source: torch.Generator) -> None:
-        """`count` fresh components: N ~ N(0, 2/count), C ~ N(0, 2/(I k^2)), sigma ~ N(0, 1) (CACL sections 2.4 and 5.7)."""
+    def strengths(self) -> list[Tensor]:
+        return [self.residual_sigma.detach()]
 
-        def normal(*shape: int, std: float) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape).normal_(0, std, generator=source).to(self.sigma))
-
-        self.residual_N = normal(self.rows, count, std=math.sqrt(2 / max(count, 1)))
-        self.residual_sigma = normal(count, std=1.0)
-        self.residual_C = normal(count, self.columns, std=math.sqrt(2 / self.columns))
-        self._task = -1
+    def energy(self) -> float:
+        return float(self.sigma.double().square().sum())
 
     @torch.no_grad()
-    def consolidate(self, keep: Tensor) -> None:
-        """Append the residual components `keep` (indices, in order) to the bank and drop the rest."""
-        self.N = torch.cat([self.N, self.residual_N[:, keep]], 1)
-        self.sigma = torch.cat([self.sigma, self.residual_sigma[keep]])
-        self.C = torch.cat([self.C, self.residual_C[keep]])
-        self.ranks.append(len(self.sigma))
-        self.residual_N = self.residual_sigma = self.residual_C = None
-        self._task = -1
+    def consolidate(self, *keep: Tensor) -> None:
+        kept = {name: factor.index_select(self.grows[name], keep[0]) for name, factor in self.residual.items()}
+        self.append(kept, (len(self.sigma) + len(keep[0]),))
+
+    def chain(self, x: Tensor, task: int) -> Tensor:
+        """The first components' window, (R, I, kh, kw), then 1x1 to O channels."""
+        inner = F.conv2d(x, self.upto("C", task).view(-1, *self.shape[1:]), None, self.stride, self.padding, self.dilation)
+        return F.conv2d(inner, (self.upto("N", task) * self.upto("sigma", task).abs())[:, :, None, None], self.bias)
+
+    def elements(self, rank: Rank) -> int:
+        return rank[0] * (self.rows + self.columns + 1)
+
+    def chain_macs(self, rank: Rank, inner: int, outer: int, rows: int) -> int:
+        return rank[0] * (self.rows + self.columns) * outer
+
+
+class CPConv2d(FactorisedConv2d):
+    """Kernel sum_r |weight_r| a_r o b_r o d_r o e_r of unit-norm factors: A (O, R), B (I, R), D (kh, R), E (kw, R).
+
+    The trainable factors have any norm and are normalised on the way, so that the weight alone carries a term's energy.
+    """
+
+    grows: ClassVar = {"A": 1, "B": 1, "D": 1, "E": 1, "weight": 0}
+    A: Tensor
+    B: Tensor
+    D: Tensor
+    E: Tensor
+    weight: Tensor
+
+    def fresh(self, pool: Rank, source: torch.Generator) -> Factors:
+        """Directions drawn evenly; weights so that together the terms have the variance 2 / (I kh kw) of Kaiming's law."""
+        drawn = {
+            name: F.normalize(normal(size, pool[0], std=1.0, source=source), dim=0)
+            for name, size in zip("ABDE", self.shape, strict=True)
+        }
+        return {**drawn, "weight": normal(pool[0], std=math.sqrt(2 * self.rows / max(pool[0], 1)), source=source)}
+
+    def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
+        a, b, d, e = (F.normalize(added[name], dim=0) for name in "ABDE")
+        terms = torch.einsum("ir,hr,wr->rihw", b, d, e).reshape(-1, self.columns)
+        return torch.addmm(onto, a * added["weight"].abs(), terms)
+
+    def strengths(self) -> list[Tensor]:
+        return [self.residual_weight.detach()]
+
+    def energy(self) -> float:
+        return float(self.weight.double().square().sum())
 
     @torch.no_grad()
-    def prefix(self, task: int) -> Tensor:
-        """The kernel of a finished task, (O, I k^2); task -1 has none, which is 0.
+    def consolidate(self, *keep: Tensor) -> None:
+        kept = {name: factor.index_select(self.grows[name], keep[0]) for name, factor in self.residual.items()}
+        kept |= {name: F.normalize(kept[name], dim=0) for name in "ABDE"}
+        self.append(kept, (len(self.weight) + len(keep[0]),))
 
-        Each addend is computed from tensors of its own, so that neither the length of the bank nor its place in memory can
-        change how the product is rounded."""
-        kernel, start = torch.zeros(self.rows, self.columns, device=self.sigma.device, dtype=self.sigma.dtype), 0
-        with torch.autocast(self.sigma.device.type, enabled=False):
-            for end in self.ranks[: task + 1]:
-                if end > start:
-                    left = self.N[:, start:end].contiguous() * self.sigma[start:end].abs()
-                    kernel += left @ self.C[start:end].clone()
-                start = end
+    def chain(self, x: Tensor, task: int) -> Tensor:
+        """1x1 to R channels, a vertical and a horizontal window for each, 1x1 to O channels."""
+        a, b, d, e = (F.normalize(self.upto(name, task), dim=0) for name in "ABDE")
+        (s, t), (p, q), (v, w), rank = self.stride, self.padding, self.dilation, b.shape[1]
+        x = F.conv2d(x, b.T[:, :, None, None])
+        x = F.conv2d(x, d.T[:, None, :, None], None, (s, 1), (p, 0), (v, 1), groups=rank)
+        x = F.conv2d(x, e.T[:, None, None, :], None, (1, t), (0, q), (1, w), groups=rank)
+        return F.conv2d(x, (a * self.upto("weight", task).abs())[:, :, None, None], self.bias)
+
+    def elements(self, rank: Rank) -> int:
+        return rank[0] * (sum(self.shape) + 1)
+
+    def chain_macs(self, rank: Rank, inner: int, outer: int, rows: int) -> int:
+        o, i, kh, kw = self.shape
+        return rank[0] * (i * inner + kh * rows + kw * outer + o * outer)
+
+
+class TuckerConv2d(FactorisedConv2d):
+    """Tucker-2: kernel sum_pq core_pq a_p o b_q, with A (O, P), B (I, Q) and a core of P x Q windows (kh, kw).
+
+    A rank is (P, Q). Task t appends columns to A and B and, to the core, the windows that its new columns need:
+
+    core="nested"   between new and old columns too: (old, new), (new, old), (new, new); what is learnt reuses old columns
+    core="block"    (new, new) alone: a sum of one Tucker block for each task
+
+    `core` (windows, kh, kw) holds them task by task in that order, each block row by row.
+    """
+
+    grows: ClassVar = {"A": 1, "B": 1, "core": 0}
+    modes: ClassVar = 2
+    nested = True
+    A: Tensor
+    B: Tensor
+    core: Tensor
+
+    def __init__(self, conv: nn.Conv2d, *, bias: bool = False, core: Literal["nested", "block"] = "nested") -> None:
+        super().__init__(conv, bias=bias)
+        self.nested = core == "nested"
+
+    def fresh(self, pool: Rank, source: torch.Generator) -> Factors:
+        """Columns of about unit norm; windows so that together they have the variance 2 / (I kh kw) of Kaiming's law."""
+        (o, i, kh, kw), (p, q), before = self.shape, pool, self.before(len(self.ranks))
+        windows = p * q + (before[0] * q + p * before[1] if self.nested else 0)
+        return {
+            "A": normal(o, p, std=1 / math.sqrt(o), source=source),
+            "B": normal(i, q, std=1 / math.sqrt(i), source=source),
+            "core": normal(windows, kh, kw, std=math.sqrt(2 * o / (max(windows, 1) * kh * kw)), source=source),
+        }
+
+    def blocks(self, core: Tensor, before: Rank, p: int, q: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The windows of p new rows and q new columns beside `before` old ones: (old, new), (new, old), (new, new)."""
+        old_p, old_q = before if self.nested else (0, 0)
+        sizes = ((old_p, q), (p, old_q), (p, q))
+        parts = core.split([a * b for a, b in sizes])
+        on, no, nn = (part.view(*size, *self.shape[2:]) for part, size in zip(parts, sizes, strict=True))
+        return on, no, nn
+
+    def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
+        before = self.before(task)
+        on, no, nn = self.blocks(added["core"], before, added["A"].shape[1], added["B"].shape[1])
+        old_a, old_b = self.A[:, : len(on)].contiguous(), self.B[:, : no.shape[1]].contiguous()
+
+        def product(a: Tensor, core: Tensor, b: Tensor) -> Tensor:
+            return torch.einsum("op,pqhw,iq->oihw", a, core, b).reshape(self.rows, self.columns)
+
+        kernel = onto + product(added["A"], nn, added["B"])
+        if on.numel():
+            kernel = kernel + product(old_a, on, added["B"])
+        if no.numel():
+            kernel = kernel + product(added["A"], no, old_b)
         return kernel
 
-    def set_task(self, task: int) -> None:
-        if task != self._task:
-            self._task, self._kernel = task, self.prefix(min(task, len(self.ranks) - 1))
+    @torch.no_grad()
+    def absorb(self) -> None:
+        """Make the trainable columns orthonormal and turn them into the principal axes of the windows that they carry; what
+        is taken from them goes into the windows, so that the kernel stays the same."""
+        a, b, core = (factor.detach().double() for factor in self.residual.values())
+        before = self.before(len(self.ranks))
+        on, no, nn = self.blocks(core, before, a.shape[1], b.shape[1])
+        (a, left), (b, right) = torch.linalg.qr(a), torch.linalg.qr(b)
+        no, nn = (torch.einsum("xp,pqhw->xqhw", left, block) for block in (no, nn))
+        on, nn = (torch.einsum("yq,pqhw->pyhw", right, block) for block in (on, nn))
+        turn = torch.linalg.svd(torch.cat([no, nn], 1).flatten(1), full_matrices=False).U
+        a, no, nn = a @ turn, torch.einsum("px,pqhw->xqhw", turn, no), torch.einsum("px,pqhw->xqhw", turn, nn)
+        turn = torch.linalg.svd(torch.cat([on, nn], 0).transpose(0, 1).flatten(1), full_matrices=False).U
+        b, on, nn = b @ turn, torch.einsum("qy,pqhw->pyhw", turn, on), torch.einsum("qy,pqhw->pyhw", turn, nn)
+        self.set_residual({"A": a, "B": b, "core": torch.cat([block.flatten(0, 1) for block in (on, no, nn)])})
 
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = self._kernel
-        if self._task >= len(self.ranks) and self.residual_sigma is not None:
-            with torch.autocast(x.device.type, enabled=False):
-                kernel = torch.addmm(kernel, self.residual_N * self.residual_sigma.abs(), self.residual_C)
-        return F.conv2d(x, kernel.view(self.shape), None, self.stride, self.padding, self.dilation)
+    def strengths(self) -> list[Tensor]:
+        """Norms of the windows of each new row, and of each new column: the kernel's own, once the columns are orthonormal."""
+        return [norms.detach() for norms in self.slice_norms()]
 
-    def get_extra_state(self) -> dict[str, list[int]]:
-        return {"ranks": self.ranks}
+    def energy(self) -> float:
+        return float(self.core.double().square().sum())
 
-    def set_extra_state(self, state: dict[str, list[int]]) -> None:
-        self.ranks, self._task = list(state["ranks"]), -1
+    def slice_norms(self) -> tuple[Tensor, Tensor]:
+        """The same (P,) and (Q,), differentiable."""
+        a, b, core = self.residual.values()
+        on, no, nn = self.blocks(core, self.before(len(self.ranks)), a.shape[1], b.shape[1])
+        rows = torch.cat([no, nn], 1).square().sum((1, 2, 3))
+        columns = torch.cat([on, nn], 0).square().sum((0, 2, 3))
+        return rows.sqrt(), columns.sqrt()
+
+    @torch.no_grad()
+    def consolidate(self, *keep: Tensor) -> None:
+        """Append the rows keep[0] and columns keep[1]; a task that keeps none of either, without old ones, adds nothing."""
+        a, b, core = self.residual.values()
+        before = self.before(len(self.ranks))
+        on, no, nn = self.blocks(core, before, a.shape[1], b.shape[1])
+        rows, columns = keep
+        kept = [on[:, columns], no[rows], nn[rows][:, columns]]
+        factors = {"A": a[:, rows], "B": b[:, columns], "core": torch.cat([block.flatten(0, 1) for block in kept])}
+        self.append(factors, (before[0] + len(rows), before[1] + len(columns)))
+
+    def extent(self, name: str, rank: Rank) -> int:
+        if name != "core":
+            return rank["AB".index(name)]
+        if self.nested:
+            return rank[0] * rank[1]
+        ends = [(0, 0), *self.ranks]
+        steps = [(b[0] - a[0]) * (b[1] - a[1]) for a, b in zip(ends, self.ranks, strict=False)]
+        return sum(steps[: ends.index(rank)])
+
+    def whole_core(self, task: int) -> Tensor:
+        """The core (P, Q, kh, kw) of a finished task, zero where it has no window."""
+        core = self.core.new_zeros(*self.ranks[task], *self.shape[2:])
+        for t in range(task + 1):
+            (p, q), (end_p, end_q) = self.before(t), self.ranks[t]
+            on, no, nn = self.blocks(self.added(t)["core"], (p, q), end_p - p, end_q - q)
+            core[p:end_p, q:end_q] = nn
+            if self.nested:
+                core[:p, q:end_q], core[p:end_p, :q] = on, no
+        return core
+
+    def chain(self, x: Tensor, task: int) -> Tensor:
+        """1x1 to Q channels, the core's windows to P, 1x1 to O channels."""
+        x = F.conv2d(x, self.upto("B", task).T[:, :, None, None])
+        x = F.conv2d(x, self.whole_core(task), None, self.stride, self.padding, self.dilation)
+        return F.conv2d(x, self.upto("A", task)[:, :, None, None], self.bias)
+
+    def elements(self, rank: Rank) -> int:
+        return self.rows * rank[0] + self.shape[1] * rank[1] + self.extent("core", rank) * math.prod(self.shape[2:])
+
+    def chain_macs(self, rank: Rank, inner: int, outer: int, rows: int) -> int:
+        (o, i, kh, kw), (p, q) = self.shape, rank
+        return i * q * inner + p * q * kh * kw * outer + o * p * outer
 
 
 class KernelBank(TaskConditional):
-    """The same convolution served from recomposed kernels (D, O, I, k, k); index[t] is the kernel of task t."""
+    """The same convolution served from composed kernels (D, O, I, kh, kw); index[t] is the kernel of task t."""
 
     def __init__(self, conv: nn.Conv2d, kernels: Tensor, index: list[int]) -> None:
         super().__init__()

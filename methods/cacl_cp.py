@@ -1,0 +1,84 @@
+"""CACL-CP: CACL's frame with kernels that are sums of CP terms (arXiv 2009.01956 with the factorisation of 1412.6553).
+
+Every kernel (O, I, kh, kw) is a sum of rank-one terms |w_r| a_r o b_r o d_r o e_r with unit-norm factors. Task t's loss is
+
+    L = CE + lambda_s sum_l (||w||_1 / ||w||_2 - 1) + lambda_o sum_l ||Gamma - I||_F^2 / R^2,
+    Gamma = (A'A) * (B'B) * (D'D) * (E'E)    (entry by entry),
+
+Gamma being the Gram matrix of the rank-one terms themselves, fixed and free ones together: at Gamma = I a kernel's energy is
+sum_r w_r^2, so that keeping terms by their w^2 is keeping energy, as CACL does by sigma^2. A term costs O + I + kh + kw + 1
+numbers where one of CACL's costs O + I kh kw + 1, and says less: the pool starts at three times CACL's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchsuite.method import register
+from benchsuite.nn.factorised import CPConv2d, FactorisedConv2d, Rank, break_even_rank
+
+from .cacl import CACL, sparsity
+
+
+def gram(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
+    """Inner products of unit-norm rank-one terms: (R, S) from factors with R and S columns."""
+    product: Any = 1.0
+    for name in "ABDE":
+        product = product * (one[name].T @ other[name])
+    return product
+
+
+class TermOrthogonality:
+    """||Gamma - I||_F^2 / R^2 of the fixed and the free terms: what depends on the fixed ones alone is computed once."""
+
+    def __init__(self, fixed: dict[str, Tensor]) -> None:
+        self.fixed, self.count = fixed, fixed["A"].shape[1]
+        self.term = gram(fixed, fixed).fill_diagonal_(0).square().sum()
+
+    def __call__(self, free: dict[str, Tensor]) -> Tensor:
+        unit = {name: F.normalize(free[name], dim=0) for name in "ABDE"}
+        own = gram(unit, unit)
+        own = own - torch.diag(own.diagonal())  # 1, and nothing can change it
+        total = self.term + 2 * gram(self.fixed, unit).square().sum() + own.square().sum()
+        return total / (self.count + len(own)) ** 2
+
+
+@register
+@dataclass
+class CACLCP(CACL):
+    """CACL-CP: a bank of CP terms for each convolution, grown and pruned task by task; nothing is forgotten."""
+
+    name: ClassVar = "cacl-cp"
+    counted: ClassVar = "factors and heads alone"
+    settings: ClassVar = CACL.settings[:1]
+
+    @classmethod
+    def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:
+        return CPConv2d(conv)
+
+    def first_pool(self, layer: Any) -> Rank:
+        """Three times CACL's, as a term costs about a fifth of a component; at most O + I."""
+        return (min(3 * break_even_rank(layer.rows, layer.columns), layer.shape[0] + layer.shape[1]),)
+
+    def penalty(self, layer: Any) -> Callable[[], Tensor]:
+        seen = slice(None) if self.penalty_scope == "all" else slice(0)
+        orthogonality = TermOrthogonality({name: getattr(layer, name)[:, seen] for name in "ABDE"})
+        weight = layer.weight[seen]
+
+        def value() -> Tensor:
+            sparse = sparsity(self.sparsity_kind, torch.cat([weight, layer.residual_weight]))
+            return self.orthogonality_weight * orthogonality(layer.residual) + self.sparsity_weight * sparse
+
+        return value
+
+    def facts(self) -> dict[str, Any]:
+        """kappa: sum_r w_r^2 / ||W||^2 of the last kernel, far above 1 where terms cancel each other."""
+        last = {name: layer.prefix(len(layer.ranks) - 1).square().sum() for name, layer in self.layers.items()}
+        kappa = {name: layer.energy() / float(last[name].clamp_min(1e-30)) for name, layer in self.layers.items()}
+        return {**super().facts(), "kappa": kappa}

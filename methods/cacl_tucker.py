@@ -1,0 +1,62 @@
+"""CACL-Tucker: CACL's frame with Tucker-2 kernels that grow in both modes (arXiv 2009.01956 with the form of 1511.06530).
+
+Every kernel (O, I, kh, kw) is sum_pq core_pq a_p o b_q. Task t appends columns to A and B and the windows that they need to the
+core (`core="nested"`: between new and old columns too; "block": among the new ones alone), and earlier tasks are served by the
+leading parts. With s^A_p = ||core_p.|| and s^B_q = ||core_.q||, the norms of the new rows and columns of windows, the loss is
+
+    L = CE + lambda_s sum_l [hoyer(s^A) + hoyer(s^B)] + lambda_o sum_l [q(A) + q(B)]    (q as in CACL, fixed columns included).
+
+After the task the new columns are made orthonormal (QR) and turned into the principal axes of their windows; what is taken
+from them goes into the windows, which leaves the kernel as it is. Then the fewest rows, and the fewest columns, that carry a
+share 1 - e of the new windows' energy are kept. Norms of windows take the place of explicit gates, whose scale the core could
+take over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from benchsuite.method import register
+from benchsuite.nn.factorised import FactorisedConv2d, Rank, TuckerConv2d
+
+from .cacl import CACL, Orthogonality, sparsity
+
+
+@register
+@dataclass
+class CACLTucker(CACL):
+    """CACL-Tucker: Tucker-2 factors for each convolution, grown and pruned in both modes; nothing is forgotten."""
+
+    core: Literal["nested", "block"] = "nested"
+
+    name: ClassVar = "cacl-tucker"
+    counted: ClassVar = "factors and heads alone"
+    settings: ClassVar = CACL.settings[:1]
+
+    @classmethod
+    def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:
+        return TuckerConv2d(conv, core=header["core"])
+
+    def describe(self) -> dict[str, Any]:
+        return {"core": self.core}
+
+    def first_pool(self, layer: Any) -> Rank:
+        """A quarter of the channels on either side, rounded up."""
+        return math.ceil(layer.shape[0] / 4), math.ceil(layer.shape[1] / 4)
+
+    def penalty(self, layer: Any) -> Callable[[], Tensor]:
+        fixed = slice(None) if self.penalty_scope == "all" else slice(0)
+        q_a = Orthogonality(layer.A.T[fixed], layer.pool[0])
+        q_b = Orthogonality(layer.B.T[fixed], layer.pool[1])
+
+        def value() -> Tensor:
+            sparse = sum(sparsity(self.sparsity_kind, norms) for norms in layer.slice_norms())
+            orthogonality = q_a(layer.residual_A.T) + q_b(layer.residual_B.T)
+            return self.orthogonality_weight * orthogonality + self.sparsity_weight * sparse
+
+        return value

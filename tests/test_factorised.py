@@ -1,0 +1,303 @@
+"""Factorised convolutions: every form against the dense kernel, against tensorly, and against what they say of themselves."""
+
+import itertools
+import math
+
+import pytest
+import tensorly
+import torch
+from tensorly.cp_tensor import cp_to_tensor
+from tensorly.tenalg import multi_mode_dot
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchsuite.methods.cacl import energy_select
+from benchsuite.methods.cacl_cp import TermOrthogonality, gram
+from benchsuite.nn.factorised import CPConv2d, SVDConv2d, TuckerConv2d
+
+tensorly.set_backend("pytorch")
+
+LAYERS = {
+    "svd": (SVDConv2d, {}, [(5,), (3,), (0,), (4,)]),
+    "cp": (CPConv2d, {}, [(7,), (4,), (0,), (9,)]),
+    "tucker": (TuckerConv2d, {"core": "nested"}, [(4, 3), (2, 1), (0, 0), (0, 2), (1, 0)]),
+    "tucker-block": (TuckerConv2d, {"core": "block"}, [(4, 3), (2, 1), (0, 0), (2, 2)]),
+}
+each_layer = pytest.mark.parametrize("kind", LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def made(kind, bias=True, **geometry):
+    """A layer that has learnt nothing yet; 8 channels to 6."""
+    cls, words, _ = LAYERS[kind]
+    torch.manual_seed(0)
+    return cls(nn.Conv2d(8, 6, geometry.pop("kernel", 3), **geometry), bias=bias, **words)
+
+
+def grown(kind, **geometry):
+    """The same after as many tasks as there are pools, each of which keeps everything."""
+    layer, source = made(kind, **geometry), torch.Generator().manual_seed(1)
+    for pool in LAYERS[kind][2]:
+        layer.draw_residual(pool, source)
+        layer.consolidate(*(torch.arange(n) for n in pool))
+    return layer
+
+
+def images(size=(11, 9)):
+    return torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(2))
+
+
+@each_layer
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {},
+        {"stride": 2, "padding": 1},
+        {"dilation": 2, "padding": (2, 1)},
+        {"kernel": (3, 2), "stride": (1, 2), "padding": (0, 1)},
+    ],
+    ids=str,
+)
+def test_both_forms_are_the_convolution_with_the_composed_kernel(kind, geometry):
+    layer, x = grown(kind, **geometry), images()
+    where = (layer.stride, layer.padding, layer.dilation)
+    for task in range(len(layer.ranks)):
+        dense = F.conv2d(x, layer.prefix(task).view(layer.shape), layer.bias, *where)
+        layer.set_task(task)
+        for form in ("composed", "chain", "cheaper"):
+            layer.form = form
+            assert torch.allclose(layer(x), dense, rtol=1e-10, atol=1e-10), form
+    assert not torch.allclose(dense, F.conv2d(x, layer.prefix(0).view(layer.shape), layer.bias, *where))  # control
+
+
+@each_layer
+def test_kernels_are_what_tensorly_makes_of_the_factors(kind):
+    layer = grown(kind)
+    for task in range(len(layer.ranks)):
+        part = {name: layer.upto(name, task) for name in layer.grows}
+        if kind == "svd":
+            kernel = multi_mode_dot(torch.diag(part["sigma"].abs()), [part["N"], part["C"].T], [0, 1]).view(layer.shape)
+        elif kind == "cp":
+            kernel = cp_to_tensor((part["weight"].abs(), [part[name] for name in "ABDE"]))
+        else:
+            kernel = multi_mode_dot(layer.whole_core(task), [part["A"], part["B"]], [0, 1])
+        assert torch.allclose(layer.prefix(task).view(layer.shape), kernel, rtol=1e-10, atol=1e-12)
+
+
+@each_layer
+@pytest.mark.parametrize("geometry", [{}, {"stride": 2, "padding": 1}, {"kernel": (3, 2), "padding": (0, 1)}], ids=str)
+def test_elements_and_multiply_accumulates_are_the_counted_ones(kind, geometry):
+    layer, x = grown(kind, **geometry), images()
+    last = len(layer.ranks) - 1
+    assert layer.elements(layer.ranks[last]) == sum(getattr(layer, name).numel() for name in layer.grows)
+    for task in range(last + 1):
+        layer.set_task(task)
+        layer.form = "chain"
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        inner, outer, rows = layer.pixels((11, 9))
+        assert counter.get_total_flops() == 2 * len(x) * layer.chain_macs(layer.ranks[task], inner, outer, rows)
+
+
+def test_the_cheaper_form_is_the_one_that_is_run():
+    def flops(layer, form):
+        layer.form = form
+        layer(images())  # a kernel is composed once
+        with FlopCounterMode(display=False) as counter:
+            layer(images())
+        return counter.get_total_flops()
+
+    for kind in LAYERS:
+        layer = grown(kind)
+        for task in range(len(layer.ranks)):
+            layer.set_task(task)
+            both = [flops(layer, "composed"), flops(layer, "chain")]
+            assert flops(layer, "cheaper") == min(both)
+    svd = grown("svd")
+    svd.set_task(0)
+    assert flops(svd, "chain") != flops(svd, "composed")  # control
+
+
+@each_layer
+def test_what_tasks_add_is_all_there_is_and_earlier_kernels_keep_their_bits(kind):
+    layer, source = made(kind), torch.Generator().manual_seed(1)
+    kernels, elements = [], [0]
+    for pool in LAYERS[kind][2]:
+        layer.draw_residual(pool, source)
+        new = sum(factor.numel() for factor in layer.residual.values())
+        layer.consolidate(*(torch.arange(n) for n in pool))
+        kernels.append(layer.prefix(len(layer.ranks) - 1))
+        elements.append(layer.elements(layer.ranks[-1]))
+        assert elements[-1] - elements[-2] == new
+        assert all(torch.equal(layer.prefix(t), kernel) for t, kernel in enumerate(kernels))
+    assert all(all(a <= b for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(layer.ranks))
+    assert not torch.equal(kernels[0], kernels[-1])  # control: later tasks did change the kernel
+    getattr(layer, next(iter(layer.grows)))[0, 0] += 1e-9
+    assert not torch.equal(layer.prefix(0), kernels[0])  # control: the bank is what they come from
+
+
+@each_layer
+def test_training_starts_from_the_kernel_of_the_task_before(kind):
+    layer, x = grown(kind), images()
+    last = len(layer.ranks) - 1
+    layer.set_task(last)
+    before = layer(x)
+    layer.draw_residual(tuple(2 for _ in range(layer.modes)), torch.Generator().manual_seed(5))
+    layer.set_task(last + 1)
+    assert not torch.allclose(layer(x), before)
+    with torch.no_grad():
+        for name in ("sigma", "weight", "core"):
+            if name in layer.grows:
+                layer.residual[name].zero_()
+    assert torch.equal(layer(x), before)
+
+
+@each_layer
+def test_fresh_components_make_a_kernel_of_the_law_they_state(kind):
+    cls, words, _ = LAYERS[kind]
+    layer = cls(nn.Conv2d(32, 64, 3), **words)
+    pool = (20, 12) if layer.modes == 2 else (40,)
+    source, energy = torch.Generator().manual_seed(0), []
+    for _ in range(20):
+        layer.draw_residual(pool, source)
+        kernel = layer.compose(layer.residual, torch.zeros(layer.rows, layer.columns), 0)
+        energy.append(float(kernel.detach().square().mean()) * layer.columns)
+    assert sum(energy) / 20 == pytest.approx(4 if kind == "svd" else 2, rel=0.15)  # 4 / fan-in for SVD, as the official code
+
+
+@each_layer
+def test_factors_get_the_gradient_of_the_dense_kernel_projected_on_them(kind):
+    layer, x = grown(kind), images()
+    task = len(layer.ranks)
+    layer.draw_residual(tuple(2 for _ in range(layer.modes)), torch.Generator().manual_seed(5))
+    layer.set_task(task)
+    layer(x).square().sum().backward()
+    kernel = layer.compose(layer.residual, layer.prefix(task - 1), task).detach().view(layer.shape).requires_grad_()
+    F.conv2d(x, kernel, layer.bias).square().sum().backward()
+    dense = kernel.grad
+    if kind == "svd":
+        n, s, c = (factor.detach() for factor in layer.residual.values())
+        expected = {
+            "N": dense.flatten(1) @ c.T * s.abs(),
+            "sigma": s.sign() * torch.einsum("or,oj,rj->r", n, dense.flatten(1), c),
+            "C": (n * s.abs()).T @ dense.flatten(1),
+        }
+    elif kind == "cp":
+        w = layer.residual_weight.detach()
+        a, b, d, e = (layer.residual[name].detach() for name in "ABDE")  # of unit norm when they are drawn
+        along = torch.einsum("oihw,ir,hr,wr->or", dense, b, d, e)
+        expected = {
+            "A": w.abs() * (along - a * (a * along).sum(0)),  # normalisation takes the part along a
+            "weight": w.sign() * torch.einsum("oihw,or,ir,hr,wr->r", dense, a, b, d, e),
+        }
+    else:
+        before = layer.ranks[-1]
+        _, no, nn_ = layer.blocks(layer.residual_core.detach(), before, 2, 2)
+        new_a, new_b = layer.residual_A.detach(), layer.residual_B.detach()
+        pieces = [torch.einsum("oihw,op,iq->pqhw", dense, new_a, new_b)]
+        wide = torch.einsum("pqhw,iq->pihw", nn_, new_b)
+        if layer.nested:
+            pieces = [
+                torch.einsum("oihw,op,iq->pqhw", dense, layer.A, new_b),
+                torch.einsum("oihw,op,iq->pqhw", dense, new_a, layer.B),
+                *pieces,
+            ]
+            wide = wide + torch.einsum("pqhw,iq->pihw", no, layer.B)
+        expected = {
+            "core": torch.cat([piece.flatten(0, 1) for piece in pieces]),
+            "A": torch.einsum("oihw,pihw->op", dense, wide),
+        }
+    for name, gradient in expected.items():
+        assert torch.allclose(layer.residual[name].grad, gradient, rtol=1e-9, atol=1e-9), name
+
+
+# CP: terms of unit norm, and their Gram matrix
+
+
+def terms(layer, count=6):
+    layer.draw_residual((count,), torch.Generator().manual_seed(3))
+    return {name: factor.detach() for name, factor in layer.residual.items()}
+
+
+def test_gamma_is_the_gram_matrix_of_the_terms_and_gives_the_energy():
+    part = terms(made("cp"))
+    explicit = torch.einsum("or,ir,hr,wr->roihw", *(part[name] for name in "ABDE")).flatten(1)
+    gamma = gram(part, part)
+    assert torch.allclose(gamma, explicit @ explicit.T, atol=1e-12)
+    weight = part["weight"].abs()
+    energy = (weight @ explicit).square().sum()
+    assert weight @ gamma @ weight == pytest.approx(float(energy))
+    assert weight.square().sum() != pytest.approx(float(energy))  # control: terms that are not orthogonal
+
+
+def test_the_norm_of_a_factor_changes_neither_kernel_nor_penalty():
+    layer = made("cp")
+    part = terms(layer)
+    other = {**part, "A": part["A"] * 3, "B": part["B"] / 5, "E": part["E"] * torch.rand(6).add(0.1)}
+    zero = torch.zeros(layer.rows, layer.columns)
+    kernel, value = layer.compose(part, zero, 0), TermOrthogonality({k: v[:, :0] for k, v in part.items() if k in "ABDE"})
+    assert torch.allclose(layer.compose(other, zero, 0), kernel, atol=1e-12)
+    assert value(other) == pytest.approx(float(value(part)))
+    assert not torch.allclose(layer.compose({**part, "weight": part["weight"] * 3}, zero, 0), kernel)  # control
+
+
+@pytest.mark.parametrize("fixed", [0, 4])
+def test_the_penalty_on_terms_equals_the_plain_form_in_value_and_gradient(fixed):
+    part = terms(made("cp"), 7)
+    old = {name: part[name][:, :fixed] for name in "ABDE"}
+    free = {name: (2.5 * part[name][:, fixed:]).requires_grad_() for name in "ABDE"}
+    every = {name: torch.cat([old[name], F.normalize(free[name], dim=0)], 1) for name in "ABDE"}
+    plain = (gram(every, every) - torch.eye(7)).square().mean()
+    fast = TermOrthogonality(old)(free)
+    assert fast.item() == pytest.approx(plain.item())
+    expected = torch.autograd.grad(plain, list(free.values()))
+    for one, other in zip(torch.autograd.grad(fast, list(free.values())), expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+# Tucker: absorbing what columns carry, and keeping by mode
+
+
+@pytest.mark.parametrize("kind", ["tucker", "tucker-block"])
+@pytest.mark.parametrize("pool", [(4, 3), (1, 5), (9, 2), (0, 2)])
+def test_absorbing_leaves_the_kernel_and_makes_norms_energies(kind, pool):
+    for layer in (made(kind), grown(kind)):
+        task = len(layer.ranks)
+        layer.draw_residual(pool, torch.Generator().manual_seed(4))
+        before = layer.compose(layer.residual, torch.zeros(layer.rows, layer.columns), task).detach()
+        layer.absorb()
+        after = layer.compose(layer.residual, torch.zeros(layer.rows, layer.columns), task).detach()
+        assert torch.allclose(before, after, rtol=1e-10, atol=1e-10)
+        for name in "AB":
+            factor = layer.residual[name].detach()
+            assert torch.allclose(factor.T @ factor, torch.eye(factor.shape[1]), atol=1e-10)
+        if not task and min(pool):
+            for norms in layer.strengths():
+                assert norms.square().sum() == pytest.approx(float(after.square().sum()))
+                assert torch.equal(norms, norms.sort(descending=True).values)
+
+
+def test_without_absorbing_norms_are_no_energies():
+    layer = made("tucker")
+    layer.draw_residual((4, 3), torch.Generator().manual_seed(4))
+    kernel = layer.compose(layer.residual, torch.zeros(layer.rows, layer.columns), 0).detach()
+    assert layer.strengths()[0].square().sum() != pytest.approx(float(kernel.square().sum()), rel=0.01)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.05, 0.3, 0.7])
+def test_keeping_a_share_of_the_energy_in_each_mode_bounds_the_error(drop):
+    layer = made("tucker")
+    layer.draw_residual((6, 8), torch.Generator().manual_seed(4))
+    whole = layer.compose(layer.residual, torch.zeros(layer.rows, layer.columns), 0).detach()
+    layer.absorb()
+    layer.consolidate(*(energy_select(norms, drop) for norms in layer.strengths()))
+    error = float((layer.prefix(0) - whole).norm() / whole.norm())
+    assert error <= math.sqrt(2 * drop) + 1e-9
+    assert (drop > 0) == (error > 1e-6)
