@@ -175,6 +175,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     from .settings import resolve
 
     method = resolve_method(methods, arguments.method)
+    refuse_tuning_seeds([arguments.seed])
     note_slow_precision(arguments)
     job = resolve(arguments.protocol, arguments.tier, method, arguments.seed, overrides=overrides, precision=arguments.precision)
     job = identify(job, arguments.data_dir)
@@ -243,6 +244,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
     from .runner import choose_device, identify
     from .settings import Unfit, field_types, recipe_of, resolve
 
+    refuse_tuning_seeds(arguments.seeds or ())
     names = [resolve_method(methods, name) for name in arguments.methods or methods.all()]
     known = {name: {*field_types(Recipe), *field_types(methods.get(name))} for name in names}
     for setting in overrides:
@@ -438,6 +440,14 @@ def note_slow_precision(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device, arguments.precision)
     if arguments.precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         print("benchsuite: note: this CPU has no bf16 arithmetic and will be many times slower than in fp32", file=sys.stderr)
+
+
+def refuse_tuning_seeds(given: Sequence[int]) -> None:
+    from .settings import TUNING_SEEDS
+
+    for seed in given:
+        if seed in TUNING_SEEDS:
+            raise UserError(f"settings were chosen on the task order of seed {seed}, so nothing is reported for it; take another")
 
 
 def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:

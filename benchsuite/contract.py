@@ -252,7 +252,8 @@ def artifact_alone(bench: Bench, name: str, **settings: Any) -> None:
     if isinstance(served, str):
         raise Broken(f"it cannot be served: {served}; {advice}")
     for t, (alone, live) in enumerate(zip(served, finished.watcher.logits[-1], strict=True)):
-        if alone.shape != live.shape or not torch.allclose(alone, live, rtol=1e-4, atol=1e-5):
+        # a served network may add up in another order, which is felt in the size of the largest score
+        if alone.shape != live.shape or (alone - live).abs().max() > 1e-5 * max(1.0, float(live.abs().max())):
             raise Broken(f"it gives other class scores for task {t + 1}; {advice}")
         if not torch.equal(alone.argmax(1), live.argmax(1)):
             raise Broken(f"it gives other classes for task {t + 1}; {advice}")

@@ -367,6 +367,7 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
                 sizes.setdefault(name, []).append(size)
         if sizes:
             notes.append(f"{label}: " + ", ".join(f"{np.mean(s) / MB:.3f} MB as {name}" for name, s in sizes.items()))
+        notes += [f"{label}: {remark}" for remark in dict.fromkeys(r for run in runs for r in run.facts.get("remarks", []))]
         if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
     for row in board[~board["published"]].to_dict("records"):

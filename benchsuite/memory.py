@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from .method import Declared
@@ -12,13 +13,22 @@ from .protocol import Recipe
 # 1,300 images of 32x32x3 bytes: what the 16 MB of float32 images hold that published rows of A-GEM and ER-RES state
 BUDGET = 4.0
 FEW_DIGITS = Declared(
-    protocol="split-digits", values={"budget": 0.00128}, origin="ours: 20 images, two of each class; 4 MB would hold them all"
+    protocol="split-digits", values={"budget": 0.00128}, origin="ours: 20 images of 10 classes; 4 MB would hold all there are"
+)
+AS_MANY_LARGE = Declared(
+    protocol="split-miniimagenet",
+    values={"budget": 27.6},
+    origin="the 1,300 images of published rows, one byte a channel and pixel",
 )
 
 
-def images_in(budget: float, images: Any) -> int:
-    """How many of a task's images fit into `budget` MB."""
-    return int(budget * 1e6) // math.prod(images.pixels.shape[1:])
+def image_bytes(experience: Any) -> int:
+    return math.prod(experience.images.pixels.shape[1:])
+
+
+def images_in(budget: float, stream: Sequence[Any]) -> int:
+    """How many images of a stream fit into `budget` MB, whichever of its tasks they come from."""
+    return int(budget * 1e6) // max(map(image_bytes, stream))
 
 
 def mixed_batches(recipe: Recipe) -> str:

@@ -221,7 +221,10 @@ class _Run:
         last = stage if len(self.stages) > 1 else len(self.stream.tasks) - 1
         seed_globals(self.job.seed, stage)
         start = time.perf_counter()
-        self.strategy.train(self.stages[stage], eval_streams=[])
+        try:
+            self.strategy.train(self.stages[stage], eval_streams=[])
+        finally:
+            self.watch.close()
         middle = time.perf_counter()
         self.strategy.eval(self.stream.test[: last + 1])
         end = time.perf_counter()

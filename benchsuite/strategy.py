@@ -167,6 +167,11 @@ class Watch(SupervisedPlugin):
         self.iterations = self.training_state_bytes = self.activation_bytes = 0
         self._kept: KeptActivations | None = None
 
+    def close(self) -> None:
+        """End a measurement that a failing step left open: its hooks are the process's, not the run's."""
+        if self._kept is not None:
+            self.activation_bytes, self._kept = self._kept.close(), None
+
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         self.iterations = 0
 
@@ -179,8 +184,7 @@ class Watch(SupervisedPlugin):
             self._kept.open()
 
     def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
-        if self._kept is not None:
-            self.activation_bytes, self._kept = self._kept.close(), None
+        self.close()
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
         self._loss += strategy.loss.detach()

@@ -11,14 +11,13 @@ Images are stored as they are, one byte a channel and pixel, the same number for
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from avalanche.training.plugins import AGEMPlugin
 
-from benchsuite.memory import BUDGET, FEW_DIGITS, images_in, mixed_batches
+from benchsuite.memory import AS_MANY_LARGE, BUDGET, FEW_DIGITS, image_bytes, images_in, mixed_batches
 from benchsuite.method import Choice, Method, register
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import seeded
@@ -30,9 +29,9 @@ class AGEM(Method):
     """A-GEM: a step never goes against the gradient on stored images of earlier tasks."""
 
     budget: float = BUDGET  # MB (10^6 bytes) of stored images, T equal shares
-    sample_size: int = 64  # stored images behind each step's reference gradient
+    sample_size: int = 64  # Avalanche's default; stored images behind each step's reference gradient
 
-    settings: ClassVar = (FEW_DIGITS,)
+    settings: ClassVar = (FEW_DIGITS, AS_MANY_LARGE)
     space: ClassVar = {"sample_size": Choice((64, 128, 256))}
 
     def __post_init__(self) -> None:
@@ -47,13 +46,14 @@ class AGEM(Method):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """The memory depends on the seed and the earlier tasks alone, so it is filled anew for each task."""
         experience = strategy.experience
-        share = max(1, images_in(self.budget, experience.images) // self.n_tasks)
+        share = images_in(self.budget, experience.origin_stream) // self.n_tasks
         # A reference batch has one image of each earlier task at least.
         self.plugin = AGEMPlugin(share, max(self.sample_size, experience.current_experience))
-        for earlier in experience.origin_stream[: experience.current_experience]:
-            with seeded(self.seed, "memory", earlier.current_experience):
-                self.plugin.update_memory(earlier.dataset)
-        self.memory_bytes = sum(map(len, self.plugin.buffers)) * math.prod(experience.images.pixels.shape[1:])
+        earlier = experience.origin_stream[: experience.current_experience] if share else []
+        for one in earlier:
+            with seeded(self.seed, "memory", one.current_experience):
+                self.plugin.update_memory(one.dataset)
+        self.memory_bytes = sum(len(part) * image_bytes(one) for part, one in zip(self.plugin.buffers, earlier, strict=True))
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self.plugin.before_training_iteration(strategy, **kwargs)

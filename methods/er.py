@@ -7,14 +7,13 @@ Images are stored as they are, one byte a channel and pixel; they count as train
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer
 
-from benchsuite.memory import BUDGET, FEW_DIGITS, images_in, mixed_batches
+from benchsuite.memory import AS_MANY_LARGE, BUDGET, FEW_DIGITS, image_bytes, images_in, mixed_batches
 from benchsuite.method import Method, register
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import seeded
@@ -28,7 +27,7 @@ class ER(Method):
     budget: float = BUDGET  # MB (10^6 bytes) of stored images
 
     trains_old_heads = True
-    settings: ClassVar = (FEW_DIGITS,)
+    settings: ClassVar = (FEW_DIGITS, AS_MANY_LARGE)
 
     def __post_init__(self) -> None:
         if self.budget <= 0:
@@ -40,12 +39,13 @@ class ER(Method):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """The memory depends on the seed and the earlier tasks alone, so it is filled anew for each task."""
         experience = strategy.experience
-        size = images_in(self.budget, experience.images)
-        memory = ExperienceBalancedBuffer(size)
-        for earlier in experience.origin_stream[: experience.current_experience]:
-            with seeded(self.seed, "memory", earlier.current_experience):
-                memory.post_adapt(strategy, earlier)
-        self.memory_bytes = len(memory.buffer) * math.prod(experience.images.pixels.shape[1:])
+        size = images_in(self.budget, experience.origin_stream)
+        memory, earlier = ExperienceBalancedBuffer(size), experience.origin_stream[: experience.current_experience]
+        for one in earlier:
+            with seeded(self.seed, "memory", one.current_experience):
+                memory.post_adapt(strategy, one)
+        stored = [len(group.buffer) for group in memory.buffer_groups.values()]
+        self.memory_bytes = sum(n * image_bytes(one) for n, one in zip(stored, earlier, strict=True))
         # Avalanche's own hook from here on: it puts a loader over both in place, from the second task
         ReplayPlugin(mem_size=size, storage_policy=memory).before_training_exp(strategy)
 

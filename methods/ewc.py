@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from benchsuite.data.batches import Batches
 from benchsuite.method import Method, Range, register
 from benchsuite.nn.conditional import shared_parameters
-from benchsuite.nn.importance import Quadratic, per_sample_gradients
+from benchsuite.nn.importance import Quadratic, no_image_alone, per_sample_gradients
+from benchsuite.protocol import Recipe
 
 
 @register
@@ -48,6 +49,9 @@ class EWC(Method):
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {self.decay}")
         self.penalty = Quadratic()
+
+    def unfit(self, recipe: Recipe) -> str:
+        return no_image_alone(recipe)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         if self.penalty.importance and self.strength:

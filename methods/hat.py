@@ -16,7 +16,8 @@ to a used unit stay free: old tasks gate their input to zero.
 
 Units that write to one residual stream share a gate. The paper trains with plain SGD; here embeddings have an optimiser of
 the recipe's kind and without weight decay, `embedding_rate` times the recipe's learning rate: one that normalises its steps,
-as Adam does, would otherwise hardly move them. Clipping at a norm of 10,000 is left out.
+as Adam does, would otherwise hardly move them (for plain SGD at the paper's 0.05 set it to 1). Clipping at a norm of 10,000
+is left out.
 """
 
 from __future__ import annotations
@@ -226,7 +227,9 @@ class HAT(Method):
         return slice_network(model, {t: {name: m[i] for name, m in masks.items()} for i, t in enumerate(learnt)})
 
     def facts(self) -> dict[str, Any]:
-        return {"usage": self.usage, "hardening_gap": self.hardening_gap}
+        in_use = 100 * self.usage[-1]["units"] if self.usage else 0.0
+        remarks = [f"{in_use:.0f} % of the units in use after the last task"]
+        return {"usage": self.usage, "hardening_gap": self.hardening_gap, "remarks": remarks}
 
     def state(self) -> dict[str, Any]:
         return {"usage": self.usage, "hardening_gap": self.hardening_gap}

@@ -10,7 +10,7 @@ from benchsuite.accounting import bytes_of
 from benchsuite.artifact import Artifact
 from benchsuite.method import Method, register
 from benchsuite.nn.backbones import build_backbone, reseed_dropout
-from benchsuite.nn.conditional import TaskConditional
+from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import derive
@@ -27,7 +27,10 @@ class PerTask(TaskConditional):
 
     def add_task(self, task: int, seed: int) -> None:
         own = derive(seed, "individual", task) if task else seed  # the first starts where every other method starts
-        self.models[str(task)] = build_backbone(self.described["backbone"], self.described["image"], self.dropout, own)
+        network = build_backbone(self.described["backbone"], self.described["image"], self.dropout, own)
+        if self.described.get("batchnorm") == "batch_stats":  # a network of one task has no other policy to follow
+            replace_modules(network, nn.BatchNorm2d, lambda _, n: nn.BatchNorm2d(n.num_features, track_running_stats=False))
+        self.models[str(task)] = network
 
     def set_task(self, task: int) -> None:
         self._task = task
@@ -59,7 +62,7 @@ class Individual(Method):
     @classmethod
     def restore(cls, artifact: Artifact) -> nn.Module:
         network = artifact.header["network"]
-        model = _separate(MultiHead.build(network["backbone"], image=network["image"], classes=network["classes"]), 0.0)
+        model = _separate(MultiHead.build(**{k: v for k, v in network.items() if k != "heads"}), 0.0)
         for task in network["heads"]:
             model.add_task(task)
         return artifact.fill(model)

@@ -1,6 +1,8 @@
 """Joint training: the upper reference that has no order of tasks."""
 
+from benchsuite.memory import mixed_batches
 from benchsuite.method import Method, register
+from benchsuite.protocol import Recipe
 
 
 @register
@@ -13,3 +15,6 @@ class Joint(Method):
     """
 
     trains_jointly = True
+
+    def unfit(self, recipe: Recipe) -> str:
+        return mixed_batches(recipe)

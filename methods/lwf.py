@@ -50,7 +50,7 @@ class LwF(Method):
         self._hook = self.model.backbone.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, features: Tensor) -> None:
-        self._features = features
+        self._features: Any = features
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         task = strategy.experience.current_experience
@@ -69,6 +69,9 @@ class LwF(Method):
             student = (self.model.heads[str(k)](features) / tau).log_softmax(1)
             loss = loss + tau**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
         return loss
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self._features = None
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._hook.remove()

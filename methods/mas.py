@@ -18,7 +18,8 @@ from torch import Tensor
 from benchsuite.data.batches import Batches
 from benchsuite.method import Method, Range, register
 from benchsuite.nn.conditional import shared_parameters
-from benchsuite.nn.importance import Quadratic, per_sample_gradients
+from benchsuite.nn.importance import Quadratic, no_image_alone, per_sample_gradients
+from benchsuite.protocol import Recipe
 
 
 @register
@@ -37,6 +38,9 @@ class MAS(Method):
         if not 0 <= self.average <= 1:
             raise ValueError(f"average must lie in [0, 1], got {self.average}")
         self.penalty = Quadratic()
+
+    def unfit(self, recipe: Recipe) -> str:
+        return no_image_alone(recipe)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         if self.penalty.importance and self.strength:

@@ -140,7 +140,7 @@ class PackNet(Method):
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         epochs, epoch = self.recipe.epochs, strategy.clock.train_exp_epochs
-        dense = max(1, epochs - round(self.retrain_share * epochs))
+        dense = self._dense_epochs()
         if epoch == dense:
             self._prune()
             if self.recipe.reset_optimizer:
@@ -148,6 +148,9 @@ class PackNet(Method):
         passed = sum(epoch >= max(1, round(m * dense / epochs)) for m in self.recipe.milestones)
         for group in strategy.optimizer.param_groups:
             group["lr"] = self.recipe.lr * (0.1**passed if epoch < dense else 0.1)
+
+    def _dense_epochs(self) -> int:
+        return max(1, self.recipe.epochs - round(self.retrain_share * self.recipe.epochs))
 
     @torch.no_grad()
     def _prune(self) -> None:
@@ -205,12 +208,16 @@ class PackNet(Method):
         return artifact.fill(model, without=replace_modules(model.backbone, nn.Conv2d, serve))
 
     def facts(self) -> dict[str, Any]:
+        remarks = [f"no weight was left free in some layer for {len(self.exhausted)} of the tasks"] if self.exhausted else []
+        if self._dense_epochs() == self.recipe.epochs:
+            remarks.append("too few epochs a task for any to retrain after pruning")
         layers = self.layers.values()
         total = sum(layer.owner.numel() for layer in layers)
         owned = [sum(int((layer.owner == t).sum()) for layer in layers) for t in range(self.n_tasks + 1)]
         return {
             "share_of_weights": {"free": owned[0] / total, "of_each_task": [n / total for n in owned[1:]]},
             "capacity_exhausted": self.exhausted,
+            "remarks": remarks,
         }
 
     def state(self) -> dict[str, Any]:

@@ -114,3 +114,14 @@ def test_a_grey_image_becomes_an_rgb_one_by_normalisation(colour_task, channels)
     assert x.shape == (96, 3, 32, 32)
     if channels == 1:
         assert torch.equal(x[:, 0], x[:, 2])
+
+
+@pytest.mark.parametrize("augmentation", [CIFAR, None])
+@pytest.mark.parametrize(("count", "sizes"), [(33, [16, 17]), (32, [16, 16]), (34, [16, 16, 2]), (17, [17]), (1, [1])])
+def test_no_image_is_alone_in_the_last_batch(count, sizes, augmentation, colour_task):
+    task = colour_task()
+    task = TaskImages(pixels=task.pixels[:count], labels=task.labels[:count], mean=task.mean, std=task.std)
+    assert len(task.labels) == count
+    batches = Batches([task], [0], 16, augmentation=augmentation)
+    assert [len(y) for _, y, _ in batches] == sizes
+    assert len(batches) == len(sizes)

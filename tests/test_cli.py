@@ -134,6 +134,8 @@ BAD = [
     ([*RUN, "--method", "finetune", "--protocol", "split-cifar100", "--data-dir", "empty"], ["empty", "data get"]),
     ([*RUN, "--method", "finetune", "--results", "file/runs"], ["file/runs", "--results"]),
     (["leaderboard", "--seeds", "1,two"], ["seeds", "'1,two'"]),
+    (["leaderboard", "--seeds", "1,1002"], ["seed 1002", "another"]),
+    ([*RUN, "--method", "finetune", "--seed", "1002"], ["seed 1002", "another"]),
     (["leaderboard", "--tier", "smoke", "--set", "epoch=1"], ["'epoch'", "did you mean 'epochs'?"]),
     (["leaderboard", "--workers", "0"], ["workers", "at least 1"]),
     (["leaderboard", "--no-run"], ["no finished runs"]),

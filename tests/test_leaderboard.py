@@ -290,3 +290,10 @@ def test_no_torch_is_needed():
         "assert not {'torch', 'torchvision', 'avalanche', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_method_has_to_say_of_its_runs_stands_under_the_table():
+    runs = [run(seed=seed, facts={"remarks": ["no weight was left free"]}) for seed in (1, 2)]
+    notes = leaderboard([*runs, run("other")]).footnotes
+    assert notes.count("finetune: no weight was left free") == 1
+    assert not any(note.startswith("other: no weight") for note in notes)

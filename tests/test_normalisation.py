@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 from short_runs import trained
 from torch import nn
 
 from benchsuite.errors import UserError
 from benchsuite.nn.multihead import MultiHead
+from benchsuite.runner import run
 from benchsuite.settings import resolve
 
 RESNET = {"backbone": "resnet18", "epochs": 1}
@@ -40,6 +42,31 @@ def test_scale_and_shift_are_fixed_after_the_first_task():
     after = strategy.model.state_dict()
     assert before
     assert all(torch.equal(after[name], t) for name, t in before.items())
+
+
+def test_a_replayed_image_of_the_first_task_teaches_normalisation_nothing():
+    settings = {"method": "er", "batchnorm": "frozen_after_first", "budget": 0.001, **RESNET}
+    strategy, stream = trained(tasks=1, **settings)
+    before = {name: t.clone() for name, t in strategy.model.state_dict().items() if ".norm." in name}
+    heads = strategy.model.heads["0"].weight.detach().clone()
+    strategy.train(stream.train[1], eval_streams=[])
+    after = strategy.model.state_dict()
+    assert all(torch.equal(after[name], t) for name, t in before.items())
+    assert not torch.equal(strategy.model.heads["0"].weight, heads)  # control: images of the first task were there
+
+
+def test_what_the_first_task_fixed_stays_fixed_in_a_run_that_is_resumed(tmp_path):
+    job = resolve("split-digits", "smoke", "finetune", 1, overrides={"tasks": 3, "batchnorm": "frozen_after_first", **RESNET})
+    whole = run(job, results=tmp_path / "whole")
+
+    class Stop(SupervisedPlugin):
+        def before_training_exp(self, strategy, **kwargs):
+            if strategy.experience.current_experience == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, results=tmp_path / "parts", plugins=[Stop()])
+    assert run(job, results=tmp_path / "parts").artifact_sha256 == whole.artifact_sha256
 
 
 def test_each_task_has_four_numbers_a_channel_of_its_own():

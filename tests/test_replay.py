@@ -1,6 +1,8 @@
 """ER and A-GEM: what the memory holds, where its images go, and the projection (R1, R2, A1, A2 of the invariants)."""
 
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +108,20 @@ def test_a_sample_smaller_than_the_number_of_tasks_still_works():
 
     trained(Sizes(), method="agem", tasks=3, sample_size=1)
     assert sizes == [{0: 1}, {0: 1, 1: 1}]
+
+
+@pytest.mark.parametrize("method", ["er", "agem"])
+@pytest.mark.parametrize("colour", [(1, 1, 3), (3, 3, 1)])
+def test_the_budget_holds_whatever_the_images_of_later_tasks_are_like(method, colour, monkeypatch):
+    """Grey sets are stored with one channel, so that images of different tasks differ in size."""
+    strategy, stream = make(method=method, tasks=3, epochs=1, budget=30 * 3 * IMAGE / 1e6)
+    for experience, channels in zip(stream.train, colour, strict=True):
+        experience.images = replace(experience.images, pixels=experience.images.pixels.expand(-1, -1, -1, channels))
+        experience.origin_stream = stream.train
+    monkeypatch.setattr(er, "ReplayPlugin", lambda **_: SimpleNamespace(before_training_exp=lambda _: None))
+    strategy.method.before_training_exp(SimpleNamespace(experience=stream.train[2], clock=strategy.clock))
+    share = 15 if method == "er" else 30 // 5  # of the two earlier tasks, or of the protocol's five
+    assert strategy.method.memory_bytes == share * IMAGE * (colour[0] + colour[1])
 
 
 def test_the_memory_of_agem_is_shared_out_in_advance():

@@ -153,6 +153,24 @@ class Fragile(Method):
             strategy.loss *= float("nan")
 
 
+def test_a_run_that_breaks_in_its_first_step_leaves_nothing_behind_for_the_next(own_methods, tmp_path):
+    """What a run measures with hooks of the process must end with the run."""
+
+    class Breaks(Method):
+        def before_backward(self, strategy, **kwargs):
+            raise RuntimeError("at once")
+
+        def prepare(self, model):
+            model.backbone.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("at once")))
+            return model
+
+    register(Breaks)
+    with pytest.raises(RunFailed, match="at once"):
+        run(job_of("breaks"), results=tmp_path)
+    record = run(job_of("ewc", tasks=2), results=tmp_path)  # its gradients image by image allow no such hook
+    assert record.activation_bytes > 0
+
+
 def test_scores_that_overflow_in_the_last_step_are_a_failure_too(tmp_path):
     """One step a task: every loss that is looked at is finite, the network that it leaves is not."""
     job = job_of("individual", lr=1e30, epochs=1, batch_size=1000)

@@ -67,7 +67,8 @@ class Batches:
     x: float (B, C, H, W), channels-last, normalised. y: int64 (B,). t: int64 (B,), the task of each image.
     Each pass is an epoch and draws from generators of its own, derived from (seed, stage, epoch): images in random order, each
     once; where several tasks of different sizes are mixed, each contributes the same number, the smaller ones repeating.
-    With augmentation None the images come in their order, untouched: the form for evaluation.
+    With augmentation None the images come in their order, untouched: the form for evaluation. A last image that would be
+    alone joins the batch before it: there is nothing by which batch normalisation could normalise a single one.
     """
 
     def __init__(
@@ -102,7 +103,15 @@ class Batches:
         )
 
     def __len__(self) -> int:
-        return -(-self._images() // self.batch_size)
+        return len(self._rows())
+
+    def _rows(self) -> list[slice]:
+        """The batches' places in an epoch."""
+        count = self._images()
+        starts = list(range(0, count, self.batch_size))
+        if len(starts) > 1 and starts[-1] == count - 1:
+            starts.pop()
+        return [slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 
     def _images(self) -> int:
         total = sum(self.sizes)
@@ -128,16 +137,14 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         if self.augmentation is None:
-            for start in range(0, len(self.labels), self.batch_size):
-                rows = slice(start, start + self.batch_size)
+            for rows in self._rows():
                 yield self._batch(self.pixels[rows], rows)
             return
         draws = self.draws(self.epoch)
         self.epoch += 1
         index, top, left, flip = (d.to(self.device, non_blocking=True) for d in (draws.index, draws.top, draws.left, draws.flip))
         windows = self._windows()
-        for start in range(0, len(index), self.batch_size):
-            rows = slice(start, start + self.batch_size)
+        for rows in self._rows():
             which = index[rows]
             place = (top[rows], left[rows], which) if self.augmentation.padding else (which,)
             yield self._batch(windows[(flip[rows].long(), *place) if self.augmentation.flip else place], which)

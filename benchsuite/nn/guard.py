@@ -8,13 +8,16 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
+from .normalisation import FirstTaskBatchNorm
+
 
 class FrozenGuard(SupervisedPlugin):
     """Entries that keep their values bit for bit, whatever the optimiser does.
 
     A zero gradient does not freeze: momentum, weight decay and Adam's moments move a weight all the same. So the guard also
     writes the kept values back after every step. Every run has one, which acts after the method's own hooks; the heads of
-    finished tasks are frozen through it for methods that forget nothing.
+    finished tasks are frozen through it for methods that forget nothing, and normalisation that belongs to the first task for
+    all. What is no parameter needs no guard: no optimiser sees a buffer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -48,6 +51,10 @@ class FrozenGuard(SupervisedPlugin):
             torch.where(where, kept, parameter, out=parameter)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, FirstTaskBatchNorm):
+                self.freeze(f"{name}.norm.weight")
+                self.freeze(f"{name}.norm.bias")
         if strategy.method.forgetting == "none":
             for task in strategy.experience.task_labels:
                 for name, _ in self.model.heads[str(task)].named_parameters():

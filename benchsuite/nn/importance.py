@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from ..protocol import Recipe
+from .backbones import has_batchnorm
 from .conditional import shared_parameters
 from .multihead import MultiHead
 
@@ -38,6 +40,15 @@ def per_sample_gradients(
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def no_image_alone(recipe: Recipe) -> str:
+    """Why a method that takes gradients image by image cannot run under a recipe."""
+    if recipe.batchnorm == "batch_stats" and has_batchnorm(recipe.backbone):
+        return (
+            "it looks at one image at a time, and batchnorm=batch_stats has statistics of whole batches only; use another policy"
+        )
+    return ""
 
 
 class Quadratic:

@@ -84,11 +84,12 @@ class MultiHead(MultiTaskModule):
         if task_labels is None:
             return self.forward_all_tasks(x)
         if isinstance(task_labels, Tensor):
+            labels = task_labels.to(x.device)  # Avalanche's A-GEM leaves those of its memory on the CPU
             if not self._conditional():
-                return self._gather(self.backbone(x), task_labels)
-            tasks = task_labels.unique().tolist()
+                return self._gather(self.backbone(x), labels)
+            tasks = labels.unique().tolist()
             if len(tasks) > 1:
-                return self._mixed(x, task_labels, tasks)
+                return self._mixed(x, labels, tasks)
             task_labels = int(tasks[0])
         return self.forward_single_task(x, task_labels)
 

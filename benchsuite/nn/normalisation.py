@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,36 +29,22 @@ class PerTaskBatchNorm(TaskConditional):
         return self.norms[str(self._task)](x)
 
 
-class FirstTaskBatchNorm(TaskConditional):
-    """Scale and shift are learnt with the first task and fixed after it.
+class FirstTaskBatchNorm(nn.Module):
+    """Scale and shift are learnt with the first task; the guard freezes them when it ends.
 
-    running: normalise by the running statistics, which are fixed after the first task too ("frozen_after_first"); without, by
-    the batch's own, in evaluation as well ("batch_stats"), so that a class score depends on the rest of its batch.
+    running: normalise by the running statistics, which are fixed from then on too ("frozen_after_first"); without, by the
+    batch's own, in evaluation as well ("batch_stats"), so that a class score depends on the rest of its batch.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, running: bool) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(norm.num_features, track_running_stats=running)
-        self.register_buffer("first", torch.tensor(-1))
-        self._first, self._task = -1, -1
-
-    def add_task(self, task: int, seed: int) -> None:
-        if self._first < 0:
-            self._first = task
-            self.first.fill_(task)
-
-    def set_task(self, task: int) -> None:
-        if self._first < 0:
-            self._first = int(self.first)
-        self._task = task
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._task == self._first:
+        if self.norm.weight.requires_grad:
             return self.norm(x)
         mean, variance = self.norm.running_mean, self.norm.running_var
-        return F.batch_norm(
-            x, mean, variance, self.norm.weight.detach(), self.norm.bias.detach(), mean is None, 0.0, self.norm.eps
-        )
+        return F.batch_norm(x, mean, variance, self.norm.weight, self.norm.bias, mean is None, 0.0, self.norm.eps)
 
 
 def apply_policy(network: nn.Module, policy: BatchNormPolicy) -> None:
