@@ -9,10 +9,10 @@ to be fixed when the task ends. Task t is served with w * 1[1 <= owner <= t]: wh
                                              or    n - round(p n)          (constant p, the original's schedule)
 
 Recipe: the dense phase takes the first two thirds of a task's epochs, with the recipe's milestones moved along; the
-retraining runs at a tenth of the learning rate (the original: 20 epochs, then 10 at a tenth). Departures from the original,
-which starts from a pretrained network: freed weights are drawn anew, as a unit all of whose weights are zero gets no
-gradient (`redraw=False` leaves them at zero); biases belong to tasks and are stored for each (`biases="first_task"` fixes
-them after the first task, as the original does).
+retraining runs at a tenth of the learning rate (the original: 20 epochs, then 10 at a tenth), unless set otherwise.
+Departures from the original, which starts from a pretrained network: freed weights are drawn anew, as a unit all of whose
+weights are zero gets no gradient (`redraw=False` leaves them at zero); biases belong to tasks and are stored for each
+(`biases="first_task"` fixes them after the first task, as the original does).
 """
 
 from __future__ import annotations
@@ -100,16 +100,19 @@ class PackNet(Method):
     schedule: Literal["equal", "constant"] = "equal"
     prune: float = 0.6  # p of the constant schedule (20-task CIFAR-100 in CPG's comparison)
     retrain_share: float = 1 / 3  # of each task's epochs
+    retrain_rate: float = 0.1  # times the recipe's learning rate
     redraw: bool = True  # free weights start each task from a fresh draw; False: from zero, as in the original
     biases: Literal["per_task", "first_task"] = "per_task"
 
     forgetting = "none"
-    space: ClassVar = {"retrain_share": Choice((0.2, 1 / 3, 0.5))}
+    space: ClassVar = {"retrain_share": Choice((1 / 3, 0.5, 0.7)), "retrain_rate": Choice((0.1, 0.3, 1.0))}
 
     def __post_init__(self) -> None:
         for name in ("prune", "retrain_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.retrain_rate <= 0:
+            raise ValueError(f"retrain_rate must be positive, got {self.retrain_rate}")
 
     def prepare(self, model: MultiHead) -> MultiHead:
         per_task = self.biases == "per_task"
@@ -147,7 +150,7 @@ class PackNet(Method):
                 strategy.optimizer.state.clear()
         passed = sum(epoch >= max(1, round(m * dense / epochs)) for m in self.recipe.milestones)
         for group in strategy.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * (0.1**passed if epoch < dense else 0.1)
+            group["lr"] = self.recipe.lr * (0.1**passed if epoch < dense else self.retrain_rate)
 
     def _dense_epochs(self) -> int:
         return max(1, self.recipe.epochs - round(self.retrain_share * self.recipe.epochs))
