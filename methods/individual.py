@@ -10,7 +10,7 @@ from benchsuite.accounting import bytes_of
 from benchsuite.artifact import Artifact
 from benchsuite.method import Method, register
 from benchsuite.nn.backbones import build_backbone, reseed_dropout
-from benchsuite.nn.conditional import TaskConditional, replace_modules
+from benchsuite.nn.conditional import TaskConditional, outermost, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import derive
@@ -34,6 +34,8 @@ class PerTask(TaskConditional):
 
     def set_task(self, task: int) -> None:
         self._task = task
+        for module in outermost(self.models[str(task)]):
+            module.set_task(0)  # the only one that its network knows
 
     def forward(self, x: Tensor) -> Tensor:
         return self.models[str(self._task)](x)
@@ -61,11 +63,16 @@ class Individual(Method):
 
     @classmethod
     def restore(cls, artifact: Artifact) -> nn.Module:
+        return artifact.fill(cls.skeleton(artifact))
+
+    @classmethod
+    def skeleton(cls, artifact: Artifact) -> MultiHead:
+        """The dense networks that an artifact describes, before its weights are in them."""
         network = artifact.header["network"]
         model = _separate(MultiHead.build(**{k: v for k, v in network.items() if k != "heads"}), 0.0)
         for task in network["heads"]:
             model.add_task(task)
-        return artifact.fill(model)
+        return model
 
     def facts(self) -> dict[str, Any]:
         counted = [p for name, p in self.model.named_parameters() if name.startswith("heads.") or not name.endswith(".bias")]

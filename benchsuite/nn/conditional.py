@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -20,6 +20,15 @@ class TaskConditional(nn.Module):
 
     def add_task(self, task: int, seed: int) -> None:
         """Make room for a task that is met for the first time; what is drawn comes from `seed` and the task alone."""
+
+
+def outermost(module: nn.Module) -> Iterator[TaskConditional]:
+    """The task-conditional modules that no other one contains: each tells its own parts what they must know."""
+    if isinstance(module, TaskConditional):
+        yield module
+        return
+    for child in module.children():
+        yield from outermost(child)
 
 
 def replace_modules(network: nn.Module, kind: type[Old], make: Callable[[str, Old], New]) -> dict[str, New]:

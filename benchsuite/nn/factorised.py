@@ -85,6 +85,11 @@ class FactorisedConv2d(TaskConditional):
         """End a task: append its components `keep` (for each mode indices, in order) to the bank and drop the rest."""
         raise NotImplementedError
 
+    def whole(self) -> Rank:
+        """The rank of a bank that one task filled, by its shapes."""
+        leading = list(self.grows.items())[: self.modes]
+        return tuple(getattr(self, name).shape[dim] for name, dim in leading)
+
     def extent(self, name: str, rank: Rank) -> int:
         """How much of the factor `name`, along the dimension in which it grows, belongs to a bank of that rank."""
         return rank[0]

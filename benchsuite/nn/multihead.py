@@ -11,7 +11,7 @@ from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
 from .backbones import build_backbone, has_batchnorm, init_default
-from .conditional import TaskConditional
+from .conditional import TaskConditional, outermost
 from .normalisation import BatchNormPolicy, apply_policy
 
 
@@ -125,7 +125,7 @@ class MultiHead(MultiTaskModule):
         return torch.cat(padded)[torch.cat(rows).argsort()]
 
     def _conditional(self) -> list[TaskConditional]:
-        return [m for m in self.backbone.modules() if isinstance(m, TaskConditional)]
+        return list(outermost(self.backbone))
 
     def _tell(self, task: int) -> None:
         for module in self._conditional():

@@ -1,0 +1,56 @@
+"""Individual networks, each compressed after its training: CP of every kernel, then a short recovery.
+
+As `individual_svd`, with W ~ sum_r w_r a_r o b_r o d_r o e_r by alternating least squares with an L2 penalty (arXiv 1412.6553).
+A best CP approximation need not exist: terms may grow without bound and cancel. kappa = sum_r w_r^2 / ||W||^2 is on record; a
+fit above 10 is made again under a stronger penalty, and a kernel that has none below stays dense. There is no EVBMF of a CP
+rank; rank_by="energy" takes the smallest rank whose relative error is at most sqrt(1 - energy), found by bisection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from benchsuite.method import register
+from benchsuite.nn import decompose
+from benchsuite.nn.factorised import CPConv2d, Factors, Rank
+
+from .individual_svd import IndividualSVD
+
+
+@register
+@dataclass
+class IndividualCP(IndividualSVD):
+    """Individual networks whose kernels are cut to CP terms after training, with a short recovery."""
+
+    name: ClassVar = "individual-cp"
+    layer: ClassVar = CPConv2d
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank_by == "evbmf":
+            raise ValueError("rank_by: there is no EVBMF of a CP rank; use ratio or energy")
+        self.kappa: list[list[float]] = []  # for each task, of its layers
+
+    def rank(self, kernel: Tensor) -> Rank:
+        return decompose.cp_rank(kernel, self.rank_by, self.ratio, self.energy)
+
+    def factors(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
+        factors = decompose.cp(kernel, rank, covariance)
+        self.kappa[-1].append(decompose.kappa(factors, kernel))
+        return factors
+
+    def compress(self, strategy: Any) -> None:
+        self.kappa.append([])
+        super().compress(strategy)
+
+    def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return x.transpose(0, 1).flatten(1).T
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "kappa": self.kappa}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "kappa": self.kappa}

@@ -1,0 +1,183 @@
+"""Individual networks, each compressed after its training: truncated SVD of every kernel, then a short recovery.
+
+Task t is trained alone in a dense network of its own. With the last `recovery` of its epochs every kernel W is replaced by
+factors, which train on at `recovery_rate` times the learning rate. How many are kept:
+
+    rank_by="ratio"    as many as take `ratio` of the dense kernel's numbers
+    rank_by="energy"   the fewest that carry `energy` of the squared singular values
+    rank_by="evbmf"    those that empirical variational Bayes finds above the noise
+
+With `whiten` the factors are best for the layer's outputs on training images and not for the kernel: W S^1/2 is decomposed, S
+the second moment of its inputs (SVD-LLM, arXiv 2403.07378). The first convolution stays dense, and so does any other whose
+factors would take more room. `individual_tucker` and `individual_cp` differ in the factorisation alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchsuite.artifact import Artifact
+from benchsuite.data.batches import Batches
+from benchsuite.method import register
+from benchsuite.nn import decompose
+from benchsuite.nn.conditional import replace_modules
+from benchsuite.nn.factorised import FactorisedConv2d, Factors, Rank, SVDConv2d
+
+from .individual import Individual
+
+
+@register
+@dataclass
+class IndividualSVD(Individual):
+    """Individual networks whose kernels are cut to a truncated SVD after training, with a short recovery."""
+
+    rank_by: Literal["ratio", "energy", "evbmf"] = "ratio"
+    ratio: float = 0.3  # about what CACL stores of its individual networks
+    energy: float = 0.9
+    recovery: float = 0.2  # share of a task's epochs
+    recovery_rate: float = 0.1  # times the recipe's learning rate
+    whiten: bool = False
+
+    name: ClassVar = "individual-svd"
+    layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "energy"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.recovery < 1:
+            raise ValueError(f"recovery must lie in [0, 1), got {self.recovery}")
+        if self.recovery_rate <= 0:
+            raise ValueError(f"recovery_rate must be positive, got {self.recovery_rate}")
+        self.ranks: list[dict[str, list[int]]] = []  # for each task, by layer
+        self.error: list[dict[str, float]] = []  # ||W - what its factors make|| / ||W||, before the recovery
+
+    # The factorisation: what the variants put in place of these
+
+    def rank(self, kernel: Tensor) -> Rank:
+        return decompose.svd_rank(kernel, self.rank_by, self.ratio, self.energy)
+
+    def factors(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
+        return decompose.svd(kernel, rank, covariance)
+
+    def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """The rows (n, features) whose second moment whitens: here, unfolded windows."""
+        return F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(1, 2).flatten(0, 1)
+
+    # The frame
+
+    def dense_epochs(self) -> int:
+        return max(1, self.recipe.epochs - round(self.recovery * self.recipe.epochs))
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        if strategy.clock.train_exp_epochs != self.dense_epochs():
+            return
+        self.compress(strategy)
+        strategy.make_optimizer(reset_optimizer_state=True)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = self.recovery_rate * self.recipe.lr
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if self.dense_epochs() == self.recipe.epochs:
+            self.compress(strategy)
+        for layer in self.network(strategy).modules():
+            if isinstance(layer, FactorisedConv2d):
+                layer.consolidate(*(torch.arange(n, device=strategy.device) for n in layer.pool))
+
+    def network(self, strategy: Any) -> nn.Module:
+        return self.model.backbone.models[str(strategy.experience.current_experience)]
+
+    @torch.no_grad()
+    def compress(self, strategy: Any) -> None:
+        """Put factors in the place of kernels, in the network of the task at hand."""
+        network = self.network(strategy)
+        first = next(name for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+        covariances = self.covariances(strategy, network) if self.whiten else {}
+        ranks, error = {}, {}
+
+        def cut(name: str, conv: nn.Conv2d) -> nn.Module:
+            if name == first:
+                return conv
+            layer, rank = self.layer(conv, bias=True), self.rank(conv.weight)
+            if layer.elements(rank) >= conv.weight.numel():
+                return conv
+            try:
+                layer.set_residual(self.factors(conv.weight, rank, covariances.get(name)))
+            except decompose.DegenerateFit:
+                return conv
+            made = layer.compose(layer.residual, torch.zeros_like(conv.weight).flatten(1), 0)
+            ranks[name] = list(rank)
+            error[name] = float((made - conv.weight.flatten(1)).norm() / conv.weight.norm())
+            return layer
+
+        replace_modules(network, nn.Conv2d, cut)
+        self.ranks.append(ranks)
+        self.error.append(error)
+
+    def covariances(self, strategy: Any, network: nn.Module) -> dict[str, Tensor]:
+        """The second moments of every convolution's inputs over at most 2,000 training images, without augmentation."""
+        task, images = strategy.experience.current_experience, strategy.experience.images
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(conv: nn.Conv2d, given: tuple[Tensor], out: Tensor) -> None:
+                rows = self.inputs(conv, given[0]).double()
+                sums[name] = sums[name] + rows.T @ rows if name in sums else rows.T @ rows
+                counts[name] = counts.get(name, 0) + len(rows)
+
+            return hook
+
+        hooks = [m.register_forward_hook(watch(n)) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+        self.model.eval()
+        for done, (x, *_) in enumerate(Batches([images], [task], 100, augmentation=None, dtype=strategy.dtype)):
+            if done < 20:
+                self.model(x, task)
+        self.model.train()
+        for hook in hooks:
+            hook.remove()
+        return {name: total / counts[name] for name, total in sums.items()}
+
+    def artifact(self) -> Artifact:
+        """Of each task's network its factors, its dense layers and biases; the heads. Ranks are the factors' shapes."""
+        layers = self.compressed()
+        artifact = Artifact.of_network(self.model, without=layers)
+        for name, layer in layers.items():
+            parts = [*layer.grows, *(["bias"] if layer.bias is not None else [])]
+            artifact.tensors |= {f"weights/{name}.{part}": getattr(layer, part) for part in parts}
+        return artifact
+
+    def compressed(self) -> dict[str, FactorisedConv2d]:
+        """By their names in the backbone; layers in training have nothing to store yet."""
+        return {name: m for name, m in self.model.backbone.named_modules() if isinstance(m, FactorisedConv2d) and m.ranks}
+
+    @classmethod
+    def restore(cls, artifact: Artifact) -> nn.Module:
+        model = cls.skeleton(artifact)
+        some = next(iter(cls.layer.grows))
+
+        def serve(name: str, conv: nn.Conv2d) -> nn.Module:
+            if f"weights/{name}.{some}" not in artifact.tensors:
+                return conv
+            layer = cls.layer(conv, bias=True)
+            for part in layer.grows:
+                setattr(layer, part, artifact.tensors[f"weights/{name}.{part}"])
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(artifact.tensors[f"weights/{name}.bias"])
+            layer.ranks, layer.form = [layer.whole()], "cheaper"
+            return layer
+
+        layers = replace_modules(model.backbone, nn.Conv2d, serve)
+        return artifact.fill(model, without=[name for name, m in layers.items() if isinstance(m, FactorisedConv2d)])
+
+    def facts(self) -> dict[str, Any]:
+        return {"ranks": self.ranks, "relative_error": self.error}
+
+    def state(self) -> dict[str, Any]:
+        return {"ranks": self.ranks, "error": self.error}

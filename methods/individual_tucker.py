@@ -1,0 +1,37 @@
+"""Individual networks, each compressed after its training: Tucker-2 of every kernel, then a short recovery.
+
+As `individual_svd`, with W ~ sum_pq core_pq a_p o b_q by higher-order orthogonal iteration (arXiv 1511.06530). rank_by="ratio"
+cuts both sides to the same share of their channels; "energy" and "evbmf" look at the unfoldings along output and input
+channels. `whiten` uses the second moment of the input's channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from benchsuite.method import register
+from benchsuite.nn import decompose
+from benchsuite.nn.factorised import Factors, Rank, TuckerConv2d
+
+from .individual_svd import IndividualSVD
+
+
+@register
+@dataclass
+class IndividualTucker(IndividualSVD):
+    """Individual networks whose kernels are cut to Tucker-2 factors after training, with a short recovery."""
+
+    name: ClassVar = "individual-tucker"
+    layer: ClassVar = TuckerConv2d
+
+    def rank(self, kernel: Tensor) -> Rank:
+        return decompose.tucker_rank(kernel, self.rank_by, self.ratio, self.energy)
+
+    def factors(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
+        return decompose.tucker(kernel, rank, covariance)
+
+    def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return x.transpose(0, 1).flatten(1).T
