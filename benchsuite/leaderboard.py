@@ -26,7 +26,7 @@ MB = 1e6
 # The fields of `protocol.Recipe`, spelled out since that module imports this one. Whoever changes one of them on the command
 # line no longer runs what the published figures were measured on.
 RECIPE = [
-    "backbone", "epochs", "milestones", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "reset_optimizer",
+    "backbone", "width", "epochs", "milestones", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "reset_optimizer",
     "dropout", "batchnorm", "tasks", "train_per_class", "test_per_class", "holdout", "partial_data",
 ]  # fmt: skip
 
@@ -174,6 +174,7 @@ def _traits(record: RunRecord) -> dict[str, Any]:
     """What tells configurations of one method apart."""
     source = record.job.method_source
     return {
+        "width": 1.0,
         **record.job.settings,
         "tasks": len(record.tasks),  # the setting says "all", or more than there were images for
         "precision": record.job.precision,
@@ -233,17 +234,19 @@ def _statistics(run: RunRecord, reference: RunRecord | None) -> dict[str, float]
 
 def _reference(run: RunRecord, references: list[RunRecord]) -> RunRecord | None:
     """The run of `individual` to compare with: same seed, precision, tasks and images, same value of every setting that
-    both have (the recipe). Of several, the one with the fewest settings changed from their defaults."""
+    both have (the recipe), networks of the protocol's own width. Of several, the one with the fewest settings changed from
+    their defaults."""
 
     def agree(other: RunRecord) -> bool:
         common = run.job.settings.keys() & other.job.settings.keys()
         return (
             (run.job.seed, run.job.precision, run.tasks) == (other.job.seed, other.job.precision, other.tasks)
             and [entry["digest"] for entry in run.data] == [entry["digest"] for entry in other.data]
+            and "width" not in other.job.settings
             and all(run.job.settings[name] == other.job.settings[name] for name in common)
         )
 
-    if run.job.method == REFERENCE:
+    if run.job.method == REFERENCE and "width" not in run.job.settings:
         return run
     matches = [other for other in references if agree(other)]
     return min(matches, key=lambda r: (r.job.method_source, len(r.job.origins), r.job.config), default=None)

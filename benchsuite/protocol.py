@@ -39,6 +39,7 @@ class Recipe:
     """How a network is trained on each task. Every field is a setting: `--set name=value`."""
 
     backbone: str
+    width: float = 1.0  # times the backbone's channels; no part of a run's settings where it is 1
     epochs: int
     milestones: tuple[int, ...] = ()  # epochs at whose start the learning rate is divided by ten
     lr: float = 1e-3
@@ -60,6 +61,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.width <= 16:
+            raise ValueError(f"width must lie in (0, 16], got {self.width}")
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         for name in ("momentum", "dropout", "holdout"):

@@ -147,6 +147,7 @@ def assemble(
         dropout=recipe.dropout,
         seed=job.seed,
         batchnorm=recipe.batchnorm,
+        width=recipe.width,
     )
     # A run of the first tasks is the beginning of the whole one, to the bit.
     method.n_tasks = len(protocol.tasks) if recipe.tasks else len(stream.tasks)

@@ -148,6 +148,9 @@ def resolve(
         if "batchnorm" in (overrides or {}):
             raise UserError(f"batchnorm: backbone {recipe.backbone!r} has no batch normalisation; leave it out")
         del settings["batchnorm"]
+    if recipe.width == 1:
+        del settings["width"]
+        origins.pop("width", None)
     if reason := made.unfit(recipe):
         raise Unfit(f"{method} cannot run like this: {reason}")
     return Job(
@@ -172,6 +175,6 @@ def check_protocol(protocol: Protocol, recipe: Recipe) -> None:
         raise UserError(f"dropout must be below 0.99999, got {recipe.dropout}")
     try:
         with torch.device("meta"):
-            BACKBONES[recipe.backbone](protocol.image, recipe.dropout)
+            BACKBONES[recipe.backbone](protocol.image, recipe.dropout, recipe.width)
     except ValueError as error:
         raise UserError(f"backbone {recipe.backbone!r} does not fit {protocol.name}: {error}") from None

@@ -27,8 +27,9 @@ class PerTask(TaskConditional):
 
     def add_task(self, task: int, seed: int) -> None:
         own = derive(seed, "individual", task) if task else seed  # the first starts where every other method starts
-        network = build_backbone(self.described["backbone"], self.described["image"], self.dropout, own)
-        if self.described.get("batchnorm") == "batch_stats":  # a network of one task has no other policy to follow
+        d = self.described
+        network = build_backbone(d["backbone"], d["image"], self.dropout, own, d.get("width", 1.0))
+        if d.get("batchnorm") == "batch_stats":  # a network of one task has no other policy to follow
             replace_modules(network, nn.BatchNorm2d, lambda _, n: nn.BatchNorm2d(n.num_features, track_running_stats=False))
         self.models[str(task)] = network
 

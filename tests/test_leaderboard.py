@@ -12,6 +12,7 @@ from benchsuite.errors import UserError
 from benchsuite.leaderboard import RECIPE, Published, configurations, leaderboard, t_interval
 from benchsuite.protocol import Recipe
 from benchsuite.records import Job, RunRecord, read_all, write
+from benchsuite.settings import resolve
 
 COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
 
@@ -297,3 +298,22 @@ def test_what_a_method_has_to_say_of_its_runs_stands_under_the_table():
     notes = leaderboard([*runs, run("other")]).footnotes
     assert notes.count("finetune: no weight was left free") == 1
     assert not any(note.startswith("other: no weight") for note in notes)
+
+
+def test_sizes_are_relative_to_individual_networks_of_the_protocols_own_width():
+    plain = [run("individual", size=4_000_000), run("individual", size=1_000_000, settings={"epochs": 10, "width": 0.5})]
+    wide = run(size=3_000_000, settings={"epochs": 10, "width": 1.5})
+    found = rows(leaderboard([*plain, wide, run(size=2_000_000)]).parameter_efficiency)
+    assert {label: row["ratio"] for label, row in found.items()} == {
+        "individual [width=1.0]": 1,
+        "individual [width=0.5]": 0.25,
+        "finetune [width=1.5]": 0.75,
+        "finetune [width=1.0]": 0.5,
+    }
+
+
+def test_a_width_of_one_is_no_part_of_a_run():
+    plain = resolve("split-digits", "smoke", "finetune", 1)
+    assert "width" not in plain.settings
+    assert resolve("split-digits", "smoke", "finetune", 1, overrides={"width": 1}) == plain
+    assert resolve("split-digits", "smoke", "finetune", 1, overrides={"width": 2}).config != plain.config

@@ -198,3 +198,17 @@ def test_sizes_of_the_cacl_network(size, features, classes, head):
 def test_an_image_too_small_for_the_network_is_refused():
     with pytest.raises(ValueError, match="8 x 8 is too small"):
         ConvNet((1, 8, 8), [(4, 3), "max", (4, 3), "max", (4, 3)], 0.0)
+
+
+@pytest.mark.parametrize(("name", "image"), [("digits", (1, 8, 8)), ("cacl", (3, 32, 32)), ("resnet18", (3, 32, 32))])
+def test_width_multiplies_the_channels_of_every_layer(name, image):
+    plain, half, wide = (MultiHead.build(name, image=image, classes=[5], width=width) for width in (1.0, 0.5, 2.0))
+    shapes = [[m.weight.shape for m in model.modules() if isinstance(m, torch.nn.Conv2d)] for model in (plain, half, wide)]
+    for one, narrow, broad in zip(*shapes, strict=True):
+        assert 2 * narrow[0] == one[0] == broad[0] / 2
+        assert one[1] in image[:1] or 2 * narrow[1] == one[1] == broad[1] / 2
+    assert wide.features == 2 * plain.features
+    assert "width" not in plain.describe()
+    assert MultiHead.from_description(half.describe()).features == half.features
+    thin = MultiHead.build(name, image=image, classes=[5], width=1e-6)
+    assert min(m.weight.shape[0] for m in thin.modules() if isinstance(m, torch.nn.Conv2d)) == 1

@@ -127,7 +127,7 @@ class ResNet18(nn.Module):
     All layers that write to a stage's stream share its units. `wiring`, `last_units`: as in ConvNet.
     """
 
-    def __init__(self, image: Sequence[int], width: int = 20) -> None:
+    def __init__(self, image: Sequence[int], width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(image[0], width, 3, 1 if min(image[1:]) <= 32 else 2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -161,23 +161,30 @@ class ResNet18(nn.Module):
         return x.mean((2, 3))
 
 
-def cacl_net(image: Sequence[int], dropout: float) -> nn.Module:
+def scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
+
+
+def cacl_net(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.Module:
     """The five-convolution network of CACL's benchmarks (arXiv 2009.01956, official code `customnet_SVD.Net_SVD`), its dense
     form with biases: 390,848 weights and 640 biases; 1,024 features at 32x32, 16,384 at 84x84."""
-    return ConvNet(image, [(64, 3), (64, 3), "max", "drop", (128, 3), (128, 3), "max", "drop", (256, 2), "avg"], dropout)
+    a, b, c = (scaled(channels, width) for channels in (64, 128, 256))
+    return ConvNet(image, [(a, 3), (a, 3), "max", "drop", (b, 3), (b, 3), "max", "drop", (c, 2), "avg"], dropout)
 
 
-def digits_net(image: Sequence[int], dropout: float) -> nn.Module:
+def digits_net(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.Module:
     """The same family scaled down to 8x8 images: 13,312 weights and 112 biases, 64 features."""
-    return ConvNet(image, [(16, 3), (32, 3), "max", "drop", (64, 2)], dropout)
+    a, b, c = (scaled(channels, width) for channels in (16, 32, 64))
+    return ConvNet(image, [(a, 3), (b, 3), "max", "drop", (c, 2)], dropout)
 
 
-def resnet18(image: Sequence[int], dropout: float) -> nn.Module:
+def resnet18(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.Module:
     """`ResNet18`: 1.1 M weights, 160 features; it has batch normalisation and no dropout."""
-    return ResNet18(image)
+    return ResNet18(image, scaled(20, width))
 
 
-BACKBONES: dict[str, Callable[[Sequence[int], float], nn.Module]] = {
+# By name: (image, dropout, width, which multiplies the channels of every layer)
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "cacl": cacl_net,
     "digits": digits_net,
     "resnet18": resnet18,
@@ -190,10 +197,10 @@ def has_batchnorm(name: str) -> bool:
         return any(isinstance(module, nn.BatchNorm2d) for module in BACKBONES[name]((3, 32, 32), 0.0).modules())
 
 
-def build_backbone(name: str, image: Sequence[int], dropout: float, seed: int) -> nn.Module:
+def build_backbone(name: str, image: Sequence[int], dropout: float, seed: int, width: float = 1.0) -> nn.Module:
     """The named network with every layer initialised by a generator of its own, from (seed, layer name)."""
     with torch.device("meta"):
-        network = BACKBONES[name](image, dropout)
+        network = BACKBONES[name](image, dropout, width)
     network = network.to_empty(device="cpu")
     for layer_name, module in network.named_modules():
         init_default(module, seed, layer_name)

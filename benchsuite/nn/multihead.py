@@ -42,12 +42,15 @@ class MultiHead(MultiTaskModule):
         dropout: float = 0.0,
         seed: int = 0,
         batchnorm: BatchNormPolicy = "per_task",
+        width: float = 1.0,
     ) -> MultiHead:
         """The protocol's dense network; every layer's weights come from a generator of their own."""
         described: dict[str, Any] = {"backbone": backbone, "image": list(image)}
         if has_batchnorm(backbone):
             described["batchnorm"] = batchnorm
-        network = build_backbone(backbone, image, dropout, seed)
+        if width != 1:
+            described["width"] = width
+        network = build_backbone(backbone, image, dropout, seed, width)
         apply_policy(network, batchnorm)
         return cls(network, classes=classes, seed=seed, described=described)
 
@@ -57,7 +60,7 @@ class MultiHead(MultiTaskModule):
 
     @classmethod
     def from_description(cls, described: dict[str, Any]) -> MultiHead:
-        dense = {name: described[name] for name in ("backbone", "image", "classes", "batchnorm") if name in described}
+        dense = {name: described[name] for name in ("backbone", "image", "classes", "batchnorm", "width") if name in described}
         model = cls.build(**dense)
         for task in described["heads"]:
             model.add_task(task)

@@ -18,7 +18,13 @@ from benchsuite.settings import Unfit, field_types
 NAMES = list(methods.all())
 SEQUENTIAL = [name for name in NAMES if not (methods.get(name).trains_jointly or methods.get(name).trains_old_heads)]
 LASTING = [name for name in NAMES if methods.get(name).forgetting == "none"]
-VARIANTS = [("cacl", {"storage": "smaller"}), ("cacl", {"growth": "fixed"})]
+VARIANTS = [
+    ("cacl", {"storage": "smaller"}),
+    ("cacl", {"growth": "fixed"}),
+    ("cacl-tucker", {"core": "block"}),
+    ("individual-svd", {"recovery": 0.5, "whiten": True}),
+    *((name, {"width": 0.5}) for name in ("finetune", "individual", "packnet", "hat", "cacl-cp")),
+]
 MIXING = ["agem", "er", "joint", "lwf"]  # one batch through several heads
 REFUSES = {  # who cannot run under a policy of batch normalisation
     "per_task": MIXING,
