@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +91,11 @@ def parser() -> Parser:
         "--workers", type=int, default=None, help="processes at once (default: one a core on the CPU, one on a GPU)"
     )
     board.add_argument("--no-run", action="store_true", help="rank the records that are there, run nothing")
+    board.add_argument(
+        "--match-size",
+        metavar="METHOD",
+        help="give every method whose size can be computed the width at which it stores as much as this one, from below",
+    )
     board.add_argument("--output", type=Path, metavar="DIR", help="folder for tables and figures (default: beside the records)")
     search = commands.add_parser("tune", parents=[place, how, data], help="search a method's settings on training images alone")
     search.add_argument("--tier", default="lite", help="paper (the full recipe), lite (default) or smoke")
@@ -210,7 +215,16 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
         raise UserError(f"no tier is called {arguments.tier!r}; {suggest(arguments.tier, protocol.tiers)}")
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"workers must be at least 1, got {arguments.workers}")
-    failed = {} if arguments.no_run else run_missing(protocol, arguments, overrides)
+    if arguments.match_size:
+        from .method import methods
+
+        arguments.match_size = resolve_method(methods, arguments.match_size)
+    if arguments.no_run:
+        failed = {}
+    elif arguments.match_size:
+        failed = run_matched(protocol, arguments, overrides)
+    else:
+        failed = run_missing(protocol, arguments, overrides)
     for error in failed.values():
         print(f"benchsuite: failed: {error}", file=sys.stderr)
 
@@ -225,7 +239,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     records = read_all(folder)
     if failed and not records:
         return 1
-    board = leaderboard(records, protocol.published)
+    board = leaderboard(records, protocol.published, match=arguments.match_size or "")
     output = arguments.output or folder / "leaderboard"
     write_report(board, records, output)
     print_boards(board, Console())
@@ -233,8 +247,57 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
-    """Run what the board lacks; returns the errors by run folder."""
+def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
+    """Run the method whose size is to be matched, then the others at the widths at which they store as much."""
+    from .match import matching_width, stored_bytes
+    from .method import methods
+    from .records import read_all
+    from .settings import Unfit, field_types, resolve
+
+    if "width" in overrides:
+        raise UserError("--match-size chooses the width of each method; leave width out of --set")
+    wanted, reference = arguments.methods or list(methods.all()), arguments.match_size
+    arguments.methods = [reference]
+    if failed := run_missing(protocol, arguments, overrides):
+        return failed
+    records = [r for r in read_all(arguments.results / protocol.name / arguments.tier) if r.job.method == reference]
+    target = leaderboard_size(records, reference)
+    widths: dict[str, float] = {}
+    for name in [resolve_method(methods, name) for name in wanted]:
+        cls = methods.get(name)
+        if name == reference or cls.size_is_learnt:
+            continue
+        mine = {k: v for k, v in overrides.items() if k in field_types(cls)}
+
+        def at(width: float, name: str = name, mine: dict[str, str] = mine) -> Any:
+            words = {**mine, "width": width}
+            return resolve(protocol.name, arguments.tier, name, 1, overrides=words, precision=arguments.precision)
+
+        try:
+            width = matching_width(at, target)
+        except Unfit:
+            continue  # said when its turn comes
+        if width is None:
+            print(f"benchsuite: n/a: {name} stores more than {reference} at any width", file=sys.stderr)
+        else:
+            widths[name] = width
+            print(f"{name}: width {width:g}, {stored_bytes(at(width)) / 1e6:.3f} of {target / 1e6:.3f} MB", file=sys.stderr)
+    arguments.methods = wanted
+    return run_missing(protocol, arguments, overrides, widths)
+
+
+def leaderboard_size(records: list[Any], method: str) -> float:
+    """The size (bytes) that a board would match for a method: that of its plainest configuration, the mean over seeds."""
+    from .leaderboard import leaderboard
+
+    board = leaderboard(records, match=method).parameter_efficiency
+    return float(board.loc[board["matched_accuracy"].notna(), "megabytes"].iloc[0] * 1e6)
+
+
+def run_missing(
+    protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str], widths: Mapping[str, float] | None = None
+) -> dict[str, str]:
+    """Run what the board lacks; returns the errors by run folder. widths: of the backbone, by method, where it is not 1."""
     from .data import load
     from .grid import cores, missing, run_all
     from .method import methods
@@ -253,7 +316,9 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
     jobs, unfit = [], {}
     for seed in dict.fromkeys(arguments.seeds or (1, 2, 3)):
         for name in names:
-            mine = {k: v for k, v in overrides.items() if k in known[name]}
+            mine: dict[str, Any] = {k: v for k, v in overrides.items() if k in known[name]}
+            if name in (widths or {}):
+                mine["width"] = (widths or {})[name]
             try:
                 job = resolve(protocol.name, arguments.tier, name, seed, overrides=mine, precision=arguments.precision)
             except Unfit as error:

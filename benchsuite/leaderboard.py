@@ -55,8 +55,9 @@ class Leaderboard:
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
     parameter_efficiency: megabytes (1e6 bytes of the exported file) and its parts, ratio to `individual` and its
-        inverse compression, macs (millions for one image, mean over tasks), training_megabytes, accuracy; pareto marks
-        the sequential rows that no other such row beats in size without losing accuracy.
+        inverse compression, added (megabytes for each task after the first), macs (millions for one image as served, mean
+        over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy, matched_accuracy (where sizes are
+        matched); pareto marks the sequential rows that no other such row beats in size without losing accuracy.
     provenance: one line; it belongs under every table and figure.
     """
 
@@ -69,10 +70,12 @@ class Leaderboard:
     footnotes: list[str]
 
 
-def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = ()) -> Leaderboard:
+def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (), match: str = "") -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
-    Raises UserError without records, or when they mix protocols or tiers or hold the same run twice.
+    match: a method; of every other one the row whose size comes closest to that method's from below is marked, and its
+    accuracy stands in a column of its own. Raises UserError without records, without any of `match`, or when they mix
+    protocols or tiers or hold the same run twice.
     """
     if not records:
         raise UserError("no finished runs to rank; run `benchsuite leaderboard` or `benchsuite run` first")
@@ -101,7 +104,12 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
 
     accuracy = board[~board["published"] | board["accuracy"].notna()]
     transfer = board[~board["published"] | board["bwt"].notna()]
-    efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto)
+    notes = _footnotes(rows, board)
+    efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, matched_accuracy=np.nan)
+    if match:
+        size, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
+        efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
+        notes.append(f"matched size: at most the {size:.3f} MB of {match}, of each method the row that comes closest")
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
@@ -114,13 +122,13 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
         ),
         parameter_efficiency=_select(
             efficiency.sort_values(["pareto", "megabytes", "method"], ascending=[False, True, True]),
-            f"megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression macs macs_ci "
-            "training_megabytes training_megabytes_ci accuracy accuracy_ci pareto",
+            f"megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
+            "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci matched_accuracy pareto",
         ),
         protocol=records[0].job.protocol,
         tier=tier,
         provenance=_provenance(records),
-        footnotes=[*_footnotes(rows, board), *(f"{p.method} (published): {p.source}" for p in published if p.source)],
+        footnotes=[*notes, *(f"{p.method} (published): {p.source}" for p in published if p.source)],
     )
 
 
@@ -205,7 +213,7 @@ def _row(label: str, runs: list[RunRecord], references: list[RunRecord]) -> dict
         row[name], row[f"{name}_ci"] = t_interval(known)
         row[f"{name}_n"] = len(known)
     # Scaled last: the mean of equal byte counts is exact, so that equal sizes stay equal.
-    for name in ("megabytes", *PARTS, "macs", "training_megabytes"):
+    for name in ("megabytes", *PARTS, "added", "macs", "dense_macs", "training_megabytes"):
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
     for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
@@ -227,9 +235,35 @@ def _statistics(run: RunRecord, reference: RunRecord | None) -> dict[str, float]
         "megabytes": run.stored_bytes,
         **stored,
         "ratio": run.stored_bytes / reference.stored_bytes if reference else np.nan,
+        "added": _added(run),
         "macs": float(np.mean(run.macs)),
+        "dense_macs": float(run.facts.get("dense_macs", np.nan)),
         "training_megabytes": run.training_state_bytes,
     }
+
+
+def _added(run: RunRecord) -> float:
+    """Bytes that each task after the first adds, on the mean."""
+    first, last = run.stored[0], run.stored[-1]
+    if first is None or last is None or len(run.tasks) == 1:
+        return np.nan
+    return (sum(last.values()) - sum(first.values())) / (len(run.tasks) - 1)
+
+
+def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str) -> tuple[float, list[Any]]:
+    """The size to match (MB), and for each method the row whose size comes closest to it from below.
+
+    Where `match` has several rows, the one with the fewest settings changed from their defaults is meant."""
+    measured = efficiency[~efficiency["published"]]
+    of = measured["method"].map(lambda label: first[label].job.method)
+    own = measured[of == match]
+    if own.empty:
+        raise UserError(f"no finished run of {match}, whose size is to be matched; run it first")
+    plainest = min(own.index, key=lambda i: (len(first[own.loc[i, "method"]].job.origins), own.loc[i, "method"]))
+    target = own.loc[plainest, "megabytes"]
+    small = measured[(measured["megabytes"] <= target) & (of != match)]
+    chosen = [rows["megabytes"].idxmax() for _, rows in small.groupby(of)]
+    return float(target), [*chosen, plainest]
 
 
 def _reference(run: RunRecord, references: list[RunRecord]) -> RunRecord | None:

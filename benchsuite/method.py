@@ -58,6 +58,7 @@ class Method(SupervisedPlugin):
 
     name: ClassVar[str] = ""  # the class's name in lower case, unless set
     forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
+    size_is_learnt: ClassVar[bool] = False  # True: what is stored depends on what was learnt, and not on the settings alone
     trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
     trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design
     settings: ClassVar[tuple[Declared, ...]] = ()

@@ -35,7 +35,7 @@ from .errors import UserError
 from .method import Method
 from .nn.guard import FrozenGuard
 from .nn.multihead import MultiHead
-from .protocol import Protocol, protocols
+from .protocol import Protocol, Task, protocols
 from .randomness import seed_globals
 from .records import Job, RunRecord, write_atomic
 from .settings import method_of, recipe_of
@@ -166,6 +166,18 @@ def assemble(
     )
 
 
+def with_header(artifact: Artifact, job: Job, tasks: Sequence[Task]) -> Artifact:
+    """The artifact with what serving it to users needs: its method, its tasks and their classes."""
+    artifact.header |= {
+        "method": job.method,
+        "protocol": job.protocol,
+        "tasks": [
+            {"name": t.name, "classes": list(t.classes), "pad": t.pad, "mean": list(t.mean), "std": list(t.std)} for t in tasks
+        ],
+    }
+    return artifact
+
+
 class _Run:
     """A run from its first task, or its checkpoint, to its record."""
 
@@ -240,18 +252,7 @@ class _Run:
         p["activation_bytes"] = p["activation_bytes"] or self.watch.activation_bytes
 
     def _artifact(self) -> Artifact:
-        return self._with_header(self.method.artifact())
-
-    def _with_header(self, artifact: Artifact) -> Artifact:
-        artifact.header |= {
-            "method": self.job.method,
-            "protocol": self.job.protocol,
-            "tasks": [
-                {"name": t.name, "classes": list(t.classes), "pad": t.pad, "mean": list(t.mean), "std": list(t.std)}
-                for t in self.stream.tasks
-            ],
-        }
-        return artifact
+        return with_header(self.method.artifact(), self.job, self.stream.tasks)
 
     def _made_with(self) -> dict[str, Any]:
         """What a checkpoint cannot be carried over from: other images, another kind of device."""
@@ -307,13 +308,26 @@ class _Run:
         self.strategy.clock.train_exp_counter = self.done
         self.watch.activation_bytes = self.progress["activation_bytes"]
 
+    def _dense_macs(self) -> int:
+        """Multiply-accumulates of one image through the backbone as it is without any method, and the first task's head."""
+        recipe = self.recipe
+        dense = MultiHead.build(
+            recipe.backbone,
+            image=self.protocol.image,
+            classes=self.stream.classes,
+            batchnorm=recipe.batchnorm,
+            width=recipe.width,
+        )
+        dense.add_task(0)
+        return macs(dense.eval(), self.protocol.image, 0)
+
     def _record(self, artifact: Path) -> RunRecord:
         served = type(self.method).restore(Artifact.read(artifact))  # from the file alone, as it will be served
         tasks = self.stream.tasks
         p = self.progress
-        facts = self.method.facts()
+        facts = {**self.method.facts(), "dense_macs": self._dense_macs()}
         if alternatives := self.method.alternatives():
-            sizes = {name: sum(self._with_header(a).sizes().values()) for name, a in alternatives.items()}
+            sizes = {name: sum(with_header(a, self.job, tasks).sizes().values()) for name, a in alternatives.items()}
             facts["other_sizes"] = {**sizes, **facts.get("other_sizes", {})}
         return RunRecord(
             job=self.job,

@@ -130,6 +130,7 @@ class CACL(Method):
     pools: dict[str, list[Rank]] = field(default_factory=dict, init=False, repr=False)
 
     forgetting = "none"
+    size_is_learnt = True
     counted: ClassVar = "the official code counts (factors and heads alone)"
     settings: ClassVar[tuple[Declared, ...]] = (
         Declared(

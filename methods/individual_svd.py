@@ -45,6 +45,7 @@ class IndividualSVD(Individual):
     whiten: bool = False
 
     name: ClassVar = "individual-svd"
+    size_is_learnt = True  # where ranks go by energy
     layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
 
     def __post_init__(self) -> None:

@@ -75,6 +75,7 @@ class LwF(Method):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._hook.remove()
+        del self.teacher
 
     def state(self) -> dict[str, Any]:
         return {}  # the teacher of the next task is the network of the checkpoint

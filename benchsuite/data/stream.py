@@ -95,12 +95,19 @@ def build_stream(protocol: Protocol, recipe: Recipe, seed: int, *, data_dir: Pat
         assert images is not None
         for part, parts in (("train", train), ("test", test)):
             parts.append(_task_images(images, task, part, recipe, derive(seed, "holdout", position), device))
+    return stream_of(tasks, train, test, augmentation, [images for images in sets.values() if images is not None])
+
+
+def stream_of(
+    tasks: list[Task], train: list[TaskImages], test: list[TaskImages], augmentation: Augmentation, sets: list[ImageSet]
+) -> TaskStream:
+    """The stream of tasks whose images are there, in order."""
     return TaskStream(
         tasks=tasks,
         train=_stream("train", train, augmentation),
         test=_stream("test", test, None),
         augmentation=augmentation,
-        sets=[images for images in sets.values() if images is not None],
+        sets=sets,
     )
 
 

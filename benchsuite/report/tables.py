@@ -18,6 +18,7 @@ class Column:
 
     digits: decimals; None for two, three below 1 (sizes and ratios span orders of magnitude).
     best: "max" or "min" where one end is better: bold in LaTeX.
+    optional: left out where no row has it.
     screen: whether it is among the columns shown on the screen, which is narrower than a page.
     """
 
@@ -26,6 +27,7 @@ class Column:
     digits: int | None = None
     best: str = ""
     screen: bool = True
+    optional: bool = False
 
 
 TITLES = {
@@ -53,9 +55,12 @@ COLUMNS = {
         Column("Other (MB)", "other", screen=False),
         Column("Size / individual", "ratio", None, "min"),
         Column("Compression", "compression", None, "max", screen=False),  # the inverse of the column before
+        Column("MB / task", "added", None, "min", screen=False),
         Column("MACs (M)", "macs", None, "min"),
+        Column("Dense MACs (M)", "dense_macs", None, screen=False),
         Column("Training MB", "training_megabytes", screen=False),
         Column("Accuracy (%)", "accuracy", 2, "max"),
+        Column("At matched size (%)", "matched_accuracy", 2, "max", optional=True),
         Column("Pareto", "pareto"),
         Column("n", "n", 0),
     ],
@@ -82,7 +87,7 @@ def to_latex(board: Leaderboard, kind: str) -> str:
     """One board as a LaTeX table for the `booktabs` package; the best value of a column is bold, notes stand below."""
     frame, cells = getattr(board, kind), _cells(board, kind)
     bold = pd.DataFrame("", index=cells.index, columns=cells.columns)
-    for column in COLUMNS[kind]:
+    for column in shown(board, kind):
         if column.best:
             best = frame[column.name].agg(column.best)
             bold.loc[frame[column.name] == best, column.heading] = "textbf: --rwrap"
@@ -115,10 +120,15 @@ def print_boards(board: Leaderboard, console: Console) -> None:
         console.print(Text(f"- {note}"))
 
 
+def shown(board: Leaderboard, kind: str) -> list[Column]:
+    frame = getattr(board, kind)
+    return [column for column in COLUMNS[kind] if not column.optional or frame[column.name].notna().any()]
+
+
 def _cells(board: Leaderboard, kind: str, screen: bool = False) -> pd.DataFrame:
     """The board as it is read: text only, headings as column names."""
     frame = getattr(board, kind)
-    columns = [column for column in COLUMNS[kind] if column.screen or not screen]
+    columns = [column for column in shown(board, kind) if column.screen or not screen]
     cells = {column.heading: [_cell(row, column) for row in frame.to_dict("records")] for column in columns}
     return pd.DataFrame({"Method": frame["method"].astype(str), **cells}, dtype=object)
 
