@@ -166,21 +166,25 @@ def test_the_penalty_is_zero_at_the_anchor_and_knows_no_head():
     assert penalty(parameters) > 0
 
 
-def test_strength_zero_is_fine_tuning_and_a_huge_one_holds_the_network_still():
+def test_strength_zero_is_fine_tuning():
     plain = weights(trained(tasks=2)[0].model.backbone)
     assert torch.equal(weights(trained(method="ewc", tasks=2, strength=0.0)[0].model.backbone), plain)
     first = weights(trained(tasks=1)[0].model.backbone)
     assert torch.equal(weights(trained(method="ewc", tasks=1, strength=1e6)[0].model.backbone), first)
 
+
+def test_a_huge_strength_leaves_the_network_nearly_where_it_was():
+    """E5, over 90 steps, every weight as important as any other: it comes g / lambda far, not lr g a step."""
+
     def moved(strength):
-        strategy, stream = trained(method="ewc", strength=strength, optimizer="sgd", lr=0.05)
+        strategy, stream = trained(method="ewc", strength=strength, optimizer="sgd", lr=0.01, epochs=30)
         for importance in strategy.method.penalty.importance.values():
             importance.fill_(1.0)
         before = weights(strategy.model.backbone)
         strategy.train(stream.train[1], eval_streams=[])
-        return (weights(strategy.model.backbone) - before).norm()
+        return (weights(strategy.model.backbone) - before).norm().item()
 
-    assert moved(10.0) < 0.5 * moved(0.0)
+    assert moved(100.0) < 0.03 * moved(0.0)
 
 
 def test_state_and_cost_do_not_grow_with_the_number_of_tasks():

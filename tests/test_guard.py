@@ -1,5 +1,8 @@
 """Frozen entries stay bit-identical under every optimiser; masking gradients alone does not freeze them."""
 
+import copy
+import re
+
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -93,3 +96,57 @@ def test_without_the_guard_the_methods_that_rely_on_it_forget(method, optimizer,
     assert not drift()
     monkeypatch.setattr(FrozenGuard, "after_update", lambda *_, **__: None)
     assert drift()
+
+
+def tensors(model):
+    return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def belongings(strategy, task):
+    """All that serves the newest task: {name: (which entries, their values)}."""
+    method, state = strategy.method, tensors(strategy.model)
+    if method.name == "packnet":
+        places = {f"backbone.{name}.weight": layer.visible(task) for name, layer in method.layers.items()}
+    else:
+        places = dict(method._protected())
+    own = [name for name in state if re.search(rf"\b(heads|norms|biases)\.{task}\b", name)]
+    places |= {name: torch.ones_like(state[name], dtype=torch.bool) for name in own}
+    assert all(where.any() for where in places.values())
+    return {name: (where, state[name][where].clone()) for name, where in places.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("packnet", {}),
+        ("packnet", {"biases": "first_task"}),
+        ("packnet", {"backbone": "resnet18", "train_per_class": 8}),
+        ("hat", {}),
+        ("hat", {"backbone": "resnet18", "train_per_class": 8}),
+    ],
+)
+def test_what_belongs_to_a_task_is_bit_identical_after_each_later_one(method, settings):
+    """Z2: weights, biases, normalisation and heads."""
+    strategy, stream = make(method=method, epochs=1, **OPTIMIZERS["adamw and decay"], **settings)
+    kept = []
+    for task, experience in enumerate(stream.train[:3]):
+        strategy.train(experience, eval_streams=[])
+        now = tensors(strategy.model)
+        for name, (where, values) in (entry for entries in kept for entry in entries.items()):
+            assert torch.equal(now[name][where], values), name
+        kept.append(belongings(strategy, task))
+    names = " ".join(kept[0])
+    assert all(kind in names for kind in ("weight", "bias", "heads", "norms" if "backbone" in settings else "conv2"))
+
+
+@pytest.mark.parametrize("method", ["packnet", "hat"])
+def test_a_copy_keeps_its_own_protection(method):
+    """G4: train a deep copy on, and what is protected in it does not move, nor anything of the first."""
+    strategy, stream = trained(method=method, **OPTIMIZERS["adamw and decay"])
+    kept, first = belongings(strategy, 0), {name: t.clone() for name, t in tensors(strategy.model).items()}
+    twin = copy.deepcopy(strategy)
+    twin.train(stream.train[1], eval_streams=[])
+    now = tensors(twin.model)
+    assert all(torch.equal(now[name][where], values) for name, (where, values) in kept.items())
+    assert not torch.equal(now[NAME], first[NAME])  # control: the rest learns on
+    assert all(torch.equal(t, first[name]) for name, t in tensors(strategy.model).items())

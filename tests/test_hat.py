@@ -54,8 +54,35 @@ def test_the_compensated_gradient_does_not_depend_on_the_slope(slope):
     a = torch.sigmoid(e.detach())
     expected = 400 * a * (1 - a) * upstream
     assert torch.allclose(compensate(e.grad, e.detach(), slope, 400.0), expected, rtol=1e-9)
-    if slope != 400:
-        assert not torch.allclose(e.grad, expected, rtol=0.1)  # control: the plain gradient does
+    assert not torch.allclose(e.grad, expected, rtol=0.1)  # control: the plain gradient does
+
+
+class Embeddings(SupervisedPlugin):
+    """At each step: the slope, and for each gate the embedding, its gradient before and after the method's own change of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def before_backward(self, strategy, **kwargs):
+        self.e = {name: gate.embedding for name, gate in strategy.method.gates.items()}
+        plain = torch.autograd.grad(strategy.loss, list(self.e.values()), retain_graph=True)
+        self.plain = dict(zip(self.e, plain, strict=True))
+
+    def after_backward(self, strategy, **kwargs):
+        for name, gate in strategy.method.gates.items():
+            self.steps.append((gate.slope, self.e[name].detach().clone(), self.plain[name], gate.embedding.grad.clone()))
+
+
+def test_each_step_of_the_embeddings_takes_the_compensated_gradient():
+    seen = Embeddings()
+    trained(seen, tasks=2, dtype=torch.float64, s_max=20.0, **FAST)
+    changed = 0
+    for s, e, plain, stepped in seen.steps:
+        expected = plain * 20.0 * (torch.cosh((s * e).clamp(-50, 50)) + 1) / (s * (torch.cosh(e) + 1))
+        assert torch.allclose(stepped, expected, rtol=1e-9)
+        changed += not torch.allclose(stepped, plain, rtol=0.1, atol=1e-12)
+    assert changed > len(seen.steps) / 2  # control
 
 
 def test_a_step_never_divides_by_nothing():
@@ -77,11 +104,15 @@ class Gradients(SupervisedPlugin):
             self.free = max(self.free, gradient[~where].abs().max().item() if (~where).any() else 0.0)
 
 
-def test_gradients_of_protected_entries_are_exactly_zero():
+@pytest.mark.parametrize("guarded", [True, False])
+def test_gradients_of_protected_entries_are_exactly_zero_and_the_guard_makes_them_so(guarded, monkeypatch):
+    """While a task is learnt its gates are soft: without the guard it would pull at the weights of others."""
+    if not guarded:
+        monkeypatch.setattr(FrozenGuard, "after_backward", lambda *_, **__: None)
     gradients = Gradients()
     strategy, _ = trained(gradients, tasks=3, **FAST)
     assert strategy.method.guard.frozen
-    assert gradients.largest == 0
+    assert (gradients.largest == 0) is guarded
     assert gradients.free > 0
 
 
@@ -126,6 +157,34 @@ def test_the_sparsity_term():
     only_used = [torch.tensor([1.0, 1.0, -1e3, -1e3])] * 2
     assert regulariser([half, half], only_used) == 0
     assert regulariser([full, full], e) == 0  # nothing is left: no division by zero
+
+
+class Sparsity(SupervisedPlugin):
+    """What is added to the loss at each step, and c R by the formula."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    @torch.no_grad()
+    def before_backward(self, strategy, **kwargs):
+        method, taken, room = strategy.method, 0.0, 0.0
+        for gate in method.gates.values():
+            free = 1 - gate.masks.any(0).double()
+            taken += (torch.sigmoid(gate.slope * gate.embedding) * free).sum().item()
+            room += free.sum().item()
+        added = (strategy.loss - strategy.criterion()).item()
+        self.steps.append((strategy.experience.current_experience, added, method.sparsity * taken / room))
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 1.7])
+def test_the_sparsity_term_enters_the_loss_times_c(sparsity):
+    seen = Sparsity()
+    trained(seen, tasks=3, dtype=torch.float64, epochs=1, sparsity=sparsity, **FAST)
+    assert {task for task, _, _ in seen.steps} == {0, 1, 2}
+    for _, added, formula in seen.steps:
+        assert added == pytest.approx(formula, rel=1e-9)
+        assert formula > 0.01  # control
 
 
 def test_masks_take_a_bit_for_each_unit_and_task():

@@ -78,6 +78,27 @@ def test_each_task_has_four_numbers_a_channel_of_its_own():
     assert stored == 2 * 4 * channels
 
 
+def test_an_individual_network_starts_with_fresh_normalisation():
+    class Start(SupervisedPlugin):
+        def __init__(self):
+            super().__init__()
+            self.fresh = []
+
+        def before_training_exp(self, strategy, **kwargs):
+            self.fresh.append([identity(network) for network in strategy.model.backbone.models.values()])
+
+    def identity(network):
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert norms
+        zero = [t for m in norms for t in (m.running_mean, m.bias, m.num_batches_tracked)]
+        one = [t for m in norms for t in (m.running_var, m.weight)]
+        return not any(t.any() for t in zero) and all((t == 1).all() for t in one)
+
+    start = Start()
+    trained(start, method="individual", tasks=3, train_per_class=8, **RESNET)
+    assert start.fresh == [[True], [False, True], [False, False, True]]  # those of earlier tasks have learnt
+
+
 def test_the_policy_is_part_of_a_run_only_where_there_is_something_to_normalise():
     plain = resolve("split-digits", "smoke", "finetune", 1)
     assert "batchnorm" not in plain.settings

@@ -7,9 +7,11 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
+from torch import nn
 
 from benchsuite.artifact import pack_bits, unpack_bits
 from benchsuite.methods.packnet import kept_of
+from benchsuite.nn.backbones import BACKBONES
 
 LAYERS = ("conv1", "conv2", "conv3")
 
@@ -140,6 +142,24 @@ def test_the_retraining_runs_at_a_tenth_of_the_rate_on_the_survivors_alone():
     assert [by_epoch[e] for e in range(9)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_retraining_starts_with_a_fresh_optimiser_unless_the_recipe_keeps_it(reset):
+    class Moments(SupervisedPlugin):
+        def __init__(self):
+            super().__init__()
+            self.count = {}
+
+        def before_forward(self, strategy, **kwargs):
+            known = sum(bool(state) for state in strategy.optimizer.state.values())
+            self.count.setdefault(strategy.clock.train_exp_epochs, known)  # at the first step of each epoch
+
+    moments = Moments()
+    trained(moments, method="packnet", tasks=1, epochs=3, reset_optimizer=reset)
+    assert moments.count[0] == 0
+    assert moments.count[1] > 0  # control: within the dense phase it is kept
+    assert (moments.count[2] == 0) is reset
+
+
 @pytest.mark.parametrize("redraw", [True, False])
 def test_freed_weights_start_from_a_draw_or_from_zero(redraw):
     class Start(SupervisedPlugin):
@@ -212,8 +232,6 @@ def test_tasks_may_come_under_any_label():
 
 
 def test_layers_without_bias_and_grouped_ones_are_packed_too():
-    from torch import nn
-
     from benchsuite.methods.packnet import PackedConv2d
 
     layer = PackedConv2d(nn.Conv2d(8, 8, 3, groups=8, bias=False), "depthwise", per_task_bias=True)
@@ -225,3 +243,24 @@ def test_layers_without_bias_and_grouped_ones_are_packed_too():
     out = layer(torch.randn(2, 8, 6, 6))
     assert out[:, :4].abs().min() > 0
     assert not out[:, 4:].any()
+
+
+def test_a_network_of_depthwise_convolutions_forgets_nothing(monkeypatch):
+    def separable(image, dropout):
+        depthwise = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        network = nn.Sequential(nn.Conv2d(image[0], 8, 3), nn.ReLU(), depthwise, nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Flatten())
+        network.features = 16 * (image[1] - 4) * (image[2] - 4)
+        return network
+
+    monkeypatch.setitem(BACKBONES, "separable", separable)
+    strategy, stream = make(method="packnet", backbone="separable", lr=0.01, optimizer="adamw", weight_decay=0.1)
+    x, logits = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), []
+    depthwise = strategy.method.layers["2"]
+    for experience in stream.train[:3]:
+        before = depthwise.weight.detach().clone()
+        strategy.train(experience, eval_streams=[])
+        with torch.no_grad():
+            logits.append(strategy.model.eval()(x, 0))
+        assert not torch.equal(depthwise.weight, before)  # control: every task learns in it
+    assert all(torch.equal(later, logits[0]) for later in logits)
+    assert [int((depthwise.owner == t).sum()) for t in (1, 2, 3)] == [14, 14, 15]  # 72 / 5, 58 / 4, 44 / 3

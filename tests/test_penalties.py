@@ -1,8 +1,11 @@
-"""SI, MAS and LwF against closed forms (S1, S2, M1, L1, L2 of the baselines' invariants)."""
+"""SI, MAS and LwF, and the terms of EWC, against closed forms (S1, S2, M1, L1, L2 of the baselines' invariants)."""
+
+import copy
 
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import SynapticIntelligencePlugin
 from short_runs import make, trained, weights
 from torch import nn
 
@@ -14,6 +17,99 @@ from benchsuite.nn.multihead import MultiHead
 from benchsuite.settings import resolve
 
 PLAIN = {"optimizer": "sgd", "lr": 1e-3, "dropout": 0.0, "batch_size": 48}
+
+
+class Added(SupervisedPlugin):
+    """The gradient that a method adds to that of the loss, and the weights it does so at, for each step of the latest task;
+    the path of SI through that task, and where it started. All of the backbone, as one vector."""
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.steps, self.path, self.start = [], 0.0, weights(strategy.model.backbone)
+
+    def before_backward(self, strategy, **kwargs):
+        self.here, held = weights(strategy.model.backbone), list(strategy.model.backbone.parameters())
+        self.plain = flat(torch.autograd.grad(strategy.criterion(), held, retain_graph=True))
+
+    def after_backward(self, strategy, **kwargs):
+        self.steps.append((self.here, flat(p.grad for p in strategy.model.backbone.parameters()) - self.plain))
+
+    def after_update(self, strategy, **kwargs):
+        self.path = self.path - self.plain * (weights(strategy.model.backbone) - self.here)
+
+
+def flat(tensors):
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def learn(method, importance, tasks=3, **settings):
+    """Trains tasks; after each, importance(strategy, experience, added) and the weights, beside the steps of that task."""
+    added = Added()
+    strategy, stream = make(added, method=method, dtype=torch.float64, dropout=0.0, lr=0.01, epochs=1, **settings)
+    for experience in stream.train[:tasks]:
+        strategy.train(experience, eval_streams=[])
+        yield added.steps, importance(strategy, experience, added), weights(strategy.model.backbone)
+
+
+def agree(steps, terms):
+    """Each step added sum_k A_k (theta - a_k) to the gradient, for terms (A_k, a_k)."""
+    for theta, gradient in steps:
+        expected = sum((a * (theta - anchor) for a, anchor in terms), torch.zeros_like(theta))
+        assert torch.allclose(gradient, expected, rtol=1e-8, atol=1e-12)
+    assert not terms or gradient.abs().max() > 1e-4  # control: there is something to compare
+
+
+def images_of(experience):
+    task = experience.current_experience
+    return task, Batches([experience.images], [task], 32, augmentation=None, dtype=torch.float64)
+
+
+def test_every_earlier_task_holds_the_weights_of_ewc_by_lambda_times_its_fisher():
+    def fisher(strategy, experience, added):
+        return flat(strategy.method.information(*images_of(experience)).values())
+
+    terms = []
+    for steps, new, anchor in learn("ewc", fisher, strength=30.0, fisher="exact"):
+        agree(steps, terms)
+        terms.append((30.0 * new, anchor))
+
+
+def test_online_ewc_holds_the_weights_to_the_latest_by_a_sum_that_decays():
+    """Fbar_t = gamma Fbar_{t-1} + F^t, with the weights after task t - 1 as its only anchor."""
+
+    def fisher(strategy, experience, added):
+        return flat(strategy.method.information(*images_of(experience)).values())
+
+    terms, total = [], 0.0
+    for steps, new, anchor in learn("ewc", fisher, mode="online", decay=0.5, strength=30.0, fisher="exact"):
+        agree(steps, terms)
+        total = 0.5 * total + new
+        terms = [(30.0 * total, anchor)]
+
+
+def test_mas_holds_the_weights_by_the_average_of_the_importances():
+    def sensitivity(strategy, experience, added):
+        return flat(strategy.method.sensitivity(*images_of(experience)).values())
+
+    terms, average = [], None
+    for steps, new, anchor in learn("mas", sensitivity, strength=3.0, average=0.2):
+        agree(steps, terms)
+        average = new if average is None else 0.8 * average + 0.2 * new
+        terms = [(2 * 3.0 * average, anchor)]
+
+
+def test_si_holds_the_weights_by_their_paths_over_how_far_they_came():
+    """Omega = sum over tasks of max(0, w) / (delta^2 + xi), from the path w and the displacement delta as seen from outside."""
+
+    def share(strategy, experience, added):
+        displacement = weights(strategy.model.backbone) - added.start
+        assert displacement.square().mean() > 1e-5  # control: it counts beside xi
+        return added.path.clamp_min(0) / (displacement**2 + 1e-5)
+
+    terms, omega = [], 0.0
+    for steps, new, anchor in learn("si", share, strength=0.7, damping=1e-5):
+        agree(steps, terms)
+        omega = omega + new
+        terms = [(2 * 0.7 * omega, anchor)]
 
 
 def loss_of(strategy, experience):
@@ -49,6 +145,9 @@ def test_importance_of_si_is_never_negative_and_somewhere_positive_on_a_cpu():
     assert everything.min() == 0
     assert everything.max() > 0
     assert strategy.method.importance.keys() == dict(strategy.model.backbone.named_parameters()).keys()
+    theirs = SynapticIntelligencePlugin(si_lambda=1.0)  # control: Avalanche's takes the live weights for their past values
+    trained(theirs)
+    assert not any(importance.data.any() for importance in theirs.ewc_data[1].values())
 
 
 def test_the_path_of_si_does_not_see_the_penalty():
@@ -166,24 +265,34 @@ def test_with_dropout_the_pupil_differs_from_its_teacher():
     assert teacher.first[1][0] > 1e-4
 
 
-def test_lwf_is_the_formula():
-    strategy, stream = trained(method="lwf", tasks=1, dropout=0.0, temperature=3.0, lr=0.02)
-    seen = {}
+class Distilled(SupervisedPlugin):
+    """What LwF adds to the loss at each step, and what the formula says: alpha = 2.5, tau = 3, over all old heads."""
 
-    class Compare(SupervisedPlugin):
-        def before_backward(self, strategy, **kwargs):
-            x, method = strategy.mb_x, strategy.method
-            with torch.no_grad():
-                q = (method.teacher(x, 0) / 3).softmax(1)
-                p = (strategy.model(x, 0) / 3).softmax(1)
-                seen["formula"] = 9 * (q * (q / p).log()).sum(1).mean().item()
-            strategy.model(x, 1)  # puts the features of this batch back
-            seen["ours"] = method.distillation(strategy, 1).item()
+    def __init__(self):
+        super().__init__()
+        self.steps = []
 
-    strategy.plugins.insert(0, Compare())
-    strategy.train(stream.train[1], eval_streams=[])
-    assert seen["ours"] == pytest.approx(seen["formula"], rel=1e-3)
-    assert seen["ours"] > 1e-3
+    def after_training_exp(self, strategy, **kwargs):
+        self.teacher = copy.deepcopy(strategy.model).eval()
+
+    @torch.no_grad()
+    def before_backward(self, strategy, **kwargs):
+        x, task, formula = strategy.mb_x, strategy.experience.current_experience, []
+        for k in range(task):
+            q, p = ((model(x, k) / 3).softmax(1) for model in (self.teacher, strategy.model))
+            formula.append(2.5 * 9 * (q * (q / p).log()).sum(1).mean().item())
+        self.steps.append((task, (strategy.loss - strategy.criterion()).item(), formula))
+
+
+def test_lwf_distils_every_old_head_by_the_formula():
+    seen = Distilled()
+    settings = {"dropout": 0.0, "lr": 0.02, "temperature": 3.0, "strength": 2.5, "epochs": 1}
+    trained(seen, method="lwf", tasks=3, dtype=torch.float64, **settings)
+    for _, ours, formula in seen.steps:
+        assert ours == pytest.approx(sum(formula), rel=1e-6, abs=1e-10)
+    task, _, formula = seen.steps[-1]
+    assert task == 2
+    assert min(formula) > 1e-3  # control: either head counts
 
 
 def test_lwf_says_why_it_does_not_run_with_normalisation_by_task():
