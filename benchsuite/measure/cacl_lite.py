@@ -1,6 +1,6 @@
 """What CACL keeps at a short schedule, and what that costs: the basis of the values that it declares for the tier `lite`.
 
-For each pair of lambda_s and lambda_o the first tasks of an order that no reported seed uses are learnt, a tenth of the
+For each pair of lambda_s and lambda_o the first tasks of an order that no published record has are learnt, a tenth of the
 training images held out. Printed:
 - after the first task, for each e: the kept share of every layer's pool, the size relative to individual networks (were every
   task to keep that share of a full pool), and the hold-out's accuracy before and after pruning;
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--protocol", default="split-cifar100")
     parser.add_argument("--tier", default="lite")
-    parser.add_argument("--seed", type=int, default=4, help="an order that no reported seed uses")
+    parser.add_argument("--seed", type=int, default=4, help="of the task order; none that results are reported for")
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--sparsity-weights", type=float, nargs="+", default=[0.1, 1.0, 10.0])
     parser.add_argument("--orthogonality-weights", type=float, nargs="+", default=[1.0, 100.0])
