@@ -1,8 +1,8 @@
 """Factors of a given kernel: truncated SVD, Tucker-2 (tensorly's `partial_tucker`) and CP (`parafac`), and how many to keep.
 
-Kernels are (O, I, kh, kw). Everything is computed in float64. With a covariance S of the layer's inputs the factors are those
-that are best for its outputs: W S^1/2 is decomposed, and S^-1/2 taken back into the factors (SVD-LLM, arXiv 2403.07378, with
-the symmetric root, which also exists where S is singular).
+Kernels are (O, I, kh, kw). Everything is computed in float64, but for the sweeps of CP. With a covariance S of the layer's
+inputs the factors are those that are best for its outputs: W S^1/2 is decomposed, and S^-1/2 taken back into the factors
+(SVD-LLM, arXiv 2403.07378, with the symmetric root, which also exists where S is singular).
 """
 
 from __future__ import annotations
@@ -131,12 +131,12 @@ def cp_rank(kernel: Tensor, rule: RankRule, ratio: float, energy: float) -> Rank
     low, high, norm = 0, max(most, 1), float(kernel.double().norm())
     while high - low > 1:
         middle = (low + high) // 2
-        error = float((compose_cp(cp_fit(kernel.detach().double(), middle, 1e-5)) - kernel.double()).norm()) / (norm or 1.0)
+        error = float((compose_cp(cp_fit(kernel.detach(), middle, 1e-5)) - kernel).norm()) / (norm or 1.0)
         low, high = (low, middle) if error <= math.sqrt(1 - energy) else (middle, high)
     return (high,)
 
 
-def cp_fit(kernel: Tensor, rank: int, penalty: float, sweeps: int = 200) -> Factors:
+def cp_fit(kernel: Tensor, rank: int, penalty: float, sweeps: int = 50) -> Factors:
     """Alternating least squares with an L2 penalty; unit-norm factors, weights not negative. It starts from singular vectors,
     and at random where these leave it with a singular system."""
 
@@ -169,11 +169,12 @@ def cp(kernel: Tensor, rank: Rank, covariance: Tensor | None = None) -> Factors:
     whitened, inverse = channels_whitened(kernel, covariance)
     scale = float(whitened.norm()) or 1.0
     for penalty in (1e-5, 1e-3, 1e-1):
-        factors = cp_fit(whitened / scale, rank[0], penalty)
+        factors = cp_fit((whitened / scale).to(kernel.dtype), rank[0], penalty)  # the one that takes long
         if kappa(factors, whitened / scale) <= DEGENERATE:
             break
     else:
         raise DegenerateFit(f"a CP fit of rank {rank[0]} to a kernel {tuple(kernel.shape)} is degenerate; use a lower rank")
+    factors = {name: factor.double() for name, factor in factors.items()}
     factors["weight"] = factors["weight"] * scale
     if inverse is not None:
         b = inverse @ factors["B"]
