@@ -27,10 +27,10 @@ from .cacl import CACL, sparsity
 
 
 def gram(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
-    """Inner products of unit-norm rank-one terms: (R, S) from factors with R and S columns."""
+    """Inner products of terms that are products of unit-norm factors: (R, S) from factors with R and S columns."""
     product: Any = 1.0
-    for name in "ABDE":
-        product = product * (one[name].T @ other[name])
+    for name, factor in one.items():
+        product = product * (factor.T @ other[name])
     return product
 
 
@@ -38,11 +38,11 @@ class TermOrthogonality:
     """||Gamma - I||_F^2 / R^2 of the fixed and the free terms: what depends on the fixed ones alone is computed once."""
 
     def __init__(self, fixed: dict[str, Tensor]) -> None:
-        self.fixed, self.count = fixed, fixed["A"].shape[1]
+        self.fixed, self.count = fixed, next(iter(fixed.values())).shape[1]
         self.term = gram(fixed, fixed).fill_diagonal_(0).square().sum()
 
     def __call__(self, free: dict[str, Tensor]) -> Tensor:
-        unit = {name: F.normalize(free[name], dim=0) for name in "ABDE"}
+        unit = {name: F.normalize(free[name], dim=0) for name in self.fixed}
         own = gram(unit, unit)
         own = own - torch.diag(own.diagonal())  # 1, and nothing can change it
         total = self.term + 2 * gram(self.fixed, unit).square().sum() + own.square().sum()
@@ -66,14 +66,19 @@ class CACLCP(CACL):
         """Three times CACL's, as a term costs about a fifth of a component; at most O + I."""
         return (min(3 * break_even_rank(layer.rows, layer.columns), layer.shape[0] + layer.shape[1]),)
 
+    def columns(self, factors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The factors of the terms, a column for each term."""
+        return {name: factor for name, factor in factors.items() if name != "weight"}
+
     def penalty(self, layer: Any) -> Callable[[], Tensor]:
         seen = slice(None) if self.penalty_scope == "all" else slice(0)
-        orthogonality = TermOrthogonality({name: getattr(layer, name)[:, seen] for name in "ABDE"})
+        bank = self.columns({name: getattr(layer, name) for name in layer.grows})
+        orthogonality = TermOrthogonality({name: factor[:, seen] for name, factor in bank.items()})
         weight = layer.weight[seen]
 
         def value() -> Tensor:
             sparse = sparsity(self.sparsity_kind, torch.cat([weight, layer.residual_weight]))
-            return self.orthogonality_weight * orthogonality(layer.residual) + self.sparsity_weight * sparse
+            return self.orthogonality_weight * orthogonality(self.columns(layer.residual)) + self.sparsity_weight * sparse
 
         return value
 

@@ -105,6 +105,13 @@ def test_ranks_by_ratio_take_that_share_of_the_dense_numbers(kind, ratio):
     assert layer.elements(rank) == pytest.approx(ratio * kernel.numel(), rel=0.12)  # a whole number of components
 
 
+def test_one_side_of_tucker_has_no_more_than_the_other_can_make_use_of():
+    kernel = normal(64, 4, 1, 1)
+    rank = decompose.tucker_rank(kernel, "ratio", 0.3, 0.0)
+    assert rank[0] <= rank[1]
+    assert decompose.tucker(kernel, rank)["A"].shape == (64, rank[0])
+
+
 # Whitening
 
 

@@ -7,20 +7,21 @@ import pytest
 import tensorly
 import torch
 from tensorly.cp_tensor import cp_to_tensor
-from tensorly.tenalg import multi_mode_dot
+from tensorly.tenalg import kronecker, multi_mode_dot
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchsuite.methods.cacl import energy_select
 from benchsuite.methods.cacl_cp import TermOrthogonality, gram
-from benchsuite.nn.factorised import CPConv2d, SVDConv2d, TuckerConv2d
+from benchsuite.nn.factorised import CPConv2d, KroneckerConv2d, SVDConv2d, TuckerConv2d
 
 tensorly.set_backend("pytorch")
 
 LAYERS = {
     "svd": (SVDConv2d, {}, [(5,), (3,), (0,), (4,)]),
     "cp": (CPConv2d, {}, [(7,), (4,), (0,), (9,)]),
+    "kronecker": (KroneckerConv2d, {}, [(4,), (3,), (0,), (5,)]),
     "tucker": (TuckerConv2d, {"core": "nested"}, [(4, 3), (2, 1), (0, 0), (0, 2), (1, 0)]),
     "tucker-block": (TuckerConv2d, {"core": "block"}, [(4, 3), (2, 1), (0, 0), (2, 2)]),
 }
@@ -84,6 +85,12 @@ def test_kernels_are_what_tensorly_makes_of_the_factors(kind):
         part = {name: layer.upto(name, task) for name in layer.grows}
         if kind == "svd":
             kernel = multi_mode_dot(torch.diag(part["sigma"].abs()), [part["N"], part["C"].T], [0, 1]).view(layer.shape)
+        elif kind == "kronecker":
+            products = [
+                torch.stack([kronecker([a, b[:, :, h, w]]) for h, w in itertools.product(*map(range, layer.shape[2:]))], -1)
+                for a, b in zip(part["A"] * part["weight"].abs()[:, None, None], part["B"], strict=True)
+            ]
+            kernel = sum(products).view(layer.shape)
         elif kind == "cp":
             kernel = cp_to_tensor((part["weight"].abs(), [part[name] for name in "ABDE"]))
         else:
@@ -197,6 +204,12 @@ def test_factors_get_the_gradient_of_the_dense_kernel_projected_on_them(kind):
             "A": w.abs() * (along - a * (a * along).sum(0)),  # normalisation takes the part along a
             "weight": w.sign() * torch.einsum("oihw,or,ir,hr,wr->r", dense, a, b, d, e),
         }
+    elif kind == "kronecker":
+        a, b, w = (factor.detach() for factor in layer.residual.values())
+        parts = dense.view(layer.outer[0], layer.inner[0], layer.outer[1], *layer.inner[1:])
+        along = torch.einsum("acbdhw,rcdhw->rab", parts, b)
+        inside = (a * along).sum((1, 2))
+        expected = {"A": w.abs()[:, None, None] * (along - a * inside[:, None, None]), "weight": w.sign() * inside}
     else:
         before = layer.ranks[-1]
         _, no, nn_ = layer.blocks(layer.residual_core.detach(), before, 2, 2)
@@ -226,10 +239,14 @@ def terms(layer, count=6):
     return {name: factor.detach() for name, factor in layer.residual.items()}
 
 
+def factors(part):
+    return {name: part[name] for name in "ABDE"}
+
+
 def test_gamma_is_the_gram_matrix_of_the_terms_and_gives_the_energy():
     part = terms(made("cp"))
     explicit = torch.einsum("or,ir,hr,wr->roihw", *(part[name] for name in "ABDE")).flatten(1)
-    gamma = gram(part, part)
+    gamma = gram(factors(part), factors(part))
     assert torch.allclose(gamma, explicit @ explicit.T, atol=1e-12)
     weight = part["weight"].abs()
     energy = (weight @ explicit).square().sum()

@@ -110,13 +110,16 @@ def tucker_rank(kernel: Tensor, rule: RankRule, ratio: float, energy: float) -> 
     else:
         choose: Callable[[Tensor], int] = evbmf_rank if rule == "evbmf" else lambda m: kept_energy(m, energy)
         ranks = [choose(kernel.flatten(1)), choose(kernel.transpose(0, 1).flatten(1))]
-    return min(max(ranks[0], 1), out), min(max(ranks[1], 1), inner)
+    p, q = min(max(ranks[0], 1), out), min(max(ranks[1], 1), inner)
+    windows = kernel[0, 0].numel()
+    return min(p, q * windows), min(q, p * windows)  # one side cannot have more than the other and the windows make
 
 
 def tucker(kernel: Tensor, rank: Rank, covariance: Tensor | None = None) -> Factors:
     """covariance: (I, I), of the input's channels."""
     whitened, inverse = channels_whitened(kernel, covariance)
-    with tensorly.backend_context("pytorch"):
+    with tensorly.backend_context("pytorch"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         (core, (a, b)), _ = partial_tucker(whitened, rank=list(rank), modes=[0, 1], init="svd", n_iter_max=100)
     return {"A": a, "B": b if inverse is None else inverse @ b, "core": core.reshape(-1, *kernel.shape[2:])}
 

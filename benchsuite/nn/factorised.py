@@ -5,6 +5,7 @@ With O output channels, I input channels and a kh x kw window, the kernel W (O, 
     SVDConv2d     sum_r  N_r |sigma_r| C_r               N (O, R), C (R, I kh kw): the matrix of the flattened kernel
     CPConv2d      sum_r  |w_r| a_r o b_r o d_r o e_r     unit-norm a (O), b (I), d (kh), e (kw)
     TuckerConv2d  sum_pq G_pq a_p o b_q                  a (O), b (I), core entries G_pq (kh, kw): Tucker-2
+    KroneckerConv2d  sum_r |w_r| A_r (x) B_r             unit-norm A (o1, i1), B (o2, i2, kh, kw)
 
 Each can be served by composing the kernel (one convolution) or as the chain of its small convolutions.
 """
@@ -434,6 +435,66 @@ class TuckerConv2d(FactorisedConv2d):
     def chain_macs(self, rank: Rank, inner: int, outer: int, rows: int) -> int:
         (o, i, kh, kw), (p, q) = self.shape, rank
         return i * q * inner + p * q * kh * kw * outer + o * p * outer
+
+
+class KroneckerConv2d(FactorisedConv2d):
+    """Kernel sum_r |weight_r| A_r (x) B_r with A (R, o1, i1) and B (R, o2, i2, kh, kw) of unit norm, O = o1 o2, I = i1 i2.
+
+    (o1, i1) are the divisors of O and I for which A_r and B_r come closest to equal size (Hameed et al., AAAI 2022).
+    """
+
+    grows: ClassVar = {"A": 0, "B": 0, "weight": 0}
+    A: Tensor
+    B: Tensor
+    weight: Tensor
+
+    def __init__(self, conv: nn.Conv2d, *, bias: bool = False) -> None:
+        o, i, kh, kw = conv.weight.shape
+        pairs = [(a, b) for a in range(1, o + 1) for b in range(1, i + 1) if o % a == 0 and i % b == 0]
+        self.outer = min(pairs, key=lambda p: abs(math.log(p[0] * p[1]) - math.log(o // p[0] * (i // p[1]) * kh * kw)))
+        self.inner = (o // self.outer[0], i // self.outer[1], kh, kw)
+        super().__init__(conv, bias=bias)
+
+    def fresh(self, pool: Rank, source: torch.Generator) -> Factors:
+        """Directions drawn evenly; weights so that together the terms have the variance 2 / (I kh kw) of Kaiming's law."""
+        drawn = {name: normal(pool[0], *shape, std=1.0, source=source) for name, shape in (("A", self.outer), ("B", self.inner))}
+        weight = normal(pool[0], std=math.sqrt(2 * self.rows / max(pool[0], 1)), source=source)
+        return {**{name: unit(factor) for name, factor in drawn.items()}, "weight": weight}
+
+    def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
+        a = unit(added["A"]) * added["weight"].abs()[:, None, None]
+        return onto + torch.einsum("rab,rcdhw->acbdhw", a, unit(added["B"])).reshape(self.rows, self.columns)
+
+    def strengths(self) -> list[Tensor]:
+        return [self.residual_weight.detach()]
+
+    def energy(self) -> float:
+        return float(self.weight.double().square().sum())
+
+    @torch.no_grad()
+    def consolidate(self, *keep: Tensor) -> None:
+        kept = {name: factor.index_select(0, keep[0]) for name, factor in self.residual.items()}
+        self.append({**kept, "A": unit(kept["A"]), "B": unit(kept["B"])}, (len(self.weight) + len(keep[0]),))
+
+    def chain(self, x: Tensor, task: int) -> Tensor:
+        """B's windows on each of i1 groups of channels, R o2 of them, then mixed by A."""
+        a, b = unit(self.upto("A", task)) * self.upto("weight", task).abs()[:, None, None], unit(self.upto("B", task))
+        folded = x.reshape(-1, self.inner[1], *x.shape[2:])
+        y = F.conv2d(folded, b.flatten(0, 1), None, self.stride, self.padding, self.dilation)
+        y = y.view(len(x), self.outer[1], len(a), self.inner[0], *y.shape[2:])
+        out = torch.einsum("nirchw,rai->nachw", y, a).flatten(1, 2)
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
+
+    def elements(self, rank: Rank) -> int:
+        return rank[0] * (math.prod(self.outer) + math.prod(self.inner) + 1)
+
+    def chain_macs(self, rank: Rank, inner: int, outer: int, rows: int) -> int:
+        return rank[0] * outer * (self.outer[1] * math.prod(self.inner) + math.prod(self.outer) * self.inner[0])
+
+
+def unit(factor: Tensor) -> Tensor:
+    """Each of its entries along the first dimension divided by its norm."""
+    return F.normalize(factor.flatten(1), dim=1).view_as(factor)
 
 
 class KernelBank(TaskConditional):
