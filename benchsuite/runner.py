@@ -296,9 +296,9 @@ class _Run:
         model = self.method.model.train()
         for experience in self.stages[: self.done]:
             avalanche_model_adaptation(model, experience)
+        self.method.load_state(content["method"])  # first: it may have layers to put in place
         assign_state(model, content["model"], set(content["frozen"]))
         model.to(self.device)
-        self.method.load_state(content["method"])
         self.method.guard.load_state(content["guard"])
         if "optimizer" in content:
             self.strategy.experience = self.stages[self.done - 1]

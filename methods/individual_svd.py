@@ -76,6 +76,11 @@ class IndividualSVD(Individual):
     def dense_epochs(self) -> int:
         return max(1, self.recipe.epochs - round(self.recovery * self.recipe.epochs))
 
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        for layer in self.compressed().values():
+            layer.set_task(-1)  # kernels that evaluation composed are not held in training
+
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         if strategy.clock.train_exp_epochs != self.dense_epochs():
             return
@@ -182,3 +187,13 @@ class IndividualSVD(Individual):
 
     def state(self) -> dict[str, Any]:
         return {"ranks": self.ranks, "error": self.error}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The layers that finished tasks were given take their places, for their factors to be put into."""
+        super().load_state(state)
+        for task, ranks in enumerate(self.ranks):
+
+            def place(name: str, conv: nn.Conv2d, ranks: dict[str, list[int]] = ranks) -> nn.Module:
+                return self.layer(conv, bias=True) if name in ranks else conv
+
+            replace_modules(self.model.backbone.models[str(task)], nn.Conv2d, place)

@@ -246,7 +246,7 @@ def test_layers_without_bias_and_grouped_ones_are_packed_too():
 
 
 def test_a_network_of_depthwise_convolutions_forgets_nothing(monkeypatch):
-    def separable(image, dropout):
+    def separable(image, dropout, width=1.0):
         depthwise = nn.Conv2d(8, 8, 3, groups=8, bias=False)
         network = nn.Sequential(nn.Conv2d(image[0], 8, 3), nn.ReLU(), depthwise, nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Flatten())
         network.features = 16 * (image[1] - 4) * (image[2] - 4)

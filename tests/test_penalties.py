@@ -242,7 +242,7 @@ class Teacher(SupervisedPlugin):
         assert torch.equal(self.snapshots.setdefault(task, state), state)
         if task and task not in self.first:
             loss = method.distillation(strategy, task)
-            held = list(shared_parameters(strategy.model.backbone).values())
+            held = [p for p in shared_parameters(strategy.model.backbone).values() if p.requires_grad]
             gradients = torch.autograd.grad(loss, held, retain_graph=True)
             self.first[task] = loss.item(), max(g.abs().max().item() for g in gradients)
 

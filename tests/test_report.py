@@ -72,7 +72,7 @@ revision abcdef0; 2026-01-02
     )
     text = tables.to_markdown(board, "parameter_efficiency")
     assert (
-        "| fine_tune | 1.00 | 0.999 | 0.001 | 0 | 0 | 0.500 | 2.00 | 2.50 | 4.00 | 80.75 ± 9.53 | yes | 2 |" in text
+        "| fine_tune | 1.00 | 0.999 | 0.001 | 0 | 0 | 0.500 | 2.00 | – | 2.50 | – | 4.00 | 80.75 ± 9.53 | yes | 2 |" in text
     )  # joint, which sees all tasks at once, is no rival
 
 

@@ -58,22 +58,22 @@ def toy(own_methods):
     @dataclass
     class Toy(Method):
         rate: float = 1.2345
-        width: int = 4
+        depth: int = 4
         kind: Literal["a", "b", "c"] = "b"
         sizes: tuple[int, ...] = (1, 2)
         spare: float = 0.0
 
         space: ClassVar = {
             "rate": Range(1e-2, 1e2, log=True),
-            "width": Range(2, 9),
+            "depth": Range(2, 9),
             "kind": Choice(("a", "b")),
             "sizes": Choice(((1, 2), (3,))),
             "lr": Choice((1e-3, 1e-2)),
         }
 
         def __post_init__(self):
-            if self.rate < 0 or self.width < 2:
-                raise ValueError(f"rate must not be negative, nor width below 2, got {self.rate} and {self.width}")
+            if self.rate < 0 or self.depth < 2:
+                raise ValueError(f"rate must not be negative, nor depth below 2, got {self.rate} and {self.depth}")
 
     return Toy
 
@@ -112,18 +112,18 @@ def study_of(name, trials, **settings):
 def test_every_trial_lies_in_the_space(toy, pretend, tmp_path):
     trials = list(study_of("toy", 40).search(tmp_path))
     assert [t.number for t in trials] == list(range(1, 41))
-    assert trials[0].values == {"rate": 1.2345, "width": 4, "kind": "b", "sizes": [1, 2], "lr": 1e-3}, "the present values"
+    assert trials[0].values == {"rate": 1.2345, "depth": 4, "kind": "b", "sizes": [1, 2], "lr": 1e-3}, "the present values"
     for trial, job in zip(trials, pretend[0], strict=True):
         values = trial.values
         assert 1e-2 <= values["rate"] <= 1e2
         assert trial.number == 1 or values["rate"] == float(f"{values['rate']:.3g}")
-        assert type(values["width"]) is int
-        assert 2 <= values["width"] <= 9
+        assert type(values["depth"]) is int
+        assert 2 <= values["depth"] <= 9
         assert values["kind"] in ("a", "b")
         assert values["sizes"] in ([1, 2], [3])
         assert values["lr"] in (1e-3, 1e-2)
         assert values.items() <= job.settings.items()
-    for name, least in {"rate": 20, "width": 4, "kind": 2, "sizes": 2, "lr": 2}.items():
+    for name, least in {"rate": 20, "depth": 4, "kind": 2, "sizes": 2, "lr": 2}.items():
         assert len({str(t.values[name]) for t in trials}) >= least, f"{name} is searched"
     best = best_of(trials)
     assert best.score == max(t.score for t in trials) > trials[0].score
@@ -151,7 +151,7 @@ def test_a_trial_is_the_tier_on_the_first_tasks_of_an_order_of_its_own(toy, pret
     list(study_of("toy", 2, spare=0.5).search(tmp_path))
     plain = resolve("split-digits", "smoke", "toy", 1002, overrides=TINY)
     for job in pretend[0]:
-        own = {"rate", "width", "kind", "sizes", "lr"}
+        own = {"rate", "depth", "kind", "sizes", "lr"}
         assert {k for k, v in job.settings.items() if plain.settings[k] != v} - own == {"tasks", "holdout", "spare"}
         assert (job.seed, job.settings["tasks"], job.settings["holdout"]) == (1002, 3, 0.1)
         assert {job.origins[name] for name in (*own, "tasks", "holdout")} == {"benchsuite tune"}

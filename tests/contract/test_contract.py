@@ -30,7 +30,7 @@ REFUSES = {  # who cannot run under a policy of batch normalisation
     "per_task": MIXING,
     "frozen_after_first": [],
     "batch_stats": ["ewc", "mas"],  # they look at images one by one
-    "shared": [name for name in LASTING if name != "individual"],
+    "shared": [name for name in LASTING if not name.startswith("individual")],
 }
 POLICIES = [{**BATCHNORM, "batchnorm": policy} for policy in get_args(BatchNormPolicy) if policy != "per_task"]
 
@@ -46,8 +46,9 @@ def cases(rule):
         if not rule.unless(methods.get(name)):
             every = rule in (contract.finishes, contract.artifact_alone, contract.lasting) and not name.startswith("individual-")
             policies = POLICIES if every else []  # what compresses individual networks leaves normalisation to `individual`
-            small = {"ratio": 0.02} if name == "individual-cp" else {}  # fits of high rank take long
-            yield from ((name, {**case, **small}) for case in [*rule.cases, *policies] if not unfit(name, case))
+            for case in [*rule.cases, *policies]:
+                if not unfit(name, case):  # CP fits of high rank take long
+                    yield name, {**case, "ratio": 0.02} if name == "individual-cp" and "backbone" in case else dict(case)
     if rule in (contract.finishes, contract.artifact_alone, contract.size):
         yield from VARIANTS
 
