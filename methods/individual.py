@@ -34,7 +34,9 @@ class PerTask(TaskConditional):
         self.models[str(task)] = network
 
     def set_task(self, task: int) -> None:
-        self._task = task
+        before, self._task = self._task, task
+        for module in outermost(self.models[str(before)]) if before not in (-1, task) else ():
+            module.set_task(-1)  # nothing that it composed is held while another network is in use
         for module in outermost(self.models[str(task)]):
             module.set_task(0)  # the only one that its network knows
 

@@ -76,11 +76,6 @@ class IndividualSVD(Individual):
     def dense_epochs(self) -> int:
         return max(1, self.recipe.epochs - round(self.recovery * self.recipe.epochs))
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        super().before_training_exp(strategy, **kwargs)
-        for layer in self.compressed().values():
-            layer.set_task(-1)  # kernels that evaluation composed are not held in training
-
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         if strategy.clock.train_exp_epochs != self.dense_epochs():
             return

@@ -38,13 +38,15 @@ class FactorisedConv2d(TaskConditional):
     M_t = M_{t-1} + (what t added), so that training starts from exactly the kernel that the earlier tasks left, and M_i is the
     same bits for ever.
 
-    grows: {factor: the dimension along which later tasks append to it}. modes: how many numbers make a rank.
+    grows: {factor: the dimension along which later tasks append to it}. modes: how many numbers make a rank. scale: the
+    factor of one number for each component, where there is one mode.
     form: how a finished task is computed: "composed" (one convolution), "chain" (its factors one after the other) or
     "cheaper", whichever needs fewer multiply-accumulates for the image at hand.
     """
 
     grows: ClassVar[dict[str, int]]
     modes: ClassVar[int] = 1
+    scale: ClassVar[str] = "weight"
     form: Literal["composed", "chain", "cheaper"] = "composed"
     _kernel: Tensor
 
@@ -76,15 +78,21 @@ class FactorisedConv2d(TaskConditional):
 
     def strengths(self) -> list[Tensor]:
         """For each mode, how much each trainable component carries: its square is an energy."""
-        raise NotImplementedError
+        return [self.residual[self.scale].detach()]
 
     def energy(self) -> float:
         """What the bank carries, by the same measure."""
-        raise NotImplementedError
+        return float(getattr(self, self.scale).double().square().sum())
 
+    @torch.no_grad()
     def consolidate(self, *keep: Tensor) -> None:
         """End a task: append its components `keep` (for each mode indices, in order) to the bank and drop the rest."""
-        raise NotImplementedError
+        kept = {name: factor.index_select(self.grows[name], keep[0]) for name, factor in self.residual.items()}
+        self.append(self.normalised(kept), (len(getattr(self, self.scale)) + len(keep[0]),))
+
+    def normalised(self, factors: Factors) -> Factors:
+        """The factors as the bank holds them."""
+        return factors
 
     def whole(self) -> Rank:
         """The rank of a bank that one task filled, by its shapes."""
@@ -213,6 +221,7 @@ class SVDConv2d(FactorisedConv2d):
     """Kernel reshape(N diag|sigma| C) (CACL section 2, channel decomposition): N (O, R), sigma (R,), C (R, I kh kw)."""
 
     grows: ClassVar = {"N": 1, "sigma": 0, "C": 0}
+    scale: ClassVar = "sigma"
     N: Tensor
     sigma: Tensor
     C: Tensor
@@ -227,17 +236,6 @@ class SVDConv2d(FactorisedConv2d):
 
     def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
         return torch.addmm(onto, added["N"] * added["sigma"].abs(), added["C"])
-
-    def strengths(self) -> list[Tensor]:
-        return [self.residual_sigma.detach()]
-
-    def energy(self) -> float:
-        return float(self.sigma.double().square().sum())
-
-    @torch.no_grad()
-    def consolidate(self, *keep: Tensor) -> None:
-        kept = {name: factor.index_select(self.grows[name], keep[0]) for name, factor in self.residual.items()}
-        self.append(kept, (len(self.sigma) + len(keep[0]),))
 
     def chain(self, x: Tensor, task: int) -> Tensor:
         """The first components' window, (R, I, kh, kw), then 1x1 to O channels."""
@@ -277,17 +275,8 @@ class CPConv2d(FactorisedConv2d):
         terms = torch.einsum("ir,hr,wr->rihw", b, d, e).reshape(-1, self.columns)
         return torch.addmm(onto, a * added["weight"].abs(), terms)
 
-    def strengths(self) -> list[Tensor]:
-        return [self.residual_weight.detach()]
-
-    def energy(self) -> float:
-        return float(self.weight.double().square().sum())
-
-    @torch.no_grad()
-    def consolidate(self, *keep: Tensor) -> None:
-        kept = {name: factor.index_select(self.grows[name], keep[0]) for name, factor in self.residual.items()}
-        kept |= {name: F.normalize(kept[name], dim=0) for name in "ABDE"}
-        self.append(kept, (len(self.weight) + len(keep[0]),))
+    def normalised(self, factors: Factors) -> Factors:
+        return {**factors, **{name: F.normalize(factors[name], dim=0) for name in "ABDE"}}
 
     def chain(self, x: Tensor, task: int) -> Tensor:
         """1x1 to R channels, a vertical and a horizontal window for each, 1x1 to O channels."""
@@ -465,16 +454,8 @@ class KroneckerConv2d(FactorisedConv2d):
         a = unit(added["A"]) * added["weight"].abs()[:, None, None]
         return onto + torch.einsum("rab,rcdhw->acbdhw", a, unit(added["B"])).reshape(self.rows, self.columns)
 
-    def strengths(self) -> list[Tensor]:
-        return [self.residual_weight.detach()]
-
-    def energy(self) -> float:
-        return float(self.weight.double().square().sum())
-
-    @torch.no_grad()
-    def consolidate(self, *keep: Tensor) -> None:
-        kept = {name: factor.index_select(0, keep[0]) for name, factor in self.residual.items()}
-        self.append({**kept, "A": unit(kept["A"]), "B": unit(kept["B"])}, (len(self.weight) + len(keep[0]),))
+    def normalised(self, factors: Factors) -> Factors:
+        return {**factors, "A": unit(factors["A"]), "B": unit(factors["B"])}
 
     def chain(self, x: Tensor, task: int) -> Tensor:
         """B's windows on each of i1 groups of channels, R o2 of them, then mixed by A."""
