@@ -46,9 +46,9 @@ def cases(rule):
         if not rule.unless(methods.get(name)):
             every = rule in (contract.finishes, contract.artifact_alone, contract.lasting) and not name.startswith("individual-")
             policies = POLICIES if every else []  # what compresses individual networks leaves normalisation to `individual`
-            for case in [*rule.cases, *policies]:
-                if not unfit(name, case):  # CP fits of high rank take long
-                    yield name, {**case, "ratio": 0.02} if name == "individual-cp" and "backbone" in case else dict(case)
+            trains = rule not in (contract.settings_checked, contract.says_why)
+            small = {"ratio": 0.02} if name == "individual-cp" and trains else {}  # CP fits of high rank take long
+            yield from ((name, {**case, **small}) for case in [*rule.cases, *policies] if not unfit(name, case))
     if rule in (contract.finishes, contract.artifact_alone, contract.size):
         yield from VARIANTS
 
