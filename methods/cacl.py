@@ -131,6 +131,7 @@ class CACL(Method):
 
     forgetting = "none"
     size_is_learnt = True
+    fresh_share = 1.0  # of the variance that the first task's free components start with: what later tasks' have
     counted: ClassVar = "the official code counts (factors and heads alone)"
     settings: ClassVar[tuple[Declared, ...]] = (
         Declared(
@@ -150,6 +151,8 @@ class CACL(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.energy_drop < 1:
             raise ValueError(f"energy_drop must lie in [0, 1), got {self.energy_drop}")
+        if self.fresh_share <= 0:
+            raise ValueError(f"fresh_share must be positive, got {self.fresh_share}")
         for name in ("sparsity_weight", "orthogonality_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -194,7 +197,8 @@ class CACL(Method):
         """The first hook of a task, before the optimiser collects parameters: draw the free components."""
         self._penalties = []
         for name, layer in self.layers.items():
-            layer.draw_residual(self.pools[name][-1], self.generator("residual", len(layer.ranks), name))
+            task, share = len(layer.ranks), self.fresh_share if layer.ranks else 1.0
+            layer.draw_residual(self.pools[name][-1], self.generator("residual", task, name), share)
             if any(layer.pool):
                 self._penalties.append(self.penalty(layer))
 

@@ -54,6 +54,8 @@ class TermOrthogonality:
 class CACLCP(CACL):
     """CACL-CP: a bank of CP terms for each convolution, grown and pruned task by task; nothing is forgotten."""
 
+    fresh_share: float = 1.0
+
     name: ClassVar = "cacl-cp"
     counted: ClassVar = "factors and heads alone"
     settings: ClassVar = CACL.settings[:1]

@@ -10,6 +10,16 @@ with warnings.catch_warnings():  # Avalanche imports solvers that warn of one an
 from benchsuite.data.batches import TaskImages
 from benchsuite.method import methods
 
+
+def pytest_collection_modifyitems(items):
+    """What shares fixtures runs in one process: a file's tests, and of the contract's every other method's."""
+    names = list(methods.all())
+    for item in items:
+        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        half = f"-{names.index(name) % 2}" if item.path.name == "test_contract.py" and name in names else ""
+        item.add_marker(pytest.mark.xdist_group(item.path.name + half))
+
+
 torch.set_num_threads(1)  # the same in every process of a test; the networks are too small to share out
 
 

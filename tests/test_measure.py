@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchsuite.measure import cacl_lite, precision, steps
+from benchsuite.cli import main
+from benchsuite.measure import cacl_lite, precision, serving, steps
 
 
 def convolutions(emulate, autocast=True):
@@ -34,8 +35,9 @@ def test_emulated_bf16_convolutions_are_native_ones_up_to_the_order_of_their_sum
     assert F.conv2d is original
 
 
-def test_the_cacl_table_prunes_more_at_a_higher_energy_drop(monkeypatch, capsys):
-    words = "--protocol split-digits --tier smoke --tasks 2 --sparsity-weights 1 --orthogonality-weights 1"
+@pytest.mark.parametrize("method", ["cacl", "cacl-cp", "cacl-tucker"])
+def test_the_cacl_table_prunes_more_at_a_higher_energy_drop(method, monkeypatch, capsys):
+    words = f"--method {method} --protocol split-digits --tier smoke --tasks 2 --sparsity-weights 1 --orthogonality-weights 1"
     monkeypatch.setattr(sys, "argv", ["cacl_lite", *words.split(), "--energy-drops", "1e-5", "0.3", "--energy-drop", "0.3"])
     cacl_lite.main()
     out = capsys.readouterr().out
@@ -65,11 +67,29 @@ def test_the_table_of_steps_has_every_method_early_and_late(monkeypatch, capsys)
     assert [row[1:3] for row in rows if row[0] == "finetune"] == [["1.000", "1.000"]]
 
 
+def test_the_table_of_served_models_has_every_form_beside_the_dense_network(monkeypatch, capsys, tmp_path):
+    words = ["--protocol", "split-digits", "--tier", "smoke", "--set", "tasks=2", "--set", "epochs=1", "--seed", "1"]
+    files = [tmp_path / f"{name}.safetensors" for name in ("finetune", "cacl-cp")]
+    for file in files:
+        assert main(["run", *words, "--method", file.stem, "--results", str(tmp_path)]) == 0
+        assert main(["export", *map(str, tmp_path.rglob(f"{file.stem}/*/record.json")), "--output", str(file)]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["serving", *map(str, files), "--batches", "1", "3", "--rounds", "1", "--steps", "1"])
+    serving.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:-3] for row in rows] == [["dense"], ["finetune", "served"], *(["cacl-cp", form] for form in serving.FORMS)]
+    assert rows[0][-2:] == ["1.000", "1.000"]
+    macs = {tuple(row[:-3]): float(row[-3]) for row in rows}
+    assert macs["cacl-cp", "composed"] == macs["dense",] == macs["finetune", "served"]
+    assert macs["cacl-cp", "served"] <= min(macs["cacl-cp", "composed"], macs["cacl-cp", "chain"])
+    assert macs["cacl-cp", "chain"] != macs["cacl-cp", "composed"]
+
+
 def test_what_the_user_can_mend_is_one_line(tmp_path):
     command = [sys.executable, "-m", "benchsuite.measure.steps", "--data-dir", str(tmp_path)]
     environment = {**os.environ, "BENCHSUITE_CACHE": str(tmp_path)}
     for words, expected in (([], "cifar-100-python"), (["--set", "batch_size"], "--set takes name=value")):
-        done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True)
+        done = subprocess.run([*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("benchsuite: error: ")

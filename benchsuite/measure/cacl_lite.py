@@ -24,7 +24,7 @@ from torch import Tensor
 from ..cli import parse_settings
 from ..data.stream import build_stream
 from ..method import Method
-from ..nn.factorised import Rank, SVDConv2d
+from ..nn.factorised import FactorisedConv2d, Rank
 from ..protocol import protocols
 from ..runner import assemble
 from ..settings import recipe_of, resolve
@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--protocol", default="split-cifar100")
     parser.add_argument("--tier", default="lite")
+    parser.add_argument("--method", default="cacl", help="any method of CACL's frame")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--seed", type=int, default=4, help="of the task order; none that results are reported for")
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--sparsity-weights", type=float, nargs="+", default=[0.1, 1.0, 10.0])
@@ -53,7 +55,9 @@ def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_w
     print(f"lambda_s {sparsity_weight:g}, lambda_o {orthogonality_weight:g}", flush=True)
     overrides = {"holdout": 0.1} | parse_settings(arguments)
     overrides |= {"sparsity_weight": sparsity_weight, "orthogonality_weight": orthogonality_weight, "tasks": arguments.tasks}
-    job = resolve(arguments.protocol, arguments.tier, "cacl", arguments.seed, overrides=overrides)
+    job = resolve(
+        arguments.protocol, arguments.tier, arguments.method, arguments.seed, overrides=overrides, precision=arguments.precision
+    )
     stream = build_stream(
         protocols.get(job.protocol),
         recipe_of(job.settings),
@@ -66,7 +70,7 @@ def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_w
     method = cast(Any, strategy.method)
     prune, method.after_training_exp = method.after_training_exp, Method.after_training_exp.__get__(method)
     features: list[Tensor] = []
-    cast(SVDConv2d, list(method.layers.values())[-1]).register_forward_hook(lambda _, __, out: features.append(out.detach()))
+    list(method.layers.values())[-1].register_forward_hook(lambda _, __, out: features.append(out.detach().float()))
 
     def accuracy(task: int) -> float:
         features.clear()
@@ -84,7 +88,7 @@ def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_w
             pools, layers = copy.deepcopy(method.pools), {name: state(layer) for name, layer in method.layers.items()}
             for drop in arguments.energy_drops:
                 prune_at(drop)
-                kept = " ".join(f"{layer.ranks[-1][0]}/{pools[name][-1][0]}" for name, layer in method.layers.items())
+                kept = " ".join(f"{of(layer.ranks[-1])}/{of(pools[name][-1])}" for name, layer in method.layers.items())
                 size, after = relative_size(method), accuracy(task)
                 print(f"  e {drop:<6g} kept {kept}, {size:.3f} of individual, {before:.1f} -> {after:.1f} %", flush=True)
                 method.pools = copy.deepcopy(pools)
@@ -100,12 +104,16 @@ def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_w
         )
 
 
-def state(layer: SVDConv2d) -> tuple[list[Rank], dict[str, Tensor]]:
-    names = ("N", "sigma", "C", "residual_N", "residual_sigma", "residual_C")
+def of(rank: Rank) -> str:
+    return "x".join(map(str, rank))
+
+
+def state(layer: FactorisedConv2d) -> tuple[list[Rank], dict[str, Tensor]]:
+    names = [*layer.grows, *(f"residual_{name}" for name in layer.grows)]
     return list(layer.ranks), {name: getattr(layer, name).detach().clone() for name in names}
 
 
-def set_state(layer: SVDConv2d, state: tuple[list[Rank], dict[str, Tensor]]) -> None:
+def set_state(layer: FactorisedConv2d, state: tuple[list[Rank], dict[str, Tensor]]) -> None:
     ranks, tensors = state
     layer.ranks = list(ranks)
     for name, tensor in tensors.items():

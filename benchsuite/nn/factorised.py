@@ -13,7 +13,7 @@ Each can be served by composing the kernel (one convolution) or as the chain of 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,9 @@ class FactorisedConv2d(TaskConditional):
             self.register_buffer(name, empty.to(conv.weight))
             self.register_parameter(f"residual_{name}", None)
         self._task = -1
-        self.register_buffer("_kernel", torch.empty(0, device=conv.weight.device), persistent=False)  # of the task told last
+        # of the task told last: its kernel, or the kernels of its chain
+        self.register_buffer("_kernel", torch.empty(0, device=conv.weight.device), persistent=False)
+        self._links: tuple[Tensor, ...] = ()
 
     # What a factorisation says of itself
 
@@ -103,8 +105,12 @@ class FactorisedConv2d(TaskConditional):
         """How much of the factor `name`, along the dimension in which it grows, belongs to a bank of that rank."""
         return rank[0]
 
-    def chain(self, x: Tensor, task: int) -> Tensor:
-        """The convolution of a finished task through its factors."""
+    def links(self, task: int) -> tuple[Tensor, ...]:
+        """The small kernels of a finished task."""
+        raise NotImplementedError
+
+    def chain(self, x: Tensor, *links: Tensor) -> Tensor:
+        """The convolution through these, one after the other."""
         raise NotImplementedError
 
     def elements(self, rank: Rank) -> int:
@@ -139,8 +145,10 @@ class FactorisedConv2d(TaskConditional):
             setattr(self, f"residual_{name}", nn.Parameter(factor.detach().to(getattr(self, name))))
         self._task = -1
 
-    def draw_residual(self, pool: Rank, source: torch.Generator) -> None:
-        self.set_residual(self.fresh(pool, source))
+    def draw_residual(self, pool: Rank, source: torch.Generator, share: float = 1.0) -> None:
+        """Fresh components for the next task. share: of the variance that `fresh` gives their kernel."""
+        factors = self.fresh(pool, source)
+        self.set_residual({**factors, self.scale: math.sqrt(share) * factors[self.scale]})
 
     def append(self, kept: Factors, rank: Rank) -> None:
         """End a task: put `kept` at the end of the bank, which is then of rank `rank`, and drop the trainable factors."""
@@ -180,12 +188,17 @@ class FactorisedConv2d(TaskConditional):
 
     def set_task(self, task: int) -> None:
         if task != self._task:
-            self._task, self._kernel = task, self._kernel.new_empty(0)
+            self._task, self._kernel, self._links = task, self._kernel.new_empty(0), ()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._links = ()  # buffers and parameters move, these would not
+        return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         finished = self._task < len(self.ranks)
         if finished and (self.form == "chain" or (self.form == "cheaper" and self._chain_is_cheaper(x))):
-            return self.chain(x, self._task)
+            self._links = self._links or self.links(self._task)
+            return self.chain(x, *self._links)
         if not self._kernel.numel():
             self._kernel = self.prefix(min(self._task, len(self.ranks) - 1))
         kernel, residual = self._kernel, self.residual
@@ -237,10 +250,14 @@ class SVDConv2d(FactorisedConv2d):
     def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
         return torch.addmm(onto, added["N"] * added["sigma"].abs(), added["C"])
 
-    def chain(self, x: Tensor, task: int) -> Tensor:
-        """The first components' window, (R, I, kh, kw), then 1x1 to O channels."""
-        inner = F.conv2d(x, self.upto("C", task).view(-1, *self.shape[1:]), None, self.stride, self.padding, self.dilation)
-        return F.conv2d(inner, (self.upto("N", task) * self.upto("sigma", task).abs())[:, :, None, None], self.bias)
+    def links(self, task: int) -> tuple[Tensor, ...]:
+        outer = self.upto("N", task) * self.upto("sigma", task).abs()
+        return self.upto("C", task).reshape(-1, *self.shape[1:]), outer[:, :, None, None]
+
+    def chain(self, x: Tensor, *links: Tensor) -> Tensor:
+        """The components' windows, (R, I, kh, kw), then 1x1 to O channels."""
+        windows, outer = links
+        return F.conv2d(F.conv2d(x, windows, None, self.stride, self.padding, self.dilation), outer, self.bias)
 
     def elements(self, rank: Rank) -> int:
         return rank[0] * (self.rows + self.columns + 1)
@@ -278,14 +295,19 @@ class CPConv2d(FactorisedConv2d):
     def normalised(self, factors: Factors) -> Factors:
         return {**factors, **{name: F.normalize(factors[name], dim=0) for name in "ABDE"}}
 
-    def chain(self, x: Tensor, task: int) -> Tensor:
-        """1x1 to R channels, a vertical and a horizontal window for each, 1x1 to O channels."""
+    def links(self, task: int) -> tuple[Tensor, ...]:
         a, b, d, e = (F.normalize(self.upto(name, task), dim=0) for name in "ABDE")
-        (s, t), (p, q), (v, w), rank = self.stride, self.padding, self.dilation, b.shape[1]
-        x = F.conv2d(x, b.T[:, :, None, None])
-        x = F.conv2d(x, d.T[:, None, :, None], None, (s, 1), (p, 0), (v, 1), groups=rank)
-        x = F.conv2d(x, e.T[:, None, None, :], None, (1, t), (0, q), (1, w), groups=rank)
-        return F.conv2d(x, (a * self.upto("weight", task).abs())[:, :, None, None], self.bias)
+        outer = a * self.upto("weight", task).abs()
+        return b.T[:, :, None, None], d.T[:, None, :, None], e.T[:, None, None, :], outer[:, :, None, None]
+
+    def chain(self, x: Tensor, *links: Tensor) -> Tensor:
+        """1x1 to R channels, a vertical and a horizontal window for each, 1x1 to O channels."""
+        inner, vertical, horizontal, outer = links
+        (s, t), (p, q), (v, w), rank = self.stride, self.padding, self.dilation, len(inner)
+        x = F.conv2d(x, inner)
+        x = F.conv2d(x, vertical, None, (s, 1), (p, 0), (v, 1), groups=rank)
+        x = F.conv2d(x, horizontal, None, (1, t), (0, q), (1, w), groups=rank)
+        return F.conv2d(x, outer, self.bias)
 
     def elements(self, rank: Rank) -> int:
         return rank[0] * (sum(self.shape) + 1)
@@ -308,6 +330,7 @@ class TuckerConv2d(FactorisedConv2d):
 
     grows: ClassVar = {"A": 1, "B": 1, "core": 0}
     modes: ClassVar = 2
+    scale: ClassVar = "core"
     nested = True
     A: Tensor
     B: Tensor
@@ -412,11 +435,14 @@ class TuckerConv2d(FactorisedConv2d):
                 core[:p, q:end_q], core[p:end_p, :q] = on, no
         return core
 
-    def chain(self, x: Tensor, task: int) -> Tensor:
+    def links(self, task: int) -> tuple[Tensor, ...]:
+        return self.upto("B", task).T[:, :, None, None], self.whole_core(task), self.upto("A", task)[:, :, None, None]
+
+    def chain(self, x: Tensor, *links: Tensor) -> Tensor:
         """1x1 to Q channels, the core's windows to P, 1x1 to O channels."""
-        x = F.conv2d(x, self.upto("B", task).T[:, :, None, None])
-        x = F.conv2d(x, self.whole_core(task), None, self.stride, self.padding, self.dilation)
-        return F.conv2d(x, self.upto("A", task)[:, :, None, None], self.bias)
+        inner, core, outer = links
+        x = F.conv2d(F.conv2d(x, inner), core, None, self.stride, self.padding, self.dilation)
+        return F.conv2d(x, outer, self.bias)
 
     def elements(self, rank: Rank) -> int:
         return self.rows * rank[0] + self.shape[1] * rank[1] + self.extent("core", rank) * math.prod(self.shape[2:])
@@ -457,9 +483,12 @@ class KroneckerConv2d(FactorisedConv2d):
     def normalised(self, factors: Factors) -> Factors:
         return {**factors, "A": unit(factors["A"]), "B": unit(factors["B"])}
 
-    def chain(self, x: Tensor, task: int) -> Tensor:
+    def links(self, task: int) -> tuple[Tensor, ...]:
+        return unit(self.upto("A", task)) * self.upto("weight", task).abs()[:, None, None], unit(self.upto("B", task))
+
+    def chain(self, x: Tensor, *links: Tensor) -> Tensor:
         """B's windows on each of i1 groups of channels, R o2 of them, then mixed by A."""
-        a, b = unit(self.upto("A", task)) * self.upto("weight", task).abs()[:, None, None], unit(self.upto("B", task))
+        a, b = links
         folded = x.reshape(-1, self.inner[1], *x.shape[2:])
         y = F.conv2d(folded, b.flatten(0, 1), None, self.stride, self.padding, self.dilation)
         y = y.view(len(x), self.outer[1], len(a), self.inner[0], *y.shape[2:])

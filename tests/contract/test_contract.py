@@ -44,11 +44,15 @@ def cases(rule):
     """Whom a rule is for, and under which settings."""
     for name in NAMES:
         if not rule.unless(methods.get(name)):
-            every = rule in (contract.finishes, contract.artifact_alone, contract.lasting) and not name.startswith("individual-")
-            policies = POLICIES if every else []  # what compresses individual networks leaves normalisation to `individual`
+            settings = [
+                *rule.cases,
+                *(POLICIES if rule in (contract.finishes, contract.artifact_alone, contract.lasting) else []),
+            ]
+            if name.startswith("individual-"):  # what compresses individual networks leaves normalisation to `individual`
+                settings = [case for case in settings if "batchnorm" not in case]
             trains = rule not in (contract.settings_checked, contract.says_why)
             small = {"ratio": 0.02} if name == "individual-cp" and trains else {}  # CP fits of high rank take long
-            yield from ((name, {**case, **small}) for case in [*rule.cases, *policies] if not unfit(name, case))
+            yield from ((name, {**case, **small}) for case in settings if not unfit(name, case))
     if rule in (contract.finishes, contract.artifact_alone, contract.size):
         yield from VARIANTS
 

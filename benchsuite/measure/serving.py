@@ -1,0 +1,73 @@
+"""Served models beside the dense network: multiply-accumulates and measured time, of every form that can compute them.
+
+Each artifact is loaded as a user would load it and serves its last task. composed: every factorised convolution as one
+convolution with its kernel; chain: through its factors; served: as `benchsuite.load` has it, layer by layer whichever needs
+fewer multiply-accumulates. Kernels are put together once, before anything is timed. All forms of all artifacts and the dense
+network of the same shape take turns; a ratio is the median over rounds of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..accounting import macs
+from ..artifact import Artifact, load
+from ..nn.factorised import FactorisedConv2d
+from ..nn.multihead import MultiHead
+from . import script
+from .throughput import Contender, race
+
+FORMS: dict[str, Literal["composed", "chain", "cheaper"]] = {"composed": "composed", "chain": "chain", "served": "cheaper"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artifacts", nargs="+", type=Path, help="files of `benchsuite export`, all of one protocol")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="images in a batch")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=4, help="batches of each contender in each round")
+    arguments = parser.parse_args()
+    contenders: dict[str, Contender] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for path in arguments.artifacts:
+        described = Artifact.read(path).header["network"]
+        image, task = tuple(described["image"]), len(described["classes"]) - 1
+        dense = MultiHead.from_description({**described, "heads": [task]}).eval()
+        networks = {("dense", ""): dense} if not contenders else {}
+        for form, value in FORMS.items():
+            network = load(path).network
+            layers = [layer for layer in network.modules() if isinstance(layer, FactorisedConv2d)]
+            for layer in layers:
+                layer.form = value
+            if layers or form == "served":
+                networks[path.stem, form] = network
+        for (name, form), network in networks.items():
+            counts[name, form] = macs(network, image, task)
+            for batch in arguments.batches:
+                contenders[f"{name} {form} {batch}"] = forward(network, torch.rand(batch, *image), task)
+    seconds = race(contenders, arguments.rounds, arguments.steps)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.rounds} rounds; time relative to dense")
+    print(f"{'artifact':48} {'form':9} {'MMACs':>8}" + "".join(f" {f'batch {batch}':>10}" for batch in arguments.batches))
+    for (name, form), count in counts.items():
+        ratios = [
+            statistics.median(a / b for a, b in zip(seconds[f"{name} {form} {n}"], seconds[f"dense  {n}"], strict=True))
+            for n in arguments.batches
+        ]
+        print(f"{name:48} {form:9} {count / 1e6:8.3f}" + "".join(f" {ratio:10.3f}" for ratio in ratios))
+
+
+def forward(network: Any, x: torch.Tensor, task: int) -> Contender:
+    @torch.no_grad()
+    def step() -> None:
+        network(x, task)
+
+    return step
+
+
+if __name__ == "__main__":
+    script(main)
