@@ -7,6 +7,7 @@ so that anybody can recompute a board in seconds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +55,8 @@ class Leaderboard:
 
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
-    parameter_efficiency: megabytes (1e6 bytes of the exported file) and its parts, ratio to `individual` and its
+    parameter_efficiency: width (of the backbone, a factor on its channels), megabytes (1e6 bytes of the exported file) and
+        its parts, ratio to `individual` and its
         inverse compression, added (megabytes for each task after the first), macs (millions for one image as served, mean
         over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy, matched_accuracy (where sizes are
         matched); pareto marks the sequential rows that no other such row beats in size without losing accuracy.
@@ -122,7 +124,7 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
         ),
         parameter_efficiency=_select(
             efficiency.sort_values(["pareto", "megabytes", "method"], ascending=[False, True, True]),
-            f"megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
+            f"width megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
             "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci matched_accuracy pareto",
         ),
         protocol=records[0].job.protocol,
@@ -161,6 +163,11 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
             label = f"{method} [{', '.join(parts)}]" if parts else method
             labels[label] = [runs[seed] for seed in sorted(runs)]
     return dict(sorted(labels.items()))
+
+
+def series(label: str) -> str:
+    """A row's label without the width of its networks: rows with the same one are a method at several widths."""
+    return re.sub(r" \[\]$", "", re.sub(r"(?<=\[)width=[\d.]+(, )?|, width=[\d.]+", "", label))
 
 
 def t_interval(values: np.ndarray) -> tuple[Any, Any]:
@@ -207,7 +214,7 @@ def _sample(record: RunRecord) -> str:
 def _row(label: str, runs: list[RunRecord], references: list[RunRecord]) -> dict[str, Any]:
     """One row with every statistic of every board."""
     values = pd.DataFrame([_statistics(run, _reference(run, references)) for run in runs])
-    row: dict[str, Any] = {"method": label, "published": False, "n": len(runs)}
+    row: dict[str, Any] = {"method": label, "published": False, "n": len(runs), "width": runs[0].job.settings.get("width", 1.0)}
     for name in values:
         known = values[name].dropna().to_numpy(dtype=float)
         row[name], row[f"{name}_ci"] = t_interval(known)

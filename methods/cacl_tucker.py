@@ -33,7 +33,7 @@ class CACLTucker(CACL):
     """CACL-Tucker: Tucker-2 factors for each convolution, grown and pruned in both modes; nothing is forgotten."""
 
     core: Literal["nested", "block"] = "nested"
-    fresh_share: float = 1.0
+    fresh_share: float = 0.1
 
     name: ClassVar = "cacl-tucker"
     counted: ClassVar = "factors and heads alone"

@@ -6,6 +6,7 @@ import math
 import pytest
 import tensorly
 import torch
+from short_runs import make
 from tensorly.cp_tensor import cp_to_tensor
 from tensorly.tenalg import kronecker, multi_mode_dot
 from torch import nn
@@ -171,12 +172,28 @@ def test_fresh_components_make_a_kernel_of_the_law_they_state(kind):
     cls, words, _ = LAYERS[kind]
     layer = cls(nn.Conv2d(32, 64, 3), **words)
     pool = (20, 12) if layer.modes == 2 else (40,)
-    source, energy = torch.Generator().manual_seed(0), []
-    for _ in range(20):
-        layer.draw_residual(pool, source)
-        kernel = layer.compose(layer.residual, torch.zeros(layer.rows, layer.columns), 0)
-        energy.append(float(kernel.detach().square().mean()) * layer.columns)
-    assert sum(energy) / 20 == pytest.approx(4 if kind == "svd" else 2, rel=0.15)  # 4 / fan-in for SVD, as the official code
+    for share in (1.0, 0.1):
+        source, energy = torch.Generator().manual_seed(0), []
+        for _ in range(20):
+            layer.draw_residual(pool, source, share)
+            kernel = layer.compose(layer.residual, torch.zeros(layer.rows, layer.columns), 0)
+            energy.append(float(kernel.detach().square().mean()) * layer.columns)
+        law = 4 if kind == "svd" else 2  # 4 / fan-in for SVD, as the official code
+        assert sum(energy) / 20 == pytest.approx(share * law, rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "share"), [("cacl", 1.0), ("cacl-cp", 0.1), ("cacl-tucker", 0.1), ("cacl-kronecker", 0.1)])
+def test_later_tasks_start_with_their_share_of_the_first_ones_variance(name, share):
+    torch.set_default_dtype(torch.float32)
+    method = make(method=name, width=4.0, growth="fixed")[0].method
+    layer, found = max(method.layers.values(), key=lambda layer: layer.columns), []
+    for _ in range(2):
+        method.before_train_dataset_adaptation(None)
+        found.append(float(layer.residual[layer.scale].detach().square().mean()))
+        for other in method.layers.values():
+            other.consolidate(*(torch.arange(0) for _ in range(layer.modes)))
+        method.pools = {name: [*pools, pools[0]] for name, pools in method.pools.items()}
+    assert found[1] / found[0] == pytest.approx(share, rel=0.25)
 
 
 @each_layer

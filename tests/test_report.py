@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from benchsuite.errors import UserError
-from benchsuite.leaderboard import Published, leaderboard
+from benchsuite.leaderboard import Published, leaderboard, series
 from benchsuite.records import Job, RunRecord
-from benchsuite.report import tables, write_report
+from benchsuite.report import figures, tables, write_report
 
 ENVIRONMENT = {
     "device": "cpu",
@@ -27,7 +27,7 @@ def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2,
         for t in range(tasks)
     ]
     return RunRecord(
-        job=Job(protocol="split_x", tier=tier, method=method, seed=seed, precision="fp32", settings={}, **changes),
+        job=Job(protocol="split_x", tier=tier, method=method, seed=seed, precision="fp32", **{"settings": {}, **changes}),
         tasks=[{"name": f"task {i}", "test": 100} for i in range(tasks)],
         correct=correct,
         stored=[None] * (tasks - 1) + [{"weights": size - 1000, "heads": 1000, "masks": 0, "other": 0}],
@@ -160,6 +160,23 @@ def test_one_run_of_one_task_and_published_figures_can_be_drawn(tmp_path):
     single = [run("a", tasks=1, tier="paper", method_source="ab/cd")]
     files = write_report(leaderboard(single, published), single, tmp_path)
     assert tmp_path / "accuracy_matrix_a.png" in files
+
+
+def test_a_method_at_several_widths_is_one_line(tmp_path):
+    wide = [run("a", last=70 + w, size=10**6 * w, settings={"width": w}) for w in (2, 3)]
+    board = leaderboard([*wide, run("a", size=10**6), run("b", size=10**7)])
+    (axes,) = figures.accuracy_vs_size(board).axes
+    assert {text.get_text() for text in axes.texts} == {"a", "×1", "×2", "b"}
+    coloured = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
+    assert [line.get_xdata().tolist() for line in coloured] == [[1, 2, 3]]
+    assert list(board.parameter_efficiency["width"]) == [1, 2, 3, 1]
+
+
+def test_the_width_is_taken_from_a_label():
+    assert series("a [width=0.5]") == "a"
+    assert series("a [lr=0.1, width=0.5]") == series("a [width=2, lr=0.1]") == "a [lr=0.1]"
+    assert series("a [lr=0.1, width=0.5, file x]") == "a [lr=0.1, file x]"
+    assert series("b") == "b"
 
 
 def test_runs_of_fewer_tasks_are_drawn_apart(tmp_path):

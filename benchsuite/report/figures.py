@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from .. import metrics
-from ..leaderboard import Leaderboard, t_interval
+from ..leaderboard import Leaderboard, series, t_interval
 from ..records import RunRecord
 
 WIDTH = 3.5  # inches: one column of the usual two-column layouts
@@ -29,14 +29,24 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]  # nine: no pair of colo
 
 
 def accuracy_vs_size(board: Leaderboard) -> Figure:
-    """Accuracy (%) against stored MB (log axis), one point per row with its 95 % intervals, and the Pareto front."""
-    rows = board.parameter_efficiency.dropna(subset=["accuracy"]).to_dict("records")
-    looks = _looks([row["method"] for row in sorted(rows, key=lambda row: (row["published"], row["method"]))])
+    """Accuracy (%) against stored MB (log axis), one point per row with its 95 % intervals, and the Pareto front.
+
+    A line joins the rows of a method at several widths; the largest has its name, the others their width."""
+    rows = board.parameter_efficiency.dropna(subset=["accuracy"]).sort_values("megabytes").to_dict("records")
+    for row in rows:
+        row["series"] = series(row["method"])
+    largest = {row["series"]: row for row in rows}
+    for row in rows:
+        row["text"] = row["series"] if row is largest[row["series"]] else f"×{row['width']:g}"
+    looks = _looks(sorted(largest, key=lambda name: (largest[name]["published"], name)))
     figure, axes = _figure(board.provenance, height=2.9)
     front = sorted((row["megabytes"], row["accuracy"]) for row in rows if row["pareto"])
     axes.plot(*np.array(front).reshape(-1, 2).T, drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
+    for name in largest:
+        line = [(row["megabytes"], row["accuracy"]) for row in rows if row["series"] == name]
+        axes.plot(*np.array(line).T, color=looks[name]["color"], linewidth=0.8)
     for row in rows:
-        look = looks[row["method"]]
+        look = looks[row["series"]]
         axes.errorbar(
             row["megabytes"],
             row["accuracy"],
@@ -144,7 +154,7 @@ def _looks(labels: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str, dict[str, Any]]) -> None:
-    """Write each row's label beside its point, in the place around it that covers the least of what stands there."""
+    """Write each row's text beside its point, in the place around it that covers the least of what stands there."""
     figure.draw_without_rendering()  # fixes the layout: places are compared in pixels
     renderer = FigureCanvasAgg(figure).get_renderer()
     margin = 3 * figure.dpi / 72  # half a marker
@@ -167,12 +177,12 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
 
     for row in rows:
         text = axes.annotate(
-            row["method"].replace(" [", "\n[").replace(", ", ",\n"),
+            row["text"].replace(" [", "\n[").replace(", ", ",\n"),
             (row["megabytes"], row["accuracy"]),
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=FONT - 1,
-            color=looks[row["method"]]["color"],
+            color=looks[row["series"]]["color"],
         )
         text.set_in_layout(False)
         places: list[tuple[float, int, dict[str, Any], Bbox]] = []
