@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from benchsuite.artifact import Artifact
 from benchsuite.data.batches import Batches
-from benchsuite.method import register
+from benchsuite.method import Choice, register
 from benchsuite.nn import decompose
 from benchsuite.nn.conditional import replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, Factors, Rank, SVDConv2d
@@ -47,6 +47,7 @@ class IndividualSVD(Individual):
     name: ClassVar = "individual-svd"
     size_is_learnt = True  # where ranks go by energy
     layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
+    space: ClassVar = {"recovery": Choice((0.2, 0.5)), "recovery_rate": Choice((0.1, 1.0))}
 
     def __post_init__(self) -> None:
         for name in ("ratio", "energy"):
