@@ -31,6 +31,8 @@ from benchsuite.nn.conditional import replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, KernelBank, Rank, SVDConv2d, break_even_rank
 from benchsuite.nn.multihead import MultiHead
 
+Growth = Literal["mean_cumulative", "initial_rank", "eighth", "fixed"]
+
 
 def energy_select(sigma: Tensor, drop: float, fixed_energy: float = 0.0) -> Tensor:
     """Indices, in their order, of the fewest components that carry a share >= 1 - drop of the squared sigma.
@@ -55,6 +57,8 @@ def next_pool(growth: str, earlier: Sequence[int], free: int, initial_rank: int)
     earlier: cumulative ranks of the tasks before the one that has just ended; the first task never grows the pool.
     free: what is left of the pool.
     """
+    if growth == "eighth":  # ours: an eighth of the initial rank, whatever was kept
+        return -(-initial_rank // 8)
     if growth == "fixed" or not earlier:
         return free
     target = initial_rank if growth == "initial_rank" else min(sum(earlier) / len(earlier), initial_rank)
@@ -125,7 +129,7 @@ class CACL(Method):
     sparsity_kind: Literal["hoyer", "hoyer_square", "l1"] = "hoyer"
     penalty_scope: Literal["all", "residual"] = "all"  # which components the penalties see (quirk Q4)
     energy_scope: Literal["residual", "all"] = "residual"  # "all" is the official option prev_sing
-    growth: Literal["mean_cumulative", "initial_rank", "fixed"] = "mean_cumulative"
+    growth: Growth = "mean_cumulative"
     storage: Literal["factors", "smaller"] = "factors"  # "smaller": for each layer factors or recomposed kernels
     pools: dict[str, list[Rank]] = field(default_factory=dict, init=False, repr=False)
 

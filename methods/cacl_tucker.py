@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchsuite.method import register
 from benchsuite.nn.factorised import FactorisedConv2d, Rank, TuckerConv2d
 
-from .cacl import CACL, Orthogonality, sparsity
+from .cacl import CACL, Growth, Orthogonality, sparsity
 
 
 @register
@@ -33,11 +33,11 @@ class CACLTucker(CACL):
     """CACL-Tucker: Tucker-2 factors for each convolution, grown and pruned in both modes; nothing is forgotten."""
 
     core: Literal["nested", "block"] = "nested"
-    fresh_share: float = 0.1
+    growth: Growth = "eighth"  # a core between all columns grows with their square
+    fresh_share: float = 0.1  # of the variance that the first task's free components start with
 
     name: ClassVar = "cacl-tucker"
     counted: ClassVar = "factors and heads alone"
-    settings: ClassVar = CACL.settings[:1]
 
     @classmethod
     def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:
@@ -47,8 +47,8 @@ class CACLTucker(CACL):
         return {"core": self.core}
 
     def first_pool(self, layer: Any) -> Rank:
-        """A quarter of the channels on either side, rounded up."""
-        return math.ceil(layer.shape[0] / 4), math.ceil(layer.shape[1] / 4)
+        """Half of the channels on either side, rounded up."""
+        return math.ceil(layer.shape[0] / 2), math.ceil(layer.shape[1] / 2)
 
     def penalty(self, layer: Any) -> Callable[[], Tensor]:
         fixed = slice(None) if self.penalty_scope == "all" else slice(0)
