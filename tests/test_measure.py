@@ -57,14 +57,15 @@ def test_the_precision_table_pairs_the_seeds(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "emulated").is_dir()
 
 
-def test_the_table_of_steps_has_every_method_early_and_late(monkeypatch, capsys):
+@pytest.mark.parametrize("base", ["finetune", "cacl"])
+def test_the_table_of_steps_has_every_method_early_and_late(base, monkeypatch, capsys):
     words = "--protocol split-digits --tasks 2 3 --rounds 1 --steps 1 --set batch_size=16"
-    monkeypatch.setattr(sys, "argv", ["steps", *words.split()])
+    monkeypatch.setattr(sys, "argv", ["steps", *words.split(), "--relative-to", base])
     steps.main()
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert {row[0] for row in rows} >= {"finetune", "ewc", "packnet", "hat", "cacl"}
     assert all(float(value) > 0 for row in rows for value in row[1:])
-    assert [row[1:3] for row in rows if row[0] == "finetune"] == [["1.000", "1.000"]]
+    assert [row[1:3] for row in rows if row[0] == base] == [["1.000", "1.000"]]
 
 
 def test_the_table_of_served_models_has_every_form_beside_the_dense_network(monkeypatch, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""Step time of each method relative to fine-tuning, early and late in the sequence, side by side in one process.
+"""Step time of each method relative to fine-tuning, or another one, early and late in the sequence, side by side in one process.
 
 Each method learns the tasks before the one that is timed from a handful of images, so that heads, penalties, masks, memories
 and whatever else a method gathers are those of that task; then it is timed on the task's full training set. CACL's bank is
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--protocol", default="split-cifar100")
     parser.add_argument("--methods", nargs="+", help="default: every method that learns task after task")
+    parser.add_argument("--relative-to", default="finetune", metavar="METHOD")
     parser.add_argument("--tasks", type=int, nargs=2, default=[2, 20], help="an early and a late task, counted from 1")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4)
@@ -52,7 +53,9 @@ def main() -> None:
         for changes in ({}, {"train_per_class": 8})
     )
     contenders: dict[str, Contender] = {}
-    for name in dict.fromkeys(["finetune", *names]):
+    base = arguments.relative_to
+    names = list(dict.fromkeys([base, *names]))
+    for name in names:
         for task in arguments.tasks:
             try:
                 contenders[f"{name} {task}"] = late(name, arguments.protocol, full, few, task, overrides, arguments.precision)
@@ -66,12 +69,12 @@ def main() -> None:
 
     threads, given = torch.get_num_threads(), f"{arguments.protocol}, {arguments.precision}"
     print(f"{given}, {threads} threads, torch {torch.__version__}, {arguments.rounds} rounds")
-    print(f"{'method':12} step time / finetune's, task {early:<3} task {last:<3}  steps per second, task {last} / task {early}")
-    for name in dict.fromkeys(["finetune", *names]):
+    print(f"{'method':17} step time / {base}'s, task {early:<3} task {last:<3}  steps per second, task {last} / task {early}")
+    for name in names:
         if f"{name} {early}" in seconds:
-            relative = [ratio(f"{name} {task}", f"finetune {task}") for task in arguments.tasks]
+            relative = [ratio(f"{name} {task}", f"{base} {task}") for task in arguments.tasks]
             decay = ratio(f"{name} {early}", f"{name} {last}")
-            print(f"{name:12} {relative[0]:25.3f} {relative[1]:8.3f} {decay:12.3f}")
+            print(f"{name:17} {relative[0]:20.3f} {relative[1]:8.3f} {decay:12.3f}")
 
 
 def late(
