@@ -171,6 +171,13 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
             low, high = axes.transData.transform(corners)
             taken.append(Bbox([low - 1, high + 1]))
 
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        lines.setdefault(row["series"], []).append((row["megabytes"], row["accuracy"]))
+    for line in lines.values():
+        for start, end in pairwise(axes.transData.transform(line)):
+            taken += [Bbox([point - 1, point + 1]) for point in np.linspace(start, end, 30)]
+
     def shared(box: Bbox, other: Bbox) -> float:
         both = Bbox.intersection(box, other)
         return both.width * both.height if both else 0
