@@ -90,8 +90,12 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
         published = ()
 
     references = [r for r in records if r.job.method == REFERENCE]
+    dense = {_network(r): r.facts["dense_macs"] for r in records if "dense_macs" in r.facts}  # not all records have it
     board = pd.DataFrame(
-        [_row(label, runs, references) for label, runs in rows.items()]
+        [
+            _row(label, runs, references) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
+            for label, runs in rows.items()
+        ]
         + [
             {
                 "method": f"{p.method} (published)",
@@ -220,7 +224,7 @@ def _row(label: str, runs: list[RunRecord], references: list[RunRecord]) -> dict
         row[name], row[f"{name}_ci"] = t_interval(known)
         row[f"{name}_n"] = len(known)
     # Scaled last: the mean of equal byte counts is exact, so that equal sizes stay equal.
-    for name in ("megabytes", *PARTS, "added", "macs", "dense_macs", "training_megabytes"):
+    for name in ("megabytes", *PARTS, "added", "macs", "training_megabytes"):
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
     for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
@@ -244,7 +248,6 @@ def _statistics(run: RunRecord, reference: RunRecord | None) -> dict[str, float]
         "ratio": run.stored_bytes / reference.stored_bytes if reference else np.nan,
         "added": _added(run),
         "macs": float(np.mean(run.macs)),
-        "dense_macs": float(run.facts.get("dense_macs", np.nan)),
         "training_megabytes": run.training_state_bytes,
     }
 
@@ -324,6 +327,15 @@ def _version(library: str, run: RunRecord) -> str:
     return str(run.environment.get("versions", {}).get(library, "unknown"))
 
 
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _network(run: RunRecord) -> tuple[Any, Any]:
+    """What decides the plain network, within a protocol."""
+    return run.job.settings.get("backbone"), run.job.settings.get("width", 1.0)
+
+
 def _setting(name: str, run: RunRecord) -> Any:
     return run.job.settings[name]
 
@@ -378,7 +390,7 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
         origins: dict[str, dict[str, None]] = {}  # what was chosen, by where it comes from
         for run in runs:
             for name, origin in run.job.origins.items():
-                origins.setdefault(origin, {})[f"{name} = {run.job.settings.get(name)}"] = None
+                origins.setdefault(origin, {})[f"{name} = {_short(run.job.settings.get(name))}"] = None
         if origins:
             notes.append(f"{label}: " + "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items()))
     recipe = [name for name in records[0].job.settings if all(name in r.job.settings for r in records)]

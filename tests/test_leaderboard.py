@@ -317,3 +317,16 @@ def test_a_width_of_one_is_no_part_of_a_run():
     assert "width" not in plain.settings
     assert resolve("split-digits", "smoke", "finetune", 1, overrides={"width": 1}) == plain
     assert resolve("split-digits", "smoke", "finetune", 1, overrides={"width": 2}).config != plain.config
+
+
+def test_the_plain_network_is_the_same_for_all_methods():
+    wide = {"epochs": 10, "width": 2.0}
+    runs = [run("a", facts={"dense_macs": 5_000_000}), run("b"), run("c", settings=wide)]
+    found = rows(leaderboard(runs).parameter_efficiency)
+    assert [found[name]["dense_macs"] for name in "ab"] == [5.0, 5.0]
+    assert np.isnan(found["c"]["dense_macs"])  # of another width nothing is known
+
+
+def test_long_fractions_are_cut_short_in_the_notes():
+    one = run("a", settings={"epochs": 10, "share": 1 / 3}, origins={"share": "tuned"})
+    assert "a: share = 0.3333 (tuned)" in leaderboard([one]).footnotes
