@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
@@ -125,22 +126,32 @@ class Served(torch.nn.Module):
         super().__init__()
         self.network = network.eval()
         self.tasks: list[dict[str, Any]] = artifact.header["tasks"]
+        self.image = tuple(artifact.header["network"]["image"])
 
     @torch.no_grad()
-    def forward(self, images: Tensor, task: int) -> Tensor:
+    def forward(self, images: Tensor | np.ndarray, task: int) -> Tensor:
         """images: uint8 (B, H, W, C) as the data set has them; task: its position in the order of learning.
-        Returns class scores (B, K_task)."""
+        Returns class scores (B, K_task). Raises UserError for other images and for a task that is not there."""
         from .data.batches import normalise, pad_images
 
+        info, images = self._task(task), torch.as_tensor(images)
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            found = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            raise UserError(f"images must be uint8 (B, H, W, C) as the data set has them, not {found}")
+        x = normalise(pad_images(images, info["pad"]), info["mean"], info["std"])
+        if tuple(x.shape[1:]) != self.image:
+            raise UserError(f"images {tuple(images.shape)} do not fit task {task}, whose network takes (C, H, W) = {self.image}")
+        return self.network(x, task)
+
+    def predict(self, images: Tensor | np.ndarray, task: int) -> Tensor:
+        """The class of each image, as a label of its data set: (B,)."""
+        best = self(images, task).argmax(1)
+        return torch.tensor(self._task(task)["classes"], device=best.device)[best]
+
+    def _task(self, task: int) -> dict[str, Any]:
         if not 0 <= task < len(self.tasks):
             raise UserError(f"this artifact serves tasks 0..{len(self.tasks) - 1}, not {task}")
-        info = self.tasks[task]
-        return self.network(normalise(pad_images(images, info["pad"]), info["mean"], info["std"]), task)
-
-    def predict(self, images: Tensor, task: int) -> Tensor:
-        """The class of each image, as a label of its data set: (B,)."""
-        classes = torch.tensor(self.tasks[task]["classes"], device=images.device)
-        return classes[self(images, task).argmax(1)]
+        return self.tasks[task]
 
 
 def load(path: Path | str) -> Served:
@@ -148,4 +159,7 @@ def load(path: Path | str) -> Served:
     from .method import methods
 
     artifact = Artifact.read(Path(path))
-    return Served(artifact, methods.get(artifact.header["method"]).restore(artifact))
+    name = artifact.header["method"]
+    if name not in methods.all():
+        raise UserError(f"{path}: the method {name!r} is not known here; import the file that registers it first")
+    return Served(artifact, methods.get(name).restore(artifact))

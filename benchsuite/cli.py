@@ -194,9 +194,8 @@ def command_run(arguments: argparse.Namespace) -> int:
 
     R = accuracy_matrix(record)
     bwt = backward_transfer(R)
-    print(
-        f"{job}: ACC {average_accuracy(R):.2f} %, BWT {'n/a' if bwt != bwt else f'{bwt:.2f}'}, {record.stored_bytes / 1e6:.3f} MB"
-    )
+    transfer = "n/a" if bwt != bwt else f"{bwt:z.2f}"
+    print(f"{job}: ACC {average_accuracy(R):.2f} %, BWT {transfer}, {record.stored_bytes / 1e6:.3f} MB")
     print(arguments.results / job.folder / "record.json")
     return 0
 
@@ -242,7 +241,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     board = leaderboard(records, protocol.published, match=arguments.match_size or "")
     output = arguments.output or folder / "leaderboard"
     write_report(board, records, output)
-    print_boards(board, Console())
+    print_boards(board, Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160))
     print(f"tables and figures: {output}")
     return 1 if failed else 0
 
@@ -265,7 +264,10 @@ def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
     widths: dict[str, float] = {}
     for name in [resolve_method(methods, name) for name in wanted]:
         cls = methods.get(name)
-        if name == reference or cls.size_is_learnt:
+        if name == reference:
+            continue
+        if cls.size_is_learnt:
+            print(f"{name}: what it stores is learnt; only the widths that it has records of can match", file=sys.stderr)
             continue
         mine = {k: v for k, v in overrides.items() if k in field_types(cls)}
 

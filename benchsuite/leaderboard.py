@@ -24,6 +24,7 @@ from .records import PARTS, RunRecord, digest
 REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
 MB = 1e6
+NEAR = 0.9  # a row is of matched size from this share of the size on
 # The fields of `protocol.Recipe`, spelled out since that module imports this one. Whoever changes one of them on the command
 # line no longer runs what the published figures were measured on.
 RECIPE = [
@@ -75,9 +76,9 @@ class Leaderboard:
 def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (), match: str = "") -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
-    match: a method; of every other one the row whose size comes closest to that method's from below is marked, and its
-    accuracy stands in a column of its own. Raises UserError without records, without any of `match`, or when they mix
-    protocols or tiers or hold the same run twice.
+    match: a method; of every other one the row whose size comes closest to that method's from below, by at most a tenth, is
+    marked, and its accuracy stands in a column of its own.
+    Raises UserError without records, without any of `match`, or when they mix protocols or tiers or hold the same run twice.
     """
     if not records:
         raise UserError("no finished runs to rank; run `benchsuite leaderboard` or `benchsuite run` first")
@@ -115,7 +116,9 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
     if match:
         size, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
         efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
-        notes.append(f"matched size: at most the {size:.3f} MB of {match}, of each method the row that comes closest")
+        notes.append(
+            f"matched size: between {NEAR:.0%} and all of the {size:.3f} MB of {match}; of each method the row that comes closest"
+        )
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
@@ -261,7 +264,7 @@ def _added(run: RunRecord) -> float:
 
 
 def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str) -> tuple[float, list[Any]]:
-    """The size to match (MB), and for each method the row whose size comes closest to it from below.
+    """The size to match (MB), and for each method the row whose size comes closest to it from below, if one comes near.
 
     Where `match` has several rows, the one with the fewest settings changed from their defaults is meant."""
     measured = efficiency[~efficiency["published"]]
@@ -271,7 +274,7 @@ def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str) 
         raise UserError(f"no finished run of {match}, whose size is to be matched; run it first")
     plainest = min(own.index, key=lambda i: (len(first[own.loc[i, "method"]].job.origins), own.loc[i, "method"]))
     target = own.loc[plainest, "megabytes"]
-    small = measured[(measured["megabytes"] <= target) & (of != match)]
+    small = measured[measured["megabytes"].between(NEAR * target, target) & (of != match)]
     chosen = [rows["megabytes"].idxmax() for _, rows in small.groupby(of)]
     return float(target), [*chosen, plainest]
 

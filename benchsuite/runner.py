@@ -152,7 +152,10 @@ def assemble(
     # A run of the first tasks is the beginning of the whole one, to the bit.
     method.n_tasks = len(protocol.tasks) if recipe.tasks else len(stream.tasks)
     method.seed, method.recipe = job.seed, recipe
-    method.model = method.prepare(model).to(device)
+    prepared = method.prepare(model)
+    if not isinstance(prepared, MultiHead):
+        raise UserError(f"prepare() of {job.method} must return the network, not {type(prepared).__name__}")
+    method.model = prepared.to(device)
     method.guard = FrozenGuard(method.model)
     return Strategy(
         model=method.model,

@@ -272,13 +272,21 @@ def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(meth
         rows = torch.isin(y, torch.tensor(task["classes"]))
         assert rows.sum() == task["test"]
         assert (served.predict(x[rows], t) == y[rows]).sum() == record.correct[-1][t]
+        assert torch.equal(served.predict(x[rows].numpy(), t), served.predict(x[rows], t))
     content = path.with_name("artifact.safetensors").read_bytes()
     path.with_name("artifact.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert call("export", path, "--output", "changed.safetensors") == 2
     assert "is not the file that its record describes" in capsys.readouterr().err
     path.with_name("artifact.safetensors").write_bytes(content)
-    with pytest.raises(benchsuite.UserError, match=r"serves tasks 0\.\.2, not 3"):
-        served(x[:1], 3)
+    for wrong, task, said in (
+        (x[:1], 3, r"serves tasks 0\.\.2, not 3"),
+        (x[:1].float(), 0, r"must be uint8 \(B, H, W, C\) .* not float32 \(1, 8, 8, 1\)"),
+        (x[0], 0, r"not uint8 \(8, 8, 1\)"),
+        (x[:1, :5], 0, r"do not fit task 0, whose network takes \(C, H, W\) = \(1, 8, 8\)"),
+    ):
+        for ask in (served, served.predict):
+            with pytest.raises(benchsuite.UserError, match=said):
+                ask(wrong, task)
 
     content = (folder / "served.safetensors").read_bytes()
     assert call("export", path, "--output", "served.safetensors") == 2

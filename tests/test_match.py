@@ -53,16 +53,17 @@ def test_the_row_closest_from_below_is_matched():
         record("finetune", size=900_000, settings={"epochs": 10, "width": 1.3}, correct=((80, None), (70, 80))),
         record("finetune", size=1_000_001, settings={"epochs": 10, "width": 1.5}),
         record("joint", size=2_000_000),
+        record("hat", size=899_000),  # too far below to be compared at one size
     ]
     found = rows(leaderboard(runs, match="cacl").parameter_efficiency)
     assert {label: row["matched_accuracy"] for label, row in found.items() if row["matched_accuracy"] > 0} == {
         "cacl": 85,
         "finetune [width=1.3]": 75,
     }
-    assert any("1.000 MB of cacl" in note for note in leaderboard(runs, match="cacl").footnotes)
+    assert any("90% and all of the 1.000 MB of cacl" in note for note in leaderboard(runs, match="cacl").footnotes)
     assert not leaderboard(runs).parameter_efficiency["matched_accuracy"].notna().any()
-    with pytest.raises(UserError, match="no finished run of hat"):
-        leaderboard(runs, match="hat")
+    with pytest.raises(UserError, match="no finished run of ewc"):
+        leaderboard(runs, match="ewc")
 
 
 def test_bytes_added_by_each_task_are_the_mean_growth():
@@ -83,6 +84,6 @@ def test_the_board_of_matched_sizes_is_one_command(tmp_path, monkeypatch, capsys
     for name in ("finetune", "individual"):
         assert 0.9 * target < float(board[name]["megabytes"]) <= target
         assert board[name]["matched_accuracy"] == board[name]["accuracy"]
-    assert "matched size: at most the" in " ".join(capsys.readouterr().out.split())
+    assert "matched size: between 90% and all of the" in " ".join(capsys.readouterr().out.split())
     assert main([*command, "--set", "width=2"]) == 2
     assert "leave width out" in capsys.readouterr().err

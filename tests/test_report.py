@@ -107,6 +107,19 @@ def test_latex():
     assert text.rstrip().endswith(r"\end{table}")
 
 
+def test_bold_is_what_reads_as_the_best():
+    close = [run("a", size=1_000_000), run("b", size=1_000_400), run("c", size=1_100_000)]
+    text = tables.to_latex(leaderboard(close), "parameter_efficiency")
+    assert [r"\textbf{1.00}" in line for line in text.splitlines() if line[:4] in ("a & ", "b & ", "c & ")] == [True, True, False]
+
+
+def test_no_column_is_cut_off_on_a_narrow_screen():
+    stream = io.StringIO()
+    tables.print_boards(leaderboard(records()), Console(file=stream, width=40))
+    tables_only = [line for line in stream.getvalue().splitlines() if line.startswith(("│", "┃"))]
+    assert all(line.endswith(("│", "┃")) for line in tables_only)
+
+
 def test_the_screen_shows_brackets_and_the_tier():
     stream = io.StringIO()
     changed = [run("a", method_source="abc1234"), run("a", 2)]
@@ -170,6 +183,18 @@ def test_a_method_at_several_widths_is_one_line(tmp_path):
     coloured = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
     assert [line.get_xdata().tolist() for line in coloured] == [[1, 2, 3]]
     assert list(board.parameter_efficiency["width"]) == [1, 2, 3, 1]
+
+
+def test_many_methods_have_a_legend_and_no_bands():
+    many = [run(f"m{i}", seed, last=60 + i + seed) for i in range(figures.FEW + 1) for seed in (1, 2)]
+    for runs, few in ((many, False), (many[2:], True)):
+        groups = {name: [r for r in runs if r.job.method == name] for name in dict.fromkeys(r.job.method for r in runs)}
+        figure = figures.accuracy_vs_size(leaderboard(runs))
+        assert {text.get_text() for text in figure.axes[0].texts} == (set(groups) if few else set())
+        assert bool(figure.legends) is not few
+        if not few:
+            assert {text.get_text() for text in figure.legends[0].get_texts()} == set(groups)
+        assert bool(figures.accuracy_after_each_task(groups, "").axes[0].collections) is few
 
 
 def test_the_width_is_taken_from_a_label():

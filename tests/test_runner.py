@@ -171,6 +171,16 @@ def test_a_run_that_breaks_in_its_first_step_leaves_nothing_behind_for_the_next(
     assert record.activation_bytes > 0
 
 
+def test_a_method_that_prepares_no_network_is_told_so(own_methods, tmp_path):
+    class Forgetful(Method):
+        def prepare(self, model):
+            model.eval()
+
+    register(Forgetful)
+    with pytest.raises(UserError, match=r"prepare\(\) of forgetful must return the network, not NoneType"):
+        run(job_of("forgetful"), results=tmp_path)
+
+
 def test_scores_that_overflow_in_the_last_step_are_a_failure_too(tmp_path):
     """One step a task: every loss that is looked at is finite, the network that it leaves is not."""
     job = job_of("individual", lr=1e30, epochs=1, batch_size=1000)

@@ -24,6 +24,8 @@ from ..records import RunRecord
 
 WIDTH = 3.5  # inches: one column of the usual two-column layouts
 FONT, SMALL = 7, 5  # points
+FEW = 8  # methods that can be told apart by labels beside points, and by bands
+LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.6, "handletextpad": 0.5}
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#7F7F7F"]  # Okabe and Ito 2008
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]  # nine: no pair of colour and marker returns before 72 rows
 
@@ -31,20 +33,25 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]  # nine: no pair of colo
 def accuracy_vs_size(board: Leaderboard) -> Figure:
     """Accuracy (%) against stored MB (log axis), one point per row with its 95 % intervals, and the Pareto front.
 
-    A line joins the rows of a method at several widths; the largest has its name, the others their width."""
+    A line joins the rows of a method at several widths; the largest has its name, the others their width. Where there are more
+    than `FEW` methods the names stand in a legend."""
     rows = board.parameter_efficiency.dropna(subset=["accuracy"]).sort_values("megabytes").to_dict("records")
     for row in rows:
         row["series"] = series(row["method"])
     largest = {row["series"]: row for row in rows}
     for row in rows:
-        row["text"] = row["series"] if row is largest[row["series"]] else f"×{row['width']:g}"
+        name = row["series"] if len(largest) <= FEW else ""
+        row["text"] = name if row is largest[row["series"]] else f"×{row['width']:g}"
     looks = _looks(sorted(largest, key=lambda name: (largest[name]["published"], name)))
-    figure, axes = _figure(board.provenance, height=2.9)
+    columns = max(1, min(4, 76 // (max(map(len, looks)) + 8)))
+    legend = -(-len(looks) // columns) if len(looks) > FEW else 0
+    figure, axes = _figure(f"{board.provenance}; dashed: Pareto front", height=2.9 + 0.12 * legend)
     front = sorted((row["megabytes"], row["accuracy"]) for row in rows if row["pareto"])
     axes.plot(*np.array(front).reshape(-1, 2).T, drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
-    for name in largest:
+    for name in looks:
         line = [(row["megabytes"], row["accuracy"]) for row in rows if row["series"] == name]
         axes.plot(*np.array(line).T, color=looks[name]["color"], linewidth=0.8)
+        axes.plot([], [], **looks[name], linestyle="", markersize=4, label=textwrap.fill(name, 60))
     for row in rows:
         look = looks[row["series"]]
         axes.errorbar(
@@ -69,6 +76,8 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
     axes.set_xlabel("stored for all tasks (MB)", fontsize=FONT)
     axes.set_ylabel("accuracy (%)", fontsize=FONT)
     _bound(axes)
+    if legend:
+        figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT - 1, **LEGEND)
     _label_points(figure, axes, rows, looks)
     return figure
 
@@ -97,7 +106,8 @@ def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figur
 
 
 def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure:
-    """A_k (%) against k, mean over seeds with its 95 % band; a method that is measured only at the end is a point."""
+    """A_k (%) against k, mean over seeds; a method that is measured only at the end is a point. Up to `FEW` methods have their
+    95 % bands."""
     looks = _looks(list(runs))
     columns = max(1, min(4, 76 // (max(map(len, runs)) + 8)))
     figure, axes = _figure(provenance, height=2.5 + 0.12 * -(-len(runs) // columns))
@@ -107,6 +117,8 @@ def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) 
         k = np.arange(1, len(mean) + 1)
         axes.plot(k, mean, label=textwrap.fill(label, 60), markersize=3, linewidth=0.9, **looks[label])
         known = ~np.isnan(half)
+        if len(runs) > FEW:
+            continue
         if known.sum() == 1:
             axes.errorbar(k[known], mean[known], yerr=half[known], color=looks[label]["color"], elinewidth=0.8, capsize=1.5)
         else:
@@ -115,8 +127,7 @@ def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) 
     axes.set_xlabel("tasks learned", fontsize=FONT)
     axes.set_ylabel("mean accuracy on them (%)", fontsize=FONT)
     _bound(axes)
-    style: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.6, "handletextpad": 0.5}
-    figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT - 1, **style)
+    figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT - 1, **LEGEND)
     return figure
 
 
@@ -182,7 +193,7 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
         both = Bbox.intersection(box, other)
         return both.width * both.height if both else 0
 
-    for row in rows:
+    for row in (row for row in rows if row["text"]):
         text = axes.annotate(
             row["text"].replace(" [", "\n[").replace(", ", ",\n"),
             (row["megabytes"], row["accuracy"]),

@@ -89,8 +89,8 @@ def to_latex(board: Leaderboard, kind: str) -> str:
     bold = pd.DataFrame("", index=cells.index, columns=cells.columns)
     for column in shown(board, kind):
         if column.best:
-            best = frame[column.name].agg(column.best)
-            bold.loc[frame[column.name] == best, column.heading] = "textbf: --rwrap"
+            best = cells.loc[frame[column.name] == frame[column.name].agg(column.best), column.heading]
+            bold.loc[cells[column.heading].isin(best), column.heading] = "textbf: --rwrap"
     style = cells.style.format(_latex).format_index(_latex, axis="columns").hide(axis="index")
     table = style.apply(lambda _: bold, axis=None).to_latex(
         hrules=True,
@@ -115,7 +115,7 @@ def print_boards(board: Leaderboard, console: Console) -> None:
             table.add_column(Text(heading), justify="right" if position else "left", overflow="fold", min_width=wide)
         for row in cells.to_numpy():
             table.add_row(*map(Text, row))
-        console.print(table)
+        console.print(table, crop=False)
     for note in board.footnotes:
         console.print(Text(f"- {note}"))
 
@@ -157,6 +157,7 @@ _LATEX = str.maketrans(
         "\\": r"\textbackslash{}",
         "±": r"$\pm$",
         "–": "--",
+        "`": r"\textasciigrave{}",
         "<": "$<$",
         ">": "$>$",
     }
