@@ -273,7 +273,7 @@ def size(bench: Bench, name: str, **settings: Any) -> None:
             raise Broken(f"the {part} went from {words} bytes; artifact() must go on serving every task so far")
 
 
-@rule("evaluating in the middle of training changes nothing")
+@rule("evaluating in the middle of training changes nothing", {}, BATCHNORM)
 def evaluation(bench: Bench, name: str, **settings: Any) -> None:
     job = bench.job(name, **settings)
     evaluations = Evaluations(job)
