@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -43,7 +44,7 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
         name = row["series"] if len(largest) <= FEW else ""
         row["text"] = name if row is largest[row["series"]] else f"×{row['width']:g}"
     looks = _looks(sorted(largest, key=lambda name: (largest[name]["published"], name)))
-    columns = max(1, min(4, 76 // (max(map(len, looks)) + 8)))
+    columns = _columns(looks)
     legend = -(-len(looks) // columns) if len(looks) > FEW else 0
     figure, axes = _figure(f"{board.provenance}; dashed: Pareto front", height=2.9 + 0.12 * legend)
     front = sorted((row["megabytes"], row["accuracy"]) for row in rows if row["pareto"])
@@ -109,7 +110,7 @@ def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) 
     """A_k (%) against k, mean over seeds; a method that is measured only at the end is a point. Up to `FEW` methods have their
     95 % bands."""
     looks = _looks(list(runs))
-    columns = max(1, min(4, 76 // (max(map(len, runs)) + 8)))
+    columns = _columns(runs)
     figure, axes = _figure(provenance, height=2.5 + 0.12 * -(-len(runs) // columns))
     for label, group in runs.items():
         after = np.stack([metrics.accuracy_after_each_task(metrics.accuracy_matrix(run)) for run in group])
@@ -151,6 +152,11 @@ def _figure(provenance: str, height: float) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     figure.supxlabel(textwrap.fill(provenance, 95), fontsize=SMALL, color="0.4")
     return figure, axes
+
+
+def _columns(labels: Iterable[str]) -> int:
+    """How many columns of a legend fit."""
+    return max(1, min(4, 76 // (max(map(len, labels)) + 8)))
 
 
 def _bound(axes: Axes) -> None:
