@@ -45,6 +45,18 @@ def test_the_slope_is_annealed_within_each_epoch_and_embeddings_stay_within_six(
     assert slopes.largest == 6.0
 
 
+def test_the_masks_of_finished_tasks_never_change():
+    strategy, stream = make(**FAST)
+    kept = []
+    for experience in stream.train[:3]:
+        strategy.train(experience, eval_streams=[])
+        kept.append({name: gate.masks.clone() for name, gate in strategy.method.gates.items()})
+        assert all(gate.embedding is None for gate in strategy.method.gates.values())
+    for done, earlier in enumerate(kept, start=1):
+        assert all(torch.equal(kept[-1][name][:done], masks) for name, masks in earlier.items())
+    assert any(not torch.equal(masks[0], masks[1]) for masks in kept[-1].values())  # control: tasks do differ
+
+
 @pytest.mark.parametrize("slope", [1 / 400, 0.1, 1.0, 7.0])
 def test_the_compensated_gradient_does_not_depend_on_the_slope(slope):
     """H3, in double precision where |s e| < 15: s_max sigmoid'(e) dL/da."""

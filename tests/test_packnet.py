@@ -123,6 +123,24 @@ def test_a_task_of_one_epoch_is_pruned_all_the_same():
     assert shares["free"] == pytest.approx(4 / 5, abs=0.01)
 
 
+@pytest.mark.parametrize("stop", [0, 3, None])
+def test_a_training_that_is_stopped_early_is_pruned_all_the_same(stop):
+    """P8: before the epoch of pruning (4 of 6 are dense), and after it; None: not stopped."""
+
+    class Stop(SupervisedPlugin):
+        epochs = 0
+
+        def after_training_epoch(self, strategy, **kwargs):
+            self.epochs += 1
+            if strategy.clock.train_exp_epochs == stop:
+                strategy.stop_training()
+
+    plugin = Stop()
+    strategy, _ = trained(plugin, method="packnet", tasks=1, epochs=6)
+    assert plugin.epochs == (6 if stop is None else stop + 1)
+    assert strategy.method.facts()["share_of_weights"]["of_each_task"][0] == pytest.approx(1 / 5, abs=0.01)
+
+
 def test_the_retraining_runs_at_a_tenth_of_the_rate_on_the_survivors_alone():
     class Rates(SupervisedPlugin):
         def __init__(self):
