@@ -23,7 +23,6 @@ class CACLKronecker(CACLCP):
     """CACL-Kronecker: a bank of Kronecker products for each convolution, grown and pruned task by task; nothing is forgotten."""
 
     name: ClassVar = "cacl-kronecker"
-    settings: ClassVar = CACLCP.settings[:1]
 
     @classmethod
     def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:
