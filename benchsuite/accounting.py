@@ -1,10 +1,11 @@
-"""What a run costs: multiply-accumulates of the served model, bytes of training state, bytes of kept activations.
+"""What a run costs: multiply-accumulates of the served model, bytes of training state, bytes that a training step needs.
 
 Stored bytes are not here: they are the size of the artifact's file (`benchsuite.artifact`).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,13 +62,19 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, methods: 
     return bytes_of(tensors) + sum(method.memory_bytes for method in methods)
 
 
-class KeptActivations:
-    """While open, adds up what autograd keeps for the backward pass, parameters aside: `bytes` at the end."""
+class StepMemory:
+    """Memory of one training step, measured while open.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held: bytes that autograd keeps for the backward pass, parameters and buffers aside, each storage once.
+    peak: the most bytes that are allocated at any moment beyond what was when the step began: tensors on the CPU, or what CUDA's
+        allocator hands out.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
         self._kept: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._device = device
+        self.held = self.peak = 0
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -76,8 +83,31 @@ class KeptActivations:
         return tensor
 
     def open(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._start = torch.cuda.memory_allocated(self._device)
+        else:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler talks
+            self._profile = torch.autograd.profiler.profile(profile_memory=True)
+            self._profile.__enter__()
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
         self._hooks.__enter__()
+        self._hooked = True
 
-    def close(self) -> int:
-        self._hooks.__exit__(None, None, None)
-        return sum(self._kept.values())
+    def end_of_forward(self) -> None:
+        """All that the backward pass needs is there."""
+        if self._hooked:
+            self._hooks.__exit__(None, None, None)
+            self._hooked, self.held = False, sum(self._kept.values())
+
+    def close(self) -> None:
+        self.end_of_forward()
+        if self._device.type == "cuda":
+            self.peak = torch.cuda.max_memory_allocated(self._device) - self._start
+            return
+        self._profile.__exit__(None, None, None)
+        events = [e for e in self._profile.kineto_results.events() if e.name() == "[memory]"]
+        live = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            live += event.nbytes()
+            self.peak = max(self.peak, live)

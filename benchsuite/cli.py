@@ -340,7 +340,7 @@ def run_missing(
             if not recipe.partial_data:
                 load(name, arguments.data_dir)
     workers = arguments.workers or (1 if on_gpu else cores())
-    files = [Path(name) for name in arguments.methods or () if name.endswith(".py")]
+    files = [Path(name.partition("+")[0]) for name in arguments.methods or () if ".py" in name]
     with Display(left) as display:
         return run_all(
             left,
@@ -530,8 +530,11 @@ def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def resolve_method(methods: Any, text: str) -> str:
-    """A registered name as it is; a Python file is imported and its method's name returned."""
-    return methods.load_file(Path(text)) if text.endswith(".py") else methods.get(text).name
+    """A registered name as it is; a Python file is imported and its method's name returned. Either may end in +MODIFIER."""
+    file, plus, modifier = text.partition(".py+") if ".py+" in text else (text.removesuffix(".py"), "", "")
+    if plus or text.endswith(".py"):
+        text = methods.load_file(Path(f"{file}.py")) + ("+" + modifier if plus else "")
+    return methods.get(text).name
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -106,7 +107,7 @@ class Method(SupervisedPlugin):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the method besides the network: every attribute that is not a hyper-parameter."""
-        given = {"seed", "recipe", "n_tasks", "model", "guard", *(f.name for f in fields(self))}
+        given = {"seed", "recipe", "n_tasks", "model", "guard", "compression", *(f.name for f in fields(self))}
         return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -126,7 +127,28 @@ def plain(name: str, value: Any) -> Any:
     raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; override state() and load_state()")
 
 
-methods: Registry[type[Method]] = Registry("method", "benchsuite.methods")
+class Methods(Registry[type[Method]]):
+    """The methods by name; `method+modifier` is a method under one of the `benchsuite.modifiers`."""
+
+    def __init__(self) -> None:
+        super().__init__("method", "benchsuite.methods")
+        self._modified: dict[str, type[Method]] = {}  # each class is made once
+
+    def get(self, name: str) -> type[Method]:
+        base, plus, modifier = name.partition("+")
+        if not plus:
+            return super().get(name)
+        if name not in self._modified:
+            from .modifiers import modified
+
+            self._modified[name] = modified(super().get(base), modifier)
+        return self._modified[name]
+
+    def file(self, name: str) -> Path | None:
+        return super().file(name.partition("+")[0])
+
+
+methods = Methods()
 
 
 def register(cls: type[Method]) -> type[Method]:
@@ -138,7 +160,7 @@ def register(cls: type[Method]) -> type[Method]:
     # Two plugins are the same only if they are one object: a dataclass would compare, and refuse to hash, its fields.
     cls.__eq__, cls.__hash__ = object.__eq__, object.__hash__  # type: ignore[method-assign]
     cls.name = cls.__dict__.get("name") or cls.__name__.lower()
-    if not re.fullmatch(r"[\w][\w.+-]*", cls.name):
-        raise TypeError(f"a method's name is letters, digits and _ . + -, got {cls.name!r}")
+    if not re.fullmatch(r"[\w][\w.-]*", cls.name):
+        raise TypeError(f"a method's name is letters, digits and _ . -, got {cls.name!r}")
     methods.add(cls.name, cls)
     return cls

@@ -72,7 +72,11 @@ class RunRecord:
     macs: multiply-accumulates of one image through the served model, for each task.
     iterations: optimisation steps for each task.
     training_state_bytes: peak over tasks of parameters, gradients, optimiser state and the method's own state.
-    activation_bytes: what one training step keeps of its activations for the backward pass, at the protocol's batch size.
+    activation_bytes: what one training step keeps for the backward pass, at the protocol's batch size: the largest over tasks.
+    memory: for each training, of the first step of its last epoch: `held`, unique bytes that autograd keeps for the backward
+        pass, parameters and buffers aside; `peak`, the most bytes allocated at any moment beyond those when the step began;
+        under a modifier also `formula`, the sum over compressed layers of what is kept of their inputs (the "activation memory"
+        of arXiv 2411.06346), and `formula_mean`, the same averaged over all steps. Empty in older records.
     seconds: {"train": [...], "evaluate": [...]}, wall clock for each task.
     data: one entry {name, digest, complete, note} per image set; `note` says what is partial or substituted.
     environment: device, device_name, threads, versions, source revision, date.
@@ -93,6 +97,7 @@ class RunRecord:
     environment: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     artifact_sha256: str = ""
+    memory: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.tasks)
@@ -216,8 +221,9 @@ def read_all(folder: Path) -> list[RunRecord]:
 
 
 def differences(a: RunRecord, b: RunRecord) -> list[str]:
-    """The fields in which two records differ, of those that a run determines: all but wall time, date and environment."""
-    determined = [f.name for f in fields(RunRecord) if f.name not in ("seconds", "environment")]
+    """The fields in which two records differ, of those that a run determines: all but wall time, allocations, date and
+    environment."""
+    determined = [f.name for f in fields(RunRecord) if f.name not in ("seconds", "memory", "environment")]
     return [name for name in determined if getattr(a, name) != getattr(b, name)]
 
 

@@ -209,7 +209,7 @@ class _Run:
             "iterations": [],
             "seconds": {"train": [], "evaluate": []},
             "training_state_bytes": 0,
-            "activation_bytes": 0,
+            "memory": [],
             "revisions": [],
         }
 
@@ -252,7 +252,7 @@ class _Run:
         p["seconds"]["train"].append(round(middle - start, 3))
         p["seconds"]["evaluate"].append(round(end - middle, 3))
         p["training_state_bytes"] = max(p["training_state_bytes"], self.watch.training_state_bytes)
-        p["activation_bytes"] = p["activation_bytes"] or self.watch.activation_bytes
+        p["memory"].append(self.watch.memory)
 
     def _artifact(self) -> Artifact:
         return with_header(self.method.artifact(), self.job, self.stream.tasks)
@@ -309,7 +309,6 @@ class _Run:
             for name, state in content["optimizer"].items():
                 self.strategy.optimizer.state[model.get_parameter(name)] = state
         self.strategy.clock.train_exp_counter = self.done
-        self.watch.activation_bytes = self.progress["activation_bytes"]
 
     def _dense_macs(self) -> int:
         """Multiply-accumulates of one image through the backbone as it is without any method, and the first task's head."""
@@ -349,7 +348,8 @@ class _Run:
             macs=[macs(served, self.protocol.image, t) for t in range(len(tasks))],
             iterations=p["iterations"],
             training_state_bytes=p["training_state_bytes"],
-            activation_bytes=p["activation_bytes"],
+            activation_bytes=max(m.get("held", 0) for m in p["memory"]),
+            memory={name: [m.get(name, 0) for m in p["memory"]] for name in p["memory"][0]},
             seconds=p["seconds"],
             data=[{"name": s.name, "digest": s.digest, "complete": s.complete, "note": s.note} for s in self.stream.sets]
             + [

@@ -13,7 +13,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
-from .accounting import KeptActivations, training_state
+from .accounting import StepMemory, training_state
 from .data.batches import Augmentation, Batches
 from .method import Method
 from .nn.backbones import reseed_dropout
@@ -157,36 +157,49 @@ class Schedule(SupervisedPlugin):
 class Watch(SupervisedPlugin):
     """Counts, measures and reports a run. Reads the device once an epoch in training and once in a whole evaluation.
 
-    correct: {task: right answers} of the last evaluation. training_state_bytes: peak. activation_bytes: of the first step ever.
+    correct: {task: right answers} of the last evaluation. training_state_bytes: peak. memory: of the first step of the last epoch
+    of a training, see `RunRecord.memory`.
     """
 
     def __init__(self, report: Callable[[int, int, float], None] = lambda task, epoch, loss: None) -> None:
         super().__init__()
         self.report = report
         self.correct: dict[int, int] = {}
-        self.iterations = self.training_state_bytes = self.activation_bytes = 0
-        self._kept: KeptActivations | None = None
+        self.iterations = self.training_state_bytes = 0
+        self.memory: dict[str, int] = {}
+        self._measured: StepMemory | None = None
 
     def close(self) -> None:
         """End a measurement that a failing step left open: its hooks are the process's, not the run's."""
-        if self._kept is not None:
-            self.activation_bytes, self._kept = self._kept.close(), None
+        if self._measured is not None:
+            self._measured.close()
+            self._measured = None
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        self.iterations = 0
+        self.iterations, self.memory, self._formula = 0, {}, 0
 
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         self._loss, self._steps = torch.zeros((), device=strategy.device), 0
 
-    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
-        if not self.activation_bytes:
-            self._kept = KeptActivations(strategy.model)
-            self._kept.open()
+    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        if not self.memory and strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
+            self._measured = StepMemory(strategy.model, strategy.device)
+            self._measured.open()
 
     def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
-        self.close()
+        if self._measured is not None:
+            self._measured.end_of_forward()
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        compression = getattr(strategy.method, "compression", None)
+        if self._measured is not None:
+            measured = self._measured
+            self.close()
+            self.memory = {"held": measured.held, "peak": measured.peak}
+            if compression is not None and compression.bytes:
+                self.memory["formula"] = compression.bytes
+        if compression is not None:
+            self._formula += compression.bytes
         self._loss += strategy.loss.detach()
         self._steps += 1
 
@@ -196,6 +209,8 @@ class Watch(SupervisedPlugin):
         loss = float(self._loss) / max(self._steps, 1)
         if loss != loss or abs(loss) == float("inf"):
             raise Diverged(f"the training loss became {loss} at task {task + 1}, epoch {epoch + 1}")
+        if "formula" in self.memory:
+            self.memory["formula_mean"] = round(self._formula / self.iterations)
         if epoch + 1 == strategy.train_epochs:  # gradients and optimiser state are all there, nothing is consolidated yet
             methods = [plugin for plugin in strategy.plugins if isinstance(plugin, Method)]
             state = training_state(strategy.model, strategy.optimizer, methods)

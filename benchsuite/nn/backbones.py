@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..randomness import derive, generator
 
@@ -49,6 +53,46 @@ def reseed_dropout(model: nn.Module, seed: int, *purpose: object, prefix: str = 
     for name, module in model.named_modules():
         if isinstance(module, Dropout):
             module.reseed(derive(seed, "dropout", *purpose, prefix + name), device)
+
+
+@contextmanager
+def rerun(network: nn.Module, states: list[Tensor]) -> Iterator[None]:
+    """While open, dropout draws again from `states`, and what a batch does to running statistics is undone at the end."""
+    dropouts = [module for module in network.modules() if isinstance(module, Dropout)]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    now = [module.generator.get_state() for module in dropouts]
+    kept = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers()]
+    for module, state in zip(dropouts, states, strict=True):
+        module.generator.set_state(state)
+    try:
+        yield
+    finally:
+        for module, state in zip(dropouts, now, strict=True):
+            module.generator.set_state(state)
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+
+def in_segments(network: nn.Module, steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor, segments: int) -> Tensor:
+    """The steps of a network one after the other. With segments > 1, in training, they are run in so many parts of which all but
+    the last keep their input alone and are run again in the backward pass, to the same result."""
+
+    def run(part: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+        for step in part:
+            x = step(x)
+        return x
+
+    def contexts() -> tuple[Any, Any]:
+        states = [module.generator.get_state() for module in network.modules() if isinstance(module, Dropout)]
+        return nullcontext(), rerun(network, states)
+
+    if segments > 1 and network.training and torch.is_grad_enabled():
+        size = -(-len(steps) // segments)
+        while len(steps) > size:
+            part, steps = steps[:size], steps[size:]
+            x = checkpoint(run, part, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return run(steps, x)
 
 
 class Units(nn.Identity):
@@ -99,6 +143,17 @@ class ConvNet(nn.Sequential):
         super().__init__(layers)
         self.features = channels * height * width
         self.wiring, self.last_units = wiring, f"units{convolutions}"
+        self.segments = 1  # see `in_segments`
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.segments == 1:
+            return super().forward(x)
+        steps: list[list[nn.Module]] = []
+        for name, module in self.named_children():
+            if name.startswith("conv"):
+                steps.append([])
+            steps[-1].append(module)
+        return in_segments(self, [nn.Sequential(*step) for step in steps], x, self.segments)
 
 
 class Block(nn.Module):
@@ -151,14 +206,17 @@ class ResNet18(nn.Module):
                     self.wiring |= {f"{name}.shortcut.0": (reads, stream), f"{name}.shortcut.1": (stream, stream)}
                 channels = out
         self.features, self.last_units = channels, "stream4"
+        self.segments = 1  # see `in_segments`
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stream1(F.relu(self.bn1(self.conv1(x))))
-        for stage in range(1, 5):
-            stream = self.get_submodule(f"stream{stage}")
-            for i in (1, 2):
-                x = stream(self.get_submodule(f"stage{stage}_{i}")(x))
-        return x.mean((2, 3))
+        def stem(x: Tensor) -> Tensor:
+            return self.stream1(F.relu(self.bn1(self.conv1(x))))
+
+        def block(stage: int, i: int, x: Tensor) -> Tensor:
+            return self.get_submodule(f"stream{stage}")(self.get_submodule(f"stage{stage}_{i}")(x))
+
+        steps: list[Callable[[Tensor], Tensor]] = [stem, *(partial(block, stage, i) for stage in range(1, 5) for i in (1, 2))]
+        return in_segments(self, steps, x, self.segments).mean((2, 3))
 
 
 def scaled(channels: int, width: float) -> int:
