@@ -14,8 +14,10 @@ Singular vectors come from the Gram matrix X_(n) X_(n)^T, summed in float64: the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -381,20 +383,38 @@ _PAIRS = sum(1 << (24 - 6 * i) for i in range(4))  # and four numbers below 4
 
 def pack(values: Tensor, bits: int) -> Tensor:
     """Whole numbers below 2^bits, bits 1 or 2, in uint8 or bool of any shape, as bytes without gaps."""
-    flat = F.pad(values.reshape(-1).view(torch.uint8), (0, -values.numel() % (8 // bits)))
+    flat = values.reshape(-1).view(torch.uint8)
+    if missing := -len(flat) % (8 // bits):
+        flat = F.pad(flat, (0, missing))
     if bits == 1:
         return ((flat.view(torch.int64) * _BITS) >> 56).to(torch.uint8)
     return ((flat.view(torch.int32) * _PAIRS) >> 24).to(torch.uint8)
 
 
-def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """The uint8 numbers of that shape that `pack` packed."""
-    numbers = torch.arange(256, device=packed.device)[:, None] >> torch.arange(0, 8, bits, device=packed.device)
-    table = numbers.bitwise_and_(2**bits - 1).to(torch.uint8).view(torch.int64 if bits == 1 else torch.int32).squeeze(1)
-    count = 1
-    for length in shape:
-        count *= length
-    return table[packed.int()].view(torch.uint8)[:count].view(*shape)
+@cache
+def _table(kind: int | str, device: torch.device) -> Tensor:
+    """(256,) of eight bytes as one int64 each: what a packed byte unfolds to.
+
+    kind "bits": its eight bits. kind 0 or 1: which pixels of the upper (0) or lower (1) row of a 2 x 2 window each of its four
+    numbers below 4 names, two pixels for each number."""
+    byte = torch.arange(256, device=device)[:, None]
+    if kind == "bits":
+        unfolded = (byte >> torch.arange(8, device=device)) & 1
+    else:
+        numbers = (byte >> torch.arange(0, 8, 2, device=device)) & 3
+        unfolded = (numbers[:, :, None] == 2 * int(kind) + torch.arange(2, device=device)).flatten(1)
+    return unfolded.to(torch.uint8).view(torch.int64).squeeze(1)
+
+
+def unfold(packed: Tensor, kind: int | str, shape: Sequence[int]) -> Tensor:
+    """uint8 0 or 1 of that shape from packed bytes, see `_table`."""
+    flat = _table(kind, packed.device).index_select(0, packed.int()).view(torch.uint8)
+    return flat[: math.prod(shape)].view(*shape)
+
+
+def masked(g: Tensor, mask: Tensor) -> Tensor:
+    """g where the mask is 1, else 0; several times as fast as torch.where."""
+    return torch.ops.aten.threshold_backward(g, mask.to(g.dtype), 0)
 
 
 class MaskedReLU(torch.autograd.Function):
@@ -406,37 +426,46 @@ class MaskedReLU(torch.autograd.Function):
             ctx.mark_dirty(x)
         y = torch.relu_(x) if inplace else torch.relu(x)
         ctx.size = y.shape
-        ctx.save_for_backward(pack(y > 0, 1))
+        ctx.save_for_backward(pack(y.bool(), 1))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (packed,) = ctx.saved_tensors
-        return torch.where(unpack(packed, 1, ctx.size).view(torch.bool), g, 0), None
+        return masked(g, unfold(packed, "bits", ctx.size)), None
 
 
 class CodedMaxPool2d(torch.autograd.Function):
-    """2 x 2 max pooling with stride 2 that keeps two bits for each output: which of its four inputs it was."""
+    """2 x 2 max pooling with stride 2 that keeps two bits for each output: which of its inputs it was, the first of equals."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y, where = torch.ops.aten.max_pool2d_with_indices(x, [2, 2], [2, 2])
-        ctx.size, ctx.out = x.shape, y.shape
-        row = where.div(x.shape[3], rounding_mode="floor")
-        ctx.save_for_backward(pack(((row % 2) * 2 + (where - row * x.shape[3]) % 2).to(torch.uint8), 2))
+        ctx.size = x.shape
+        a, b, c, d = CodedMaxPool2d.corners(x)
+        above, below = torch.maximum(a, b), torch.maximum(c, d)
+        y, lower = torch.maximum(above, below), below > above
+        right = (lower & (d > c)) | (~lower & (b > a))
+        ctx.out = y.shape
+        ctx.save_for_backward(pack(lower.view(torch.uint8) * 2 + right.view(torch.uint8), 2))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (packed,) = ctx.saved_tensors
-        code = unpack(packed, 2, ctx.out).long()
-        _, _, p, q = ctx.out
-        row = 2 * torch.arange(p, device=g.device)[:, None] + code.div(2, rounding_mode="floor")
-        where = row * ctx.size[3] + 2 * torch.arange(q, device=g.device) + code % 2
-        shape = g.new_empty(()).expand(ctx.size)  # only its size is read
-        return torch.ops.aten.max_pool2d_with_indices_backward(g, shape, [2, 2], [2, 2], [0, 0], [1, 1], False, where)
+        b, c, p, q = ctx.out
+        x = g.new_zeros(ctx.size)
+        doubled = g.unsqueeze(4).expand(b, c, p, q, 2).reshape(b, c, p, 2 * q)
+        for row in (0, 1):
+            x[:, :, row : 2 * p : 2, : 2 * q] = masked(doubled, unfold(packed, row, doubled.shape))
+        return x
+
+    @staticmethod
+    def corners(x: Tensor) -> list[Tensor]:
+        """The four pixels of every window, row by row: (B, C, H // 2, W // 2) each."""
+        p, q = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+        return [x[:, :, i:p:2, j:q:2] for i in (0, 1) for j in (0, 1)]
 
 
 class SizedAvgPool2d(torch.autograd.Function):

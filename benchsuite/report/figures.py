@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -80,6 +81,30 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
     if legend:
         figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT - 1, **LEGEND)
     _label_points(figure, axes, rows, looks)
+    return figure
+
+
+def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
+    """Relative gradient error, and bytes held relative to the unmodified step, against epsilon: a line for each family of `frame`
+    (columns family, epsilon, error, held_ratio)."""
+    figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    known = frame.dropna(subset=["epsilon"])
+    looks = _looks(sorted(known["family"].unique()))
+    for axes, column, heading in zip(
+        figure.subplots(1, 2), ("error", "held_ratio"), ("relative gradient error", "bytes held / unmodified"), strict=True
+    ):
+        for family, look in looks.items():
+            rows = known[known["family"] == family].sort_values("epsilon")
+            axes.plot(rows["epsilon"], rows[column], label=family, markersize=3, linewidth=0.9, **look)
+        axes.set_xlabel("epsilon", fontsize=FONT)
+        axes.set_ylabel(heading, fontsize=FONT)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=FONT)
+        axes.grid(color="0.9", linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=FONT - 1, **LEGEND)
+    figure.supxlabel(textwrap.fill(provenance, 95), fontsize=SMALL, color="0.4")
     return figure
 
 
