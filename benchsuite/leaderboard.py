@@ -1,4 +1,4 @@
-"""From run records to three leaderboards: accuracy, backward transfer, parameter efficiency.
+"""From run records to four leaderboards: accuracy, backward transfer, parameter efficiency, training memory.
 
 A row is one configuration: a method with all its settings and its precision. Runs are averaged over seeds only, never
 across settings. Every number of a table or a figure is computed here or in `benchsuite.metrics`; nothing imports torch,
@@ -49,7 +49,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard:
-    """Three boards, best row first, of numbers as computed: `benchsuite.report` formats them.
+    """Four boards, best row first, of numbers as computed: `benchsuite.report` formats them.
 
     Beside a statistic `x` stand `x_ci`, half the width of its 95 % interval over seeds (Student's t; NaN for one seed),
     `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`.
@@ -61,12 +61,17 @@ class Leaderboard:
         inverse compression, added (megabytes for each task after the first), macs (millions for one image as served, mean
         over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy, matched_accuracy (where sizes are
         matched); pareto marks the sequential rows that no other such row beats in size without losing accuracy.
+    training_memory: megabytes of one training step as `RunRecord.memory` has them, the largest over tasks: held, peak, formula
+        (under modifiers only); step_time relative to the unmodified method, from the wall clock of both trainings where they
+        ran on the same kind of machine; training_megabytes, what is there between two steps; accuracy; pareto as above, with
+        held for the size.
     provenance: one line; it belongs under every table and figure.
     """
 
     accuracy: pd.DataFrame
     backward_transfer: pd.DataFrame
     parameter_efficiency: pd.DataFrame
+    training_memory: pd.DataFrame
     protocol: str
     tier: str
     provenance: str
@@ -94,7 +99,7 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
     dense = {_network(r): r.facts["dense_macs"] for r in records if "dense_macs" in r.facts}  # not all records have it
     board = pd.DataFrame(
         [
-            _row(label, runs, references) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
+            _row(label, runs, references, records) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
             for label, runs in rows.items()
         ]
         + [
@@ -119,6 +124,9 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
         notes.append(
             f"matched size: between {NEAR:.0%} and all of the {size:.3f} MB of {match}; of each method the row that comes closest"
         )
+    measured = board[~board["published"]]
+    if measured["step_time"].notna().any():
+        notes.append("step time: from the wall clock of whole trainings, on machines that may have had other work meanwhile")
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
@@ -133,6 +141,13 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
             efficiency.sort_values(["pareto", "megabytes", "method"], ascending=[False, True, True]),
             f"width megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
             "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci matched_accuracy pareto",
+        ),
+        training_memory=_select(
+            measured.assign(pareto=partial(_pareto, size="held")).sort_values(
+                ["pareto", "held", "method"], ascending=[False, True, True]
+            ),
+            "held held_ci peak peak_ci formula formula_ci step_time step_time_ci training_megabytes training_megabytes_ci "
+            "accuracy accuracy_ci pareto",
         ),
         protocol=records[0].job.protocol,
         tier=tier,
@@ -218,16 +233,16 @@ def _sample(record: RunRecord) -> str:
     return digest([_tasks(record), sorted([entry["name"], entry["digest"]] for entry in record.data)])
 
 
-def _row(label: str, runs: list[RunRecord], references: list[RunRecord]) -> dict[str, Any]:
+def _row(label: str, runs: list[RunRecord], references: list[RunRecord], records: Sequence[RunRecord]) -> dict[str, Any]:
     """One row with every statistic of every board."""
-    values = pd.DataFrame([_statistics(run, _reference(run, references)) for run in runs])
+    values = pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, records)) for run in runs])
     row: dict[str, Any] = {"method": label, "published": False, "n": len(runs), "width": runs[0].job.settings.get("width", 1.0)}
     for name in values:
         known = values[name].dropna().to_numpy(dtype=float)
         row[name], row[f"{name}_ci"] = t_interval(known)
         row[f"{name}_n"] = len(known)
     # Scaled last: the mean of equal byte counts is exact, so that equal sizes stay equal.
-    for name in ("megabytes", *PARTS, "added", "macs", "training_megabytes"):
+    for name in ("megabytes", *PARTS, "added", "macs", "training_megabytes", "held", "peak", "formula"):
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
     for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
@@ -235,7 +250,7 @@ def _row(label: str, runs: list[RunRecord], references: list[RunRecord]) -> dict
     return row
 
 
-def _statistics(run: RunRecord, reference: RunRecord | None) -> dict[str, float]:
+def _statistics(run: RunRecord, reference: RunRecord | None, unmodified: RunRecord | None) -> dict[str, float]:
     """The statistics of one run; sizes in bytes, MACs as counted."""
     R = metrics.accuracy_matrix(run)
     stored = run.stored[-1]
@@ -252,7 +267,31 @@ def _statistics(run: RunRecord, reference: RunRecord | None) -> dict[str, float]
         "added": _added(run),
         "macs": float(np.mean(run.macs)),
         "training_megabytes": run.training_state_bytes,
+        "held": run.activation_bytes,
+        "peak": max(run.memory.get("peak", [np.nan])),
+        "formula": max(run.memory.get("formula", [np.nan])),
+        "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
     }
+
+
+def _step_seconds(run: RunRecord) -> float:
+    return sum(run.seconds["train"]) / sum(run.iterations)
+
+
+def _unmodified(run: RunRecord, records: Sequence[RunRecord]) -> RunRecord | None:
+    """The run of the same method without its modifier: same seed, precision, tasks, images and settings, on a machine of the same
+    name with as many threads."""
+    base, plus, _ = run.job.method.partition("+")
+
+    def agree(other: RunRecord) -> bool:
+        return (
+            other.job.method == base
+            and all(run.job.settings.get(name) == value for name, value in other.job.settings.items())
+            and (other.job.seed, other.job.precision, _sample(other)) == (run.job.seed, run.job.precision, _sample(run))
+            and all(other.environment.get(name) == run.environment.get(name) for name in ("device", "device_name", "threads"))
+        )
+
+    return next((other for other in records if agree(other)), None) if plus else None
 
 
 def _added(run: RunRecord) -> float:
@@ -309,15 +348,15 @@ def _why_not(name: str, run: RunRecord) -> str:
     return f"n/a: no matching run of {REFERENCE}" if name == "forward_gain" else "n/a: not measured after every task"
 
 
-def _pareto(board: pd.DataFrame) -> pd.Series:
+def _pareto(board: pd.DataFrame, size: str = "megabytes") -> pd.Series:
     """Rows that no other row dominates: at most its size and at least its accuracy, one of them strictly.
 
     Only measured runs that learn task after task take part: a reference that sees all tasks at once would leave no one else.
     """
     part = board["learning_accuracy"].notna() & ~board["published"]
-    size, accuracy = board["megabytes"].where(part), board["accuracy"].where(part).astype(float)
+    sizes, accuracy = board[size].where(part), board["accuracy"].where(part).astype(float)
     dominated = [
-        ((size <= s) & (accuracy >= a) & ((size < s) | (accuracy > a))).any() for s, a in zip(size, accuracy, strict=True)
+        ((sizes <= s) & (accuracy >= a) & ((sizes < s) | (accuracy > a))).any() for s, a in zip(sizes, accuracy, strict=True)
     ]
     return part & ~pd.Series(dominated, index=board.index, dtype=bool)
 

@@ -28,6 +28,7 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
 
     drawings = {
         "accuracy_vs_size": figures.accuracy_vs_size(board),
+        "accuracy_vs_memory": figures.accuracy_vs_memory(board),
         "accuracy_after_each_task": figures.accuracy_after_each_task(runs, board.provenance),
     }
     for label, group in runs.items():

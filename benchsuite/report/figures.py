@@ -37,7 +37,18 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
 
     A line joins the rows of a method at several widths; the largest has its name, the others their width. Where there are more
     than `FEW` methods the names stand in a legend."""
-    rows = board.parameter_efficiency.dropna(subset=["accuracy"]).sort_values("megabytes").to_dict("records")
+    frame = board.parameter_efficiency.rename(columns={"megabytes": "x", "megabytes_ci": "x_ci"})
+    return _trade_off(frame, "stored for all tasks (MB)", board.provenance)
+
+
+def accuracy_vs_memory(board: Leaderboard) -> Figure:
+    """The same against the MB that a training step holds for its backward pass."""
+    frame = board.training_memory.rename(columns={"held": "x", "held_ci": "x_ci"}).assign(width=1.0)
+    return _trade_off(frame, "held for the backward pass (MB)", board.provenance)
+
+
+def _trade_off(frame: pd.DataFrame, heading: str, provenance: str) -> Figure:
+    rows = frame.dropna(subset=["accuracy"]).sort_values("x").to_dict("records")
     for row in rows:
         row["series"] = series(row["method"])
     largest = {row["series"]: row for row in rows}
@@ -47,19 +58,19 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
     looks = _looks(sorted(largest, key=lambda name: (largest[name]["published"], name)))
     columns = _columns(looks)
     legend = -(-len(looks) // columns) if len(looks) > FEW else 0
-    figure, axes = _figure(f"{board.provenance}; dashed: Pareto front", height=2.9 + 0.12 * legend)
-    front = sorted((row["megabytes"], row["accuracy"]) for row in rows if row["pareto"])
+    figure, axes = _figure(f"{provenance}; dashed: Pareto front", height=2.9 + 0.12 * legend)
+    front = sorted((row["x"], row["accuracy"]) for row in rows if row["pareto"])
     axes.plot(*np.array(front).reshape(-1, 2).T, drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
     for name in looks:
-        line = [(row["megabytes"], row["accuracy"]) for row in rows if row["series"] == name]
+        line = [(row["x"], row["accuracy"]) for row in rows if row["series"] == name]
         axes.plot(*np.array(line).T, color=looks[name]["color"], linewidth=0.8)
         axes.plot([], [], **looks[name], linestyle="", markersize=4, label=textwrap.fill(name, 60))
     for row in rows:
         look = looks[row["series"]]
         axes.errorbar(
-            row["megabytes"],
+            row["x"],
             row["accuracy"],
-            xerr=np.nan_to_num(row["megabytes_ci"]),
+            xerr=np.nan_to_num(row["x_ci"]),
             yerr=np.nan_to_num(row["accuracy_ci"]),
             color=look["color"],
             marker=look["marker"],
@@ -75,7 +86,7 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
     low, high = axes.get_xlim()
     dense = [1 + 0.5 * i for i in range(18)]  # between close sizes 1, 2, 5 would leave one tick or none
     axes.xaxis.set_major_locator(LogLocator(subs=dense if high < 5 * low else [1, 2, 5]))
-    axes.set_xlabel("stored for all tasks (MB)", fontsize=FONT)
+    axes.set_xlabel(heading, fontsize=FONT)
     axes.set_ylabel("accuracy (%)", fontsize=FONT)
     _bound(axes)
     if legend:
@@ -202,12 +213,12 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
     margin = 3 * figure.dpi / 72  # half a marker
     taken = []
     for row in rows:
-        x, y = row["megabytes"], row["accuracy"]
-        dx, dy = np.nan_to_num(row["megabytes_ci"]), np.nan_to_num(row["accuracy_ci"])
+        x, y = row["x"], row["accuracy"]
+        dx, dy = np.nan_to_num(row["x_ci"]), np.nan_to_num(row["accuracy_ci"])
         for corners in ([(x - dx, y), (x + dx, y)], [(x, y - dy), (x, y + dy)]):
             low, high = axes.transData.transform(corners)
             taken.append(Bbox([low - margin, high + margin]))
-    front = sorted((row["megabytes"], row["accuracy"]) for row in rows if row["pareto"])
+    front = sorted((row["x"], row["accuracy"]) for row in rows if row["pareto"])
     for (left, bottom), (right, top) in pairwise(front):
         for corners in ([(left, bottom), (right, bottom)], [(right, bottom), (right, top)]):
             low, high = axes.transData.transform(corners)
@@ -215,7 +226,7 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
 
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        lines.setdefault(row["series"], []).append((row["megabytes"], row["accuracy"]))
+        lines.setdefault(row["series"], []).append((row["x"], row["accuracy"]))
     for line in lines.values():
         for start, end in pairwise(axes.transData.transform(line)):
             taken += [Bbox([point - 1, point + 1]) for point in np.linspace(start, end, 30)]
@@ -227,7 +238,7 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
     for row in (row for row in rows if row["text"]):
         text = axes.annotate(
             row["text"].replace(" [", "\n[").replace(", ", ",\n"),
-            (row["megabytes"], row["accuracy"]),
+            (row["x"], row["accuracy"]),
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=FONT - 1,

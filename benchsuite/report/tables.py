@@ -34,6 +34,7 @@ TITLES = {
     "accuracy": "Accuracy",
     "backward_transfer": "Backward transfer",
     "parameter_efficiency": "Parameter efficiency",
+    "training_memory": "Training memory",
 }
 COLUMNS = {
     "accuracy": [
@@ -61,6 +62,16 @@ COLUMNS = {
         Column("Training MB", "training_megabytes", screen=False),
         Column("Accuracy (%)", "accuracy", 2, "max"),
         Column("At matched size (%)", "matched_accuracy", 2, "max", optional=True),
+        Column("Pareto", "pareto"),
+        Column("n", "n", 0),
+    ],
+    "training_memory": [
+        Column("Held (MB)", "held", None, "min"),
+        Column("Peak (MB)", "peak", None, "min"),
+        Column("Formula (MB)", "formula", None, optional=True),  # what a paper counts: never without the other two
+        Column("Step time / unmodified", "step_time", 2, optional=True),
+        Column("Training MB", "training_megabytes", screen=False),
+        Column("Accuracy (%)", "accuracy", 2, "max"),
         Column("Pareto", "pareto"),
         Column("n", "n", 0),
     ],
@@ -104,7 +115,7 @@ def to_latex(board: Leaderboard, kind: str) -> str:
 
 
 def print_boards(board: Leaderboard, console: Console) -> None:
-    """The three boards on the screen, each with its provenance, then the footnotes."""
+    """The four boards on the screen, each with its provenance, then the footnotes."""
     for kind, title in TITLES.items():
         cells = _cells(board, kind, screen=True)
         # Text, not str: rich would read the brackets of a label as markup.
