@@ -5,7 +5,6 @@ Stored bytes are not here: they are the size of the artifact's file (`benchsuite
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,7 +86,6 @@ class StepMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._start = torch.cuda.memory_allocated(self._device)
         else:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler talks
             self._profile = torch.autograd.profiler.profile(profile_memory=True)
             self._profile.__enter__()
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)

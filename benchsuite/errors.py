@@ -1,4 +1,4 @@
-"""The one error that users see."""
+"""The errors that mean something of their own."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it as it stands and exits with code 2; nothing has been written or overwritten.
     """
+
+
+class Diverged(Exception):
+    """A loss, class score or activation is no longer a finite number."""

@@ -70,6 +70,7 @@ class Method(SupervisedPlugin):
     n_tasks: int
     model: MultiHead
     guard: FrozenGuard
+    compression: Any = None  # `modifiers.Interception`, where activations are kept in another form
     memory_bytes: int = 0  # of stored samples; a method that keeps any says so, and they count as training state
 
     def unfit(self, recipe: Recipe) -> str:

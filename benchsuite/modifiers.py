@@ -36,6 +36,7 @@ class Modifier:
 
     compressed = "last:0"  # see Maps
     relu = "plain"
+    by_input = True  # what is kept depends on the input alone, so that layers which read the same one share it
     seed = 0
 
     def begin_task(self, model: nn.Module, task: int) -> None:
@@ -115,6 +116,8 @@ class GradientFilter(Maps):
     """Gradient filtering (Yang et al., CVPR 2023): gradients are averaged over r x r patches, inputs summed over them."""
 
     radius: int = 2
+
+    by_input = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -285,12 +288,17 @@ class Interception(TorchFunctionMode):
         return handler(self, partial(func, *args, **(kwargs or {})), *args, **(kwargs or {}))
 
     def _kept(self, given: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Kept | None:
-        """What to keep of x, which is made from a layer's input `given`; the same input is compressed once."""
-        for reference, kept in self._seen:
+        """What to keep of x, which is made from a layer's input `given`. Linear layers that read the same input, which are heads,
+        count as one layer."""
+        found, kept = False, None
+        for reference, before in self._seen:
             if reference() is given:
-                return kept
+                found, kept = True, before
+        if found and geometry is None:
+            return kept
         layer, self._layers = self._layers, self._layers + 1
-        kept = None
+        if found and self.modifier.by_input:
+            return kept
         if not self._counting and self._first is not None and layer >= self._first and weight.requires_grad:
             kept = self.modifier.keep(x.detach(), layer, weight.detach(), geometry)
             self.bytes += x.numel() * x.element_size() if kept is None else kept.nbytes
@@ -416,10 +424,6 @@ class Modified:
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.compression.begin_task(strategy.model, strategy.experience.current_experience)
         super().before_training_exp(strategy, **kwargs)  # type: ignore[misc]
-
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        self.compression.bytes = 0
-        super().before_training_iteration(strategy, **kwargs)  # type: ignore[misc]
 
 
 def modified(base: type[Method], name: str) -> type[Method]:

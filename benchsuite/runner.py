@@ -31,7 +31,7 @@ from .accounting import macs
 from .artifact import Artifact
 from .data.sets import MissingData, has_one_form, load
 from .data.stream import TaskStream, build_stream
-from .errors import UserError
+from .errors import Diverged, UserError
 from .method import Method
 from .nn.guard import FrozenGuard
 from .nn.multihead import MultiHead
@@ -39,7 +39,7 @@ from .protocol import Protocol, Task, protocols
 from .randomness import seed_globals
 from .records import Job, RunRecord, write_atomic
 from .settings import method_of, recipe_of
-from .strategy import Diverged, Strategy, Watch
+from .strategy import Strategy, Watch
 
 
 class RunFailed(Exception):

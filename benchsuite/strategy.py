@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from .accounting import StepMemory, training_state
 from .data.batches import Augmentation, Batches
+from .errors import Diverged
 from .method import Method
 from .nn.backbones import reseed_dropout
 from .protocol import Recipe
-
-
-class Diverged(Exception):
-    """The training loss is no longer a finite number."""
 
 
 class Strategy(SupervisedTemplate):
@@ -182,6 +179,8 @@ class Watch(SupervisedPlugin):
         self._loss, self._steps = torch.zeros((), device=strategy.device), 0
 
     def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
+        if strategy.method.compression is not None:
+            strategy.method.compression.bytes = 0
         if not self.memory and strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
             self._measured = StepMemory(strategy.model, strategy.device)
             self._measured.open()
@@ -191,7 +190,7 @@ class Watch(SupervisedPlugin):
             self._measured.end_of_forward()
 
     def after_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
-        compression = getattr(strategy.method, "compression", None)
+        compression = strategy.method.compression
         if self._measured is not None:
             measured = self._measured
             self.close()

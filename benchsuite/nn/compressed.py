@@ -117,20 +117,27 @@ def leading(x: Tensor, mode: int, choose: Choice, exact: bool = False) -> Tensor
         u, s, _ = torch.linalg.svd(rows.float() if rows.element_size() < 4 else rows, full_matrices=False)
         return u[:, : choose(mode, s.double().square())].double()
     if size <= others:
-        vectors, energies = _eigen(gram(x, mode))
+        vectors, energies = eigen(gram(x, mode))
         return None if vectors is None else vectors[:, : choose(mode, energies)]
     rows = x.movedim(mode, 0).reshape(size, others).double()
-    vectors, energies = _eigen(rows.T @ rows)
+    vectors, energies = eigen(rows.T @ rows)
     # X V spans what the left vectors span; its columns shrink with the singular values, and QR makes them orthonormal
     return None if vectors is None else torch.linalg.qr(rows @ vectors[:, : choose(mode, energies)]).Q
 
 
-def _eigen(symmetric: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Eigenvectors and eigenvalues, the largest first."""
-    if not symmetric.diagonal().sum().isfinite():
+def eigen(symmetric: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Eigenvectors and eigenvalues of a positive semi-definite float64 matrix, the largest first; (None, ...) where it holds
+    infinities or NaN."""
+    trace = symmetric.diagonal().sum()
+    if not trace.isfinite():
         return None, symmetric
-    values, vectors = torch.linalg.eigh(symmetric)
-    return vectors.flip(1), values.flip(0).clamp_min(0)
+    scaled = symmetric / trace if trace > 0 else symmetric
+    try:
+        values, vectors = torch.linalg.eigh(scaled)
+    except torch.linalg.LinAlgError:  # divide and conquer may fail where many eigenvalues are equal
+        vectors, values, _ = torch.linalg.svd(scaled)
+        return vectors, values * trace
+    return vectors.flip(1), values.flip(0).clamp_min(0) * trace
 
 
 def project(x: Tensor, factors: dict[int, Tensor]) -> Tensor:

@@ -1,0 +1,279 @@
+"""LANCE: low-rank activation compression for continual learning (Apolinario and Roy, arXiv 2509.21617).
+
+Every convolution's unfolded input X (B images, C k^2 inputs of a window, L windows) is kept as
+
+    G = X x_0 U_0^T x_1 U_1^T x_2 U_2^T,       dL/dW = Z U_1^T,  Z_oq = sum_pr G_pqr (dL/dY x_0 U_0^T x_2 U_2^T)_por,
+
+with factors U_n that are fixed for a task: eigenvectors of the covariance of each mode, gathered before the task from
+`calibration_batches` batches, forward only. U_0 and U_2 keep a share `epsilon` of the energy. M holds the directions of inputs
+that earlier tasks need, and U_1 is taken from (I - M M^T) Cov: as many as, with M, hold a share `threshold` of the energy (all
+that are left where C k^2 <= 80). So gradients are orthogonal to M, and a layer's answer to inputs in the span of M stays. After
+a task M takes up the leading directions of what it leaves over, until it holds the share `threshold`, which rises by
+`threshold_rise` from the first task to the last (the published 0.003 a task on ten tasks).
+
+The paper trains by SGD. Other optimisers leave the gradient's space, so here every step is projected, which changes nothing
+for plain SGD. Biases are learnt with the first task, then fixed; heads are not compressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchsuite.data.batches import Batches
+from benchsuite.errors import Diverged
+from benchsuite.method import Declared, Method, register
+from benchsuite.modifiers import Interception, Maps
+from benchsuite.nn.compressed import Geometry, Kept, eigen
+from benchsuite.nn.multihead import MultiHead
+from benchsuite.randomness import derive
+
+FEW = 80  # C k^2 up to which a layer keeps every direction that is not protected
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The factors of one layer for one task: batch (B, r_0), inputs (C k^2, r_1), windows (L, r_2)."""
+
+    batch: Tensor
+    inputs: Tensor
+    windows: Tensor
+
+
+@dataclass(frozen=True)
+class Projected:
+    """G (r_0, r_1, r_2), or (B, r_1, r_2) for a batch of another size than the factors were made for."""
+
+    core: Tensor
+    projection: Projection
+
+    @staticmethod
+    def of(x: Tensor, kernel: torch.Size, geometry: Geometry, projection: Projection) -> Projected:
+        """The convolution with the r_1 directions as kernels unfolds and projects in one."""
+        stride, padding, dilation, _ = geometry
+        filters = projection.inputs.T.reshape(-1, *kernel[1:]).to(x.dtype)
+        core = F.conv2d(x, filters, None, stride, padding, dilation).flatten(2) @ projection.windows.to(x.dtype)
+        if len(x) == len(projection.batch):
+            core = torch.tensordot(projection.batch.to(x.dtype), core, ([0], [0]))
+        return Projected(core, projection)
+
+    @property
+    def nbytes(self) -> int:
+        return self.core.numel() * self.core.element_size()
+
+    def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        return ProjectedConv2d.apply(x, weight, bias, geometry, self)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError("only convolutions are projected")
+
+
+class ProjectedConv2d(torch.autograd.Function):
+    """conv2d whose weight's gradient comes from the projected input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kept: Projected) -> Tensor:
+        ctx.geometry, ctx.size, ctx.projection = geometry, x.shape, kept.projection  # factors outlive the step
+        ctx.save_for_backward(weight, kept.core)
+        return F.conv2d(x, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, core = ctx.saved_tensors
+        x = torch.nn.grad.conv2d_input(ctx.size, weight, g, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        p = ctx.projection
+        z = g.flatten(2) @ p.windows.to(g.dtype)
+        if len(g) == len(p.batch):
+            z = torch.tensordot(p.batch.to(g.dtype), z, ([0], [0]))
+        w = torch.einsum("por,pqr->oq", z, core) @ p.inputs.T.to(g.dtype)
+        return x, w.view_as(weight), g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None
+
+
+@dataclass
+class FixedFactors(Maps):
+    """Keeps the inputs of the convolutions that have a projection; layers count in the order of a forward pass."""
+
+    by_input = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.projections: list[Projection | None] = []
+
+    def keep(self, x: Tensor, layer: int, weight: Tensor, geometry: Geometry | None) -> Kept | None:
+        projection = self.projections[layer] if geometry is not None and layer < len(self.projections) else None
+        return None if projection is None or geometry is None else Projected.of(x, weight.shape, geometry, projection)
+
+
+def shares_of(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors and their shares of the trace, the largest first."""
+    vectors, values = eigen(covariance)
+    if vectors is None:
+        raise Diverged("the activations are no longer finite numbers")
+    return vectors, values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def outside(covariance: Tensor, protected: Tensor) -> tuple[Tensor, float]:
+    """(I - M M^T) Cov (I - M M^T), and the share of Cov's trace that M (n, m) holds."""
+    total = float(covariance.trace())
+    rest = covariance - protected @ (protected.T @ covariance)
+    rest = rest - (rest @ protected) @ protected.T
+    return rest, 1 - float(rest.trace()) / total if total else 0.0
+
+
+def more(covariance: Tensor, protected: Tensor, share: float) -> Tensor:
+    """The fewest orthonormal directions (n, k) outside M that, with it, hold that share of the covariance's energy."""
+    rest, held = outside(covariance, protected)
+    left = len(covariance) - protected.shape[1]
+    vectors, shares = shares_of(rest)
+    carried = held + (1 - held) * shares.cumsum(0)
+    count = 0 if held >= share else min(int((carried < share).sum()) + 1, left)
+    found = vectors[:, :count]
+    return torch.linalg.qr(found - protected @ (protected.T @ found)).Q  # M's own share of them is rounding
+
+
+@register
+@dataclass
+class LANCE(Method):
+    """LANCE: activations kept on fixed low-rank factors, and gradients orthogonal to what earlier tasks need."""
+
+    epsilon: float = 0.98  # the share of energy that images and windows keep
+    threshold: float = 0.97  # the share that a task's inputs, and what is protected of them, hold
+    threshold_rise: float = 0.027  # from the first task to the last
+    calibration_batches: int = 100
+    relu: Literal["mask", "plain"] = "mask"  # as for the modifiers of activations
+
+    settings: ClassVar = (
+        Declared(
+            protocol="split-cifar100",
+            tier="lite",
+            values={"calibration_batches": 10},
+            origin="ours: a task has 400 steps here, and 100 batches would take longer than its training",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "threshold"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.threshold_rise <= 1 - self.threshold:
+            raise ValueError(f"threshold_rise must lie between 0 and 1 - threshold, got {self.threshold_rise}")
+        if self.calibration_batches < 1:
+            raise ValueError(f"calibration_batches must be at least 1, got {self.calibration_batches}")
+
+    def prepare(self, model: MultiHead) -> MultiHead:
+        self.factors = FixedFactors(relu=self.relu)
+        self.compression = Interception(self.factors, model)
+        self.protected: dict[str, Tensor] = {}  # M (C k^2, m) of every convolution
+        self.ranks: list[dict[str, list[int]]] = []
+        return model
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        task = strategy.experience.current_experience
+        covariances = self.covariances(strategy)
+        self.factors.projections, ranks = [], {}
+        for name, (images, inputs, windows) in covariances.items():
+            m = self.protected.setdefault(name, inputs.new_zeros(len(inputs), 0))
+            left = len(inputs) - m.shape[1]
+            u1 = more(inputs, m, 2.0 if len(inputs) <= FEW else self.share(task))
+            if left and not u1.shape[1]:  # M alone holds the share: one direction more, so that the layer can learn at all
+                u1 = more(inputs, m, 2.0)[:, :1]
+            if not left:
+                self.guard.freeze(f"backbone.{name}.weight")
+            u0, u2 = (self.leading(covariance) for covariance in (images, windows))
+            ranks[name] = [u.shape[1] for u in (u0, u1, u2)]
+            self.factors.projections.append(Projection(*(u.to(strategy.dtype) for u in (u0, u1, u2))))
+        self.ranks.append(ranks)
+        self._start = {name: self.weight(name).detach().clone() for name in covariances}
+
+    def share(self, task: int) -> float:
+        return self.threshold + self.threshold_rise * task / max(1, self.n_tasks - 1)
+
+    def leading(self, covariance: Tensor) -> Tensor:
+        """As many eigenvectors as hold at most a share epsilon, at least one."""
+        vectors, shares = shares_of(covariance)
+        return vectors[:, : max(1, int((shares.cumsum(0) <= self.epsilon).sum()))]
+
+    def weight(self, name: str) -> nn.Parameter:
+        return self.model.backbone.get_parameter(f"{name}.weight")
+
+    @torch.no_grad()
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """What a step added is projected to where gradients lie: orthogonal to M."""
+        for name, start in self._start.items():
+            m, weight = self.protected[name].to(start.dtype), self.weight(name)
+            if m.shape[1]:
+                step = (weight - start).flatten(1)
+                weight.copy_(start + (step - (step @ m) @ m.T).view_as(weight))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        task = strategy.experience.current_experience
+        for name, (_, inputs, _) in self.covariances(strategy).items():
+            m = self.protected[name]
+            self.protected[name] = torch.cat([m, more(inputs, m, self.share(task))], 1)
+            if (bias := f"{name}.bias") in dict(self.model.backbone.named_parameters()):
+                self.guard.freeze(f"backbone.{bias}")
+        self.factors.projections, self._start = [], {}
+
+    @torch.no_grad()
+    def covariances(self, strategy: Any) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """For each convolution, in the order of a forward pass, X_(n) X_(n)^T of its unfolded input's three modes, summed over
+        calibration batches of the task: (B, B), (C k^2, C k^2), (L, L)."""
+        experience = strategy.experience
+        task = experience.current_experience
+        sums: dict[str, tuple[Any, ...]] = {}
+        batches = Batches(
+            [experience.images],
+            [task],
+            self.recipe.batch_size,
+            augmentation=strategy.augmentation,
+            seed=derive(self.seed, "lance"),
+            stage=task,
+            dtype=strategy.dtype,
+        )
+
+        def watch(name: str) -> Callable[[nn.Conv2d, tuple[Tensor]], None]:
+            def hook(conv: nn.Conv2d, given: tuple[Tensor]) -> None:
+                x = F.unfold(given[0], conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+                if len(x) != len(sums.get(name, (x,))[0]):
+                    return  # the last batch of an epoch
+                wide = (x.flatten(1), x.transpose(0, 1).flatten(1), x.permute(2, 0, 1).flatten(1))
+                before = sums.get(name, (0.0, 0.0, 0.0))
+                sums[name] = tuple(total + rows @ rows.T for total, rows in zip(before, wide, strict=True))
+
+            return hook
+
+        hooks = [
+            module.register_forward_pre_hook(watch(name))
+            for name, module in self.model.backbone.named_modules()
+            if isinstance(module, nn.Conv2d)
+        ]
+        with evaluating(self.model):
+            for _, (x, *_) in zip(range(self.calibration_batches), batches, strict=False):
+                self.model(x, task)
+        for hook in hooks:
+            hook.remove()
+        return {name: tuple(total.double() for total in totals) for name, totals in sums.items()}
+
+    def facts(self) -> dict[str, Any]:
+        return {"ranks": self.ranks, "protected": {name: m.shape[1] for name, m in self.protected.items()}}
+
+    def state(self) -> dict[str, Any]:
+        return {"protected": dict(self.protected), "ranks": self.ranks}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode meanwhile, and then as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
