@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, make_dataclass
 from dataclasses import field as dataclass_field
 from functools import partial
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -235,6 +235,18 @@ MODIFIERS: dict[str, type[Modifier]] = {
 }
 
 
+class Read(NamedTuple):
+    """What a layer has read and kept in a pass."""
+
+    map: weakref.ref[Tensor]
+    version: int  # of the map, which may be changed in place afterwards
+    shape: torch.Size  # as the layer saw it, which may have padded it
+    layer: int
+    linear: bool
+    learns: bool
+    kept: Kept | None
+
+
 class Interception(TorchFunctionMode):
     """Lets a modifier act on the layers of a network, in training passes through it."""
 
@@ -244,7 +256,7 @@ class Interception(TorchFunctionMode):
         self.bytes = 0  # what the paper's formula counts: kept inputs of the compressed layers, summed until somebody resets it
         self._first: int | None = 0 if modifier.compressed == "all" else None  # of the layers that are compressed
         self._inside = self._counting = False
-        self._seen: list[tuple[weakref.ref[Tensor], Kept | None]] = []
+        self._reads: list[Read] = []  # in this pass
         self._layers = 0
         model.register_forward_pre_hook(self._enter)
         model.register_forward_hook(self._leave, always_call=True)
@@ -258,20 +270,20 @@ class Interception(TorchFunctionMode):
             return
         if self._first is None:
             self._first = max(0, self._count(model, given) - int(self.modifier.compressed.partition(":")[2]))
-        self._inside, self._layers, self._seen = True, 0, []
+        self._inside, self._layers, self._reads = True, 0, []
         self.__enter__()
 
     def _leave(self, model: nn.Module, given: Any, out: Any) -> None:
         if self._inside and not self._counting:
             self.__exit__(None, None, None)
-            self._inside, self._seen = False, []
+            self._inside, self._reads = False, []
 
     def _count(self, model: nn.Module, given: Any) -> int:
         """How many layers a pass comes to, found by one that changes nothing."""
         modes = {module: module.training for module in model.modules()}
         model.eval()
         self._inside = self._counting = True
-        self._layers, self._seen = 0, []
+        self._layers, self._reads = 0, []
         try:
             with torch.no_grad(), self:
                 model(*given)
@@ -290,19 +302,20 @@ class Interception(TorchFunctionMode):
     def _kept(self, given: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Kept | None:
         """What to keep of x, which is made from a layer's input `given`. Linear layers that read the same input, which are heads,
         count as one layer."""
-        found, kept = False, None
-        for reference, before in self._seen:
-            if reference() is given:
-                found, kept = True, before
-        if found and geometry is None:
-            return kept
-        layer, self._layers = self._layers, self._layers + 1
-        if found and self.modifier.by_input:
-            return kept
-        if not self._counting and self._first is not None and layer >= self._first and weight.requires_grad:
+        now, linear = given._version, geometry is None
+        reads = [read for read in self._reads if read.version == now and read.map() is given]
+        heads = [read.layer for read in reads if read.linear and linear]
+        layer = heads[0] if heads else self._layers
+        self._layers += not heads
+        alike = [read for read in reads if read.learns and read.shape == x.shape]
+        shared = [read.kept for read in alike if self.modifier.by_input or (read.linear and linear)]
+        kept = None
+        if shared:
+            kept = shared[0]
+        elif not self._counting and self._first is not None and layer >= self._first and weight.requires_grad:
             kept = self.modifier.keep(x.detach(), layer, weight.detach(), geometry)
             self.bytes += x.numel() * x.element_size() if kept is None else kept.nbytes
-        self._seen.append((weakref.ref(given), kept))
+        self._reads.append(Read(weakref.ref(given), now, x.shape, layer, linear, weight.requires_grad, kept))
         return kept
 
     def conv2d(
