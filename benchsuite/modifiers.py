@@ -258,18 +258,18 @@ class Interception(TorchFunctionMode):
         self._inside = self._counting = False
         self._reads: list[Read] = []  # in this pass
         self._layers = 0
-        model.register_forward_pre_hook(self._enter)
+        model.register_forward_pre_hook(self._enter, with_kwargs=True)
         model.register_forward_hook(self._leave, always_call=True)
 
     def begin_task(self, model: nn.Module, task: int) -> None:
         self._first = 0 if self.modifier.compressed == "all" else None
         self.modifier.begin_task(model, task)
 
-    def _enter(self, model: nn.Module, given: Any) -> None:
+    def _enter(self, model: nn.Module, given: Any, named: Any) -> None:
         if self._inside or not (model.training and torch.is_grad_enabled()):
             return
         if self._first is None:
-            self._first = max(0, self._count(model, given) - int(self.modifier.compressed.partition(":")[2]))
+            self._first = max(0, self._count(model, given, named) - int(self.modifier.compressed.partition(":")[2]))
         self._inside, self._layers, self._reads = True, 0, []
         self.__enter__()
 
@@ -278,7 +278,7 @@ class Interception(TorchFunctionMode):
             self.__exit__(None, None, None)
             self._inside, self._reads = False, []
 
-    def _count(self, model: nn.Module, given: Any) -> int:
+    def _count(self, model: nn.Module, given: Any, named: Any) -> int:
         """How many layers a pass comes to, found by one that changes nothing."""
         modes = {module: module.training for module in model.modules()}
         model.eval()
@@ -286,7 +286,7 @@ class Interception(TorchFunctionMode):
         self._layers, self._reads = 0, []
         try:
             with torch.no_grad(), self:
-                model(*given)
+                model(*given, **named)
         finally:
             self._inside = self._counting = False
             for module, mode in modes.items():
