@@ -429,6 +429,9 @@ class Modified:
 
     def prepare(self, model: MultiHead) -> MultiHead:
         model = super().prepare(model)  # type: ignore[misc]
+        if getattr(self, "compression", None) is not None:
+            name = type(self).__mro__[2].name  # type: ignore[attr-defined]
+            raise UserError(f"{name} keeps activations in a form of its own; it takes no modifier")
         modifier = self._modifier()
         modifier.seed = self.seed  # type: ignore[attr-defined]
         self.compression = Interception(modifier, model)
@@ -444,7 +447,9 @@ def modified(base: type[Method], name: str) -> type[Method]:
     if name not in MODIFIERS:
         raise UserError(f"no modifier is called {name!r}; {suggest(name, MODIFIERS)}")
     modifier = MODIFIERS[name]
-    if taken := [f.name for f in fields(modifier) if hasattr(base, f.name)]:
+    known = {f.name for f in fields(base)}  # one without a default is no attribute of its class
+    words = [f.name for f in fields(modifier)]
+    if taken := [w for w in words if w in known or hasattr(base, w)] + [w for w in ("modifier", "compression") if w in known]:
         raise UserError(f"{base.name}: its {taken[0]!r} is a setting of every {name} row; give it another name")
     hints = get_type_hints(modifier)
     own = [
