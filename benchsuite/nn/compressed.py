@@ -337,8 +337,8 @@ class FilteredConv2d(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Probed:
-    """The input itself; the backward pass adds to `found`, for each share, what HOSVD at that share would do:
-    (||dW - dW'||_F, bytes, ranks)."""
+    """The input itself; the backward pass writes to `found`, for each share, what HOSVD at that share would do:
+    (||dW - dW'||_F, in sum over the layers that read the input, bytes, ranks)."""
 
     x: Tensor
     shares: Sequence[float]
@@ -362,7 +362,8 @@ class _Probe(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor, probe: Probed, geometry: Geometry | None) -> Tensor:
         ctx.probe, ctx.geometry = probe, geometry
         ctx.save_for_backward(x, weight)
-        return y.view_as(y)
+        ctx.mark_dirty(y)  # y itself goes on: a view of it could not be rectified in place
+        return y
 
     @staticmethod
     @once_differentiable
@@ -375,11 +376,13 @@ class _Probe(torch.autograd.Function):
             return conv_weight_gradient(kept, g, weight.shape, ctx.geometry)
 
         exact = gradient(Decomposed(x, (None,) * x.dim()))
-        for share in ctx.probe.shares:
+        found, before = ctx.probe.found, list(ctx.probe.found)
+        found.clear()
+        for i, share in enumerate(ctx.probe.shares):
             kept = hosvd(x, by_energy(share), always=True)
             if kept is not None:
-                error = float((gradient(kept) - exact).float().norm())
-                ctx.probe.found.append((error, kept.nbytes, list(kept.core.shape)))
+                error = float((gradient(kept) - exact).float().norm()) + (before[i][0] if before else 0)
+                found.append((error, kept.nbytes, list(kept.core.shape)))
         return g, None, exact, None, None
 
 
