@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..randomness import derive, generator
+from .conditional import outermost
 
 
 class Dropout(nn.Module):
@@ -56,22 +57,27 @@ def reseed_dropout(model: nn.Module, seed: int, *purpose: object, prefix: str = 
 
 
 @contextmanager
-def rerun(network: nn.Module, states: list[Tensor]) -> Iterator[None]:
-    """While open, dropout draws again from `states`, and what a batch does to running statistics is undone at the end."""
+def rerun(network: nn.Module, states: list[Tensor], task: int) -> Iterator[None]:
+    """While open, the network computes for `task` and dropout draws again from `states`; that, and what a batch does to running
+    statistics, is undone at the end."""
     dropouts = [module for module in network.modules() if isinstance(module, Dropout)]
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     now = [module.generator.get_state() for module in dropouts]
     kept = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers()]
+    told: int = getattr(network, "told_task", -1)  # by MultiHead; another pass may have come in between
     for module, state in zip(dropouts, states, strict=True):
         module.generator.set_state(state)
+    for conditional in outermost(network) if task != told else ():
+        conditional.set_task(task)
     try:
         yield
     finally:
+        for conditional in outermost(network) if task != told else ():
+            conditional.set_task(told)
         for module, state in zip(dropouts, now, strict=True):
             module.generator.set_state(state)
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+        for buffer, value in kept:
+            buffer.data.copy_(value)  # as normalisation itself writes: another pass's graph may hold the buffer
 
 
 def in_segments(network: nn.Module, steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor, segments: int) -> Tensor:
@@ -85,7 +91,7 @@ def in_segments(network: nn.Module, steps: Sequence[Callable[[Tensor], Tensor]],
 
     def contexts() -> tuple[Any, Any]:
         states = [module.generator.get_state() for module in network.modules() if isinstance(module, Dropout)]
-        return nullcontext(), rerun(network, states)
+        return nullcontext(), rerun(network, states, getattr(network, "told_task", -1))
 
     if segments > 1 and network.training and torch.is_grad_enabled():
         size = -(-len(steps) // segments)

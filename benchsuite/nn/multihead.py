@@ -131,6 +131,7 @@ class MultiHead(MultiTaskModule):
         return list(outermost(self.backbone))
 
     def _tell(self, task: int) -> None:
+        self.backbone.told_task = task
         for module in self._conditional():
             module.set_task(task)
 
