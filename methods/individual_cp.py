@@ -37,7 +37,7 @@ class IndividualCP(IndividualSVD):
     def rank(self, kernel: Tensor) -> Rank:
         return decompose.cp_rank(kernel, self.rank_by, self.ratio, self.energy)
 
-    def factors(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
+    def factorise(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
         factors = decompose.cp(kernel, rank, covariance)
         self.kappa[-1].append(decompose.kappa(factors, kernel))
         return factors

@@ -65,7 +65,7 @@ class IndividualSVD(Individual):
     def rank(self, kernel: Tensor) -> Rank:
         return decompose.svd_rank(kernel, self.rank_by, self.ratio, self.energy)
 
-    def factors(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
+    def factorise(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
         return decompose.svd(kernel, rank, covariance)
 
     def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class IndividualSVD(Individual):
             if layer.elements(rank) >= conv.weight.numel():
                 return conv
             try:
-                layer.set_residual(self.factors(conv.weight, rank, covariances.get(name)))
+                layer.set_residual(self.factorise(conv.weight, rank, covariances.get(name)))
             except decompose.DegenerateFit:
                 return conv
             made = layer.compose(layer.residual, torch.zeros_like(conv.weight).flatten(1), 0)
@@ -148,14 +148,14 @@ class IndividualSVD(Individual):
 
     def artifact(self) -> Artifact:
         """Of each task's network its factors, its dense layers and biases; the heads. Ranks are the factors' shapes."""
-        layers = self.compressed()
+        layers = self.factorised()
         artifact = Artifact.of_network(self.model, without=layers)
         for name, layer in layers.items():
             parts = [*layer.grows, *(["bias"] if layer.bias is not None else [])]
             artifact.tensors |= {f"weights/{name}.{part}": getattr(layer, part) for part in parts}
         return artifact
 
-    def compressed(self) -> dict[str, FactorisedConv2d]:
+    def factorised(self) -> dict[str, FactorisedConv2d]:
         """By their names in the backbone; layers in training have nothing to store yet."""
         return {name: m for name, m in self.model.backbone.named_modules() if isinstance(m, FactorisedConv2d) and m.ranks}
 

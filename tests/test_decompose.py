@@ -190,7 +190,7 @@ def test_factors_are_what_is_trained_in_the_recovery_and_what_is_stored(method):
     strategy, stream = make(method=method, epochs=4, recovery=0.5, ratio=0.25)
     for experience in stream.train[:2]:
         strategy.train(experience, eval_streams=[])
-    layers = strategy.method.compressed()
+    layers = strategy.method.factorised()
     assert len(layers) == 4  # two tasks of two layers; the first convolution stays dense
     dense, stored = 0, 0
     for layer in layers.values():
@@ -203,20 +203,20 @@ def test_factors_are_what_is_trained_in_the_recovery_and_what_is_stored(method):
     assert [len(ranks) for ranks in strategy.method.ranks] == [2, 2]
     made = layers["models.1.conv2"].prefix(0)
     again, _ = trained(method=method, tasks=2, epochs=4, recovery=0.5, ratio=0.25, recovery_rate=1e-12)  # control
-    assert not torch.allclose(again.method.compressed()["models.1.conv2"].prefix(0), made)
+    assert not torch.allclose(again.method.factorised()["models.1.conv2"].prefix(0), made)
 
 
 def test_without_recovery_the_factors_are_those_of_the_dense_kernel(monkeypatch):
     kernels = []
-    cut = IndividualSVD.factors
+    cut = IndividualSVD.factorise
 
     def seen(self, kernel, rank, covariance):
         kernels.append((kernel.detach().clone(), rank))
         return cut(self, kernel, rank, covariance)
 
-    monkeypatch.setattr(IndividualSVD, "factors", seen)
+    monkeypatch.setattr(IndividualSVD, "factorise", seen)
     strategy, _ = trained(method="individual-svd", epochs=2, recovery=0.0)
-    for (kernel, rank), layer in zip(kernels, strategy.method.compressed().values(), strict=True):
+    for (kernel, rank), layer in zip(kernels, strategy.method.factorised().values(), strict=True):
         expected = composed("svd", kernel.double(), rank).flatten(1)
         assert torch.allclose(layer.prefix(0).double(), expected, atol=1e-5)
 
