@@ -313,7 +313,8 @@ class Interception(TorchFunctionMode):
         if shared:
             kept = shared[0]
         elif not self._counting and self._first is not None and layer >= self._first and weight.requires_grad:
-            kept = self.modifier.keep(x.detach(), layer, weight.detach(), geometry)
+            with torch.autocast(x.device.type, enabled=False):  # what is kept may be bfloat16, its decomposition is not
+                kept = self.modifier.keep(x.detach(), layer, weight.detach(), geometry)
             self.bytes += x.numel() * x.element_size() if kept is None else kept.nbytes
         self._reads.append(Read(weakref.ref(given), now, x.shape, layer, linear, weight.requires_grad, kept))
         return kept
