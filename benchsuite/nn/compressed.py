@@ -167,7 +167,8 @@ def decompose(x: Tensor, factors: Sequence[Tensor | None], always: bool = False)
     if not always and size + sum(u.numel() for u in used.values()) >= x.numel():
         return None
     core = project(x.float() if x.element_size() < 4 else x, used).to(x.dtype).contiguous()
-    return Decomposed(core, tuple(used[mode].to(x.dtype).contiguous() if mode in used else None for mode in range(x.dim())))
+    kept = {mode: u.to(x.dtype, copy=True, memory_format=torch.contiguous_format) for mode, u in used.items()}  # no view
+    return Decomposed(core, tuple(kept.get(mode) for mode in range(x.dim())))
 
 
 @torch.no_grad()
