@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import UserError
 from .method import Method
 from .nn import compressed
-from .nn.compressed import Filtered, Geometry, Kept, Probed
+from .nn.compressed import Decomposed, Filtered, Geometry, Kept, Probed
 from .nn.multihead import MultiHead
 from .randomness import generator
 from .registry import suggest
@@ -54,7 +54,7 @@ class Maps(Modifier):
     """What keeps activation maps in another form.
 
     compressed: "all" convolutions and linear layers, or "last:N" of them in the order in which a forward pass comes to them;
-    heads that read the same features count as one. A layer whose weight does not learn keeps nothing anyway.
+    heads that read the same features count as one. Of them, one whose weight does not learn keeps nothing.
     relu: "mask" keeps one bit for each element at a ReLU, two bits for each output of a 2x2 max pooling and nothing at an
     average pooling, with the same result to the bit; "plain" leaves them as they are, and with them most of what was kept.
     """
@@ -309,10 +309,14 @@ class Interception(TorchFunctionMode):
         self._layers += not heads
         alike = [read for read in reads if read.learns and read.shape == x.shape]
         shared = [read.kept for read in alike if self.modifier.by_input or (read.linear and linear)]
-        kept = None
-        if shared:
+        compressed = not self._counting and self._first is not None and layer >= self._first
+        kept: Kept | None = None
+        if not weight.requires_grad:
+            if compressed and not linear:  # a plain convolution would keep its input all the same
+                kept = Decomposed(x.new_empty(0), ())
+        elif shared:
             kept = shared[0]
-        elif not self._counting and self._first is not None and layer >= self._first and weight.requires_grad:
+        elif compressed:
             with torch.autocast(x.device.type, enabled=False):  # what is kept may be bfloat16, its decomposition is not
                 kept = self.modifier.keep(x.detach(), layer, weight.detach(), geometry)
             self.bytes += x.numel() * x.element_size() if kept is None else kept.nbytes
