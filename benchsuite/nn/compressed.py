@@ -436,15 +436,19 @@ class MaskedReLU(torch.autograd.Function):
         if inplace:
             ctx.mark_dirty(x)
         y = torch.relu_(x) if inplace else torch.relu(x)
-        ctx.size = y.shape
-        ctx.save_for_backward(pack(y.bool(), 1))
+        # In the order in which it lies in memory, so that gradients lie as the plain one's do and later sums are rounded alike
+        ctx.last = not y.is_contiguous() and y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
+        flat = y.permute(0, 2, 3, 1) if ctx.last else y
+        ctx.size = flat.shape
+        ctx.save_for_backward(pack(flat.bool(), 1))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (packed,) = ctx.saved_tensors
-        return masked(g, unfold(packed, "bits", ctx.size)), None
+        mask = unfold(packed, "bits", ctx.size)
+        return masked(g, mask.permute(0, 3, 1, 2) if ctx.last else mask), None
 
 
 class CodedMaxPool2d(torch.autograd.Function):
