@@ -44,4 +44,5 @@ def own_methods(monkeypatch):
     """The registered methods; what a test registers is forgotten after it."""
     monkeypatch.setattr(methods, "_known", dict(methods.all()))
     monkeypatch.setattr(methods, "_files", {})
+    monkeypatch.setattr(methods, "_modified", {})
     return methods
