@@ -159,7 +159,14 @@ def test_methods_and_protocols_of_other_distributions_are_found(installed):
     root = Path(__file__).parent.parent
     ours = {path.stem.replace("_", "-") for path in (root / "methods").glob("[!_]*.py")}
     assert installed["methods"] == sorted({*ours, "theirs"})
-    assert installed["protocols"] == ["five-datasets", "split-cifar100", "split-digits", "split-miniimagenet", "their-digits"]
+    assert installed["protocols"] == [
+        "cifar100-halves",
+        "five-datasets",
+        "split-cifar100",
+        "split-digits",
+        "split-miniimagenet",
+        "their-digits",
+    ]
 
 
 def test_list_names_what_other_distributions_bring(python):

@@ -416,7 +416,7 @@ def test_the_space_of_every_method_holds_its_present_values(name):
     assert "tune`, ACC after the first 3 tasks of seed 1002" in made.origin()
 
 
-@pytest.mark.parametrize("name", tune.protocols.all())
+@pytest.mark.parametrize("name", [n for n, p in tune.protocols.all().items() if len(p.tasks) > 2])  # two have two orders
 def test_no_reported_seed_has_an_order_of_tuning(name):
     order = tune.protocols.get(name).order
     reported = [order(seed) for seed in range(1, 11)]
