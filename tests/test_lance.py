@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from short_runs import make, trained
+from short_runs import trained
 from torch.nn import functional as F
 
 from benchsuite.errors import UserError
@@ -101,19 +101,19 @@ class Protected(SupervisedPlugin):
         self.tasks[-1].append(self.look(strategy.method))
 
 
-def learnt(**settings):
+OPTIMIZERS = {
+    "sgd": {"optimizer": "sgd", "lr": 0.05},
+    "adamw and decay": {"optimizer": "adamw", "weight_decay": 0.1},
+    "sgd and momentum": {"optimizer": "sgd", "momentum": 0.9},
+}
+
+
+@cache
+def learnt(optimizer):
+    """Before and after each of three tasks: {layer: (M, weight)}."""
     seen = Protected()
-    strategy, stream = make(seen, method="lance", epochs=2, dtype=torch.float64, **settings)
-    for experience in stream.train[:3]:
-        strategy.train(experience, eval_streams=[])
-    return strategy, stream, seen.tasks
-
-
-OPTIMIZERS = [
-    {"optimizer": "sgd", "lr": 0.05},
-    {"optimizer": "adamw", "weight_decay": 0.1},
-    {"optimizer": "sgd", "momentum": 0.9},
-]
+    trained(seen, method="lance", tasks=3, dtype=torch.float64, **OPTIMIZERS[optimizer])
+    return seen.tasks
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
