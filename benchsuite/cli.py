@@ -17,6 +17,7 @@ EPILOG = """examples:
   benchsuite leaderboard                                   the embedded protocol, every method, three seeds
   benchsuite run --protocol split-cifar100 --tier lite --method cacl --seed 1
   benchsuite run --method ./my_method.py --set strength=0.5
+  benchsuite run --method cacl+hosvd --set epsilon=0.9      CACL with compressed activation maps
   benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1,2,3,4,5
   benchsuite tune --protocol split-cifar100 --method ewc --trials 12
   benchsuite new-method my_method && benchsuite check ./my_method.py
@@ -39,7 +40,7 @@ def seeds(text: str) -> list[int]:
 def parser() -> Parser:
     top = Parser(
         prog="benchsuite",
-        description="Continual learning inside a storage budget: methods on equal terms, three leaderboards.",
+        description="Continual learning inside a storage budget: methods on equal terms, four leaderboards.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -76,7 +77,9 @@ def parser() -> Parser:
 
     commands.add_parser("list", help="the methods and protocols, and what they need")
     one = commands.add_parser("run", parents=[where, how, data], help="one run: a method on a protocol with a seed")
-    one.add_argument("--method", required=True, help="a registered method, or a Python file that registers one")
+    one.add_argument(
+        "--method", required=True, help="a registered method, or a Python file that registers one; +MODIFIER after it"
+    )
     one.add_argument("--seed", type=int, default=1)
     board = commands.add_parser("leaderboard", parents=[where, how, data], help="run what is missing, then rank all results")
     board.add_argument(
@@ -158,12 +161,16 @@ def interrupt(number: int, frame: Any) -> NoReturn:
 
 def command_list(arguments: argparse.Namespace) -> None:
     from .method import methods
+    from .modifiers import MODIFIERS
     from .protocol import TIERS, protocols
 
     print("methods")
     for name, cls in methods.all().items():
         first = (cls.__doc__ or "").strip().splitlines()[0]
         print(f"  {name:20} {first}{' [forgets nothing]' if cls.forgetting == 'none' else ''}")
+    print("modifiers (METHOD+MODIFIER)")
+    for name, modifier in MODIFIERS.items():
+        print(f"  {name:20} {' '.join((modifier.__doc__ or '').split()).split('. ')[0].rstrip('.')}.")
     print("protocols")
     for name, protocol in protocols.all().items():
         print(f"  {name:20} {protocol.summary}\n  {'':20} needs {protocol.needs}")

@@ -67,6 +67,51 @@ def test_t_interval_against_a_known_value():
     assert np.isnan(t_interval(np.array([]))).all()
 
 
+def memory(held, peak, formula=None):
+    found = {"held": held, "peak": peak} | ({"formula": formula, "formula_mean": formula} if formula else {})
+    return {"memory": found, "activation_bytes": max(held)}
+
+
+def test_the_board_of_training_memory():
+    settings = {"epochs": 10, "epsilon": 0.8}
+    runs = [
+        run(**memory([4_000_000, 5_000_000], [8_000_000, 7_000_000])),
+        run(
+            "finetune+hosvd",
+            correct=((80, None), (60, 80)),
+            settings=settings,
+            seconds={"train": [1.5, 2.5], "evaluate": [1.0, 1.0]},
+            **memory([1_000_000, 500_000], [6_000_000, 9_000_000], [100_000, 200_000]),
+        ),
+        run("er+hosvd", correct=((50, None), (50, 50)), settings=settings, **memory([2_000_000] * 2, [2_000_000] * 2, [1] * 2)),
+    ]
+    board = leaderboard(runs).training_memory
+    assert board["method"].tolist() == ["finetune+hosvd", "finetune", "er+hosvd"]  # the front first, then by what is held
+    found = rows(board)
+    assert found["finetune"]["held"] == 5
+    assert [found["finetune+hosvd"][name] for name in ("held", "peak", "formula", "step_time")] == [1, 9, 0.2, 2]
+    assert np.isnan([found["finetune"]["formula"], found["finetune"]["step_time"], found["er+hosvd"]["step_time"]]).all()
+    assert any(note.startswith("step time: from the wall clock") for note in leaderboard(runs).footnotes)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 2},
+        {"precision": "bf16"},
+        {"settings": {"epochs": 20}},
+        {"environment": {"device_name": "Model Y"}},
+        {"environment": {"threads": 2}},
+        {"data": [{**COMPLETE, "digest": "e" * 64}]},
+    ],
+)
+def test_a_step_is_compared_with_the_same_run_without_the_modifier_only(other):
+    modified = run("finetune+hosvd", settings={"epochs": 10, "epsilon": 0.8})
+    assert rows(leaderboard([modified, run()]).training_memory)["finetune+hosvd"]["step_time"] == 1  # control
+    board = leaderboard([modified, run(**other)]).training_memory
+    assert np.isnan(rows(board)["finetune+hosvd"]["step_time"])
+
+
 def test_every_statistic_of_two_seeds():
     board = leaderboard(
         [

@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
 
 from benchsuite.cli import main
-from benchsuite.measure import cacl_lite, precision, serving, steps
+from benchsuite.measure import activations, cacl_lite, precision, serving, steps
 
 
 def convolutions(emulate, autocast=True):
@@ -84,6 +85,27 @@ def test_the_table_of_served_models_has_every_form_beside_the_dense_network(monk
     assert macs["cacl-cp", "composed"] == macs["dense",] == macs["finetune", "served"]
     assert macs["cacl-cp", "served"] <= min(macs["cacl-cp", "composed"], macs["cacl-cp", "chain"])
     assert macs["cacl-cp", "chain"] != macs["cacl-cp", "composed"]
+
+
+def test_the_table_of_activations_has_every_variant_beside_the_unmodified_step(monkeypatch, capsys, tmp_path):
+    words = f"--protocol split-digits --epochs 1 --batches 2 --rounds 1 --steps 1 --output {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["activations", *words.split()])
+    activations.main()
+    frame = pd.read_csv(tmp_path / "activations.csv").set_index("variant")
+    assert list(frame.index) == list(activations.VARIANTS)
+    plain = frame.loc["unmodified"]
+    assert (plain["held_ratio"], plain["error"], plain["time"]) == (1, 0, 1)
+    exact = frame[frame.index.str.startswith("exact") | frame.index.isin(["hosvd 1", "svd 1"])]
+    assert (exact["error"] < 1e-6).all()
+    assert (exact["held"] < plain["held"]).all()
+    hosvd = frame.loc[[f"hosvd {e:g}" for e in activations.EPSILONS]]
+    assert hosvd["formula"].is_monotonic_increasing
+    assert (hosvd["held"] >= hosvd["formula"]).all()
+    assert 0 < hosvd["error"]["hosvd 0.95"] < hosvd["error"]["hosvd 0.5"] < 1
+    assert frame["held"]["hosvd 0.8, plain ReLU"] > 2 * frame["held"]["hosvd 0.8"]
+    assert frame["error"]["hosvd 0.8, factors by SVD"] == pytest.approx(frame["error"]["hosvd 0.8"], rel=1e-3)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".pdf", ".png"}
+    assert "| hosvd 0.8 |" in (tmp_path / "activations.md").read_text()
 
 
 def test_what_the_user_can_mend_is_one_line(tmp_path):
