@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from short_runs import make, trained
 
 from benchsuite.errors import UserError
@@ -66,6 +67,31 @@ def test_evbmf_finds_planted_ranks_whatever_the_side_and_the_scale(shape, rank):
     for scale in (1.0, 1e-3, 50.0):
         assert decompose.evbmf_rank(scale * matrix) == rank
         assert decompose.evbmf_rank(scale * matrix.T) == rank
+
+
+def spectra():
+    """Matrices without a gap in their singular values r^-1 and r^-2, and one of rank 3 that hardly stands out of its noise."""
+    left, right = (torch.linalg.qr(normal(rows, 64, seed=rows)).Q for rows in (64, 576))
+    powers = [(left * torch.arange(1, 65, dtype=torch.float64) ** -power) @ right.T for power in (1, 2)]
+    return [*powers, 0.4 * normal(64, 3, seed=1) @ normal(3, 576, seed=2) + normal(64, 576, seed=3)]
+
+
+def test_evbmf_does_not_depend_on_the_scale_where_there_is_no_gap(monkeypatch):
+    def ranks():
+        return [{decompose.evbmf_rank(scale * matrix) for scale in (1e-4, 1e-2, 1.0, 1e3)} for matrix in spectra()]
+
+    found = ranks()
+    assert [len(of_one) for of_one in found] == [1, 1, 1]
+    assert found[2] == {3}
+
+    def absolute(function, bounds, method):
+        low, high = map(math.exp, bounds)
+        result = minimize_scalar(lambda variance: function(math.log(variance)), bounds=(low, high), method=method)
+        result.x = math.log(result.x)
+        return result
+
+    monkeypatch.setattr(decompose, "minimize_scalar", absolute)  # control: the variance found to within 1e-5, not to a share
+    assert [len(of_one) > 1 for of_one in ranks()] == [True, True, False]
 
 
 def test_evbmf_of_noise_or_nothing_keeps_the_one_that_a_layer_needs():

@@ -55,8 +55,8 @@ def evbmf_rank(matrix: Tensor) -> int:
     def tau(x: np.ndarray) -> np.ndarray:
         return 0.5 * (x - (1 + alpha) + np.sqrt((x - (1 + alpha)) ** 2 - 4 * alpha))
 
-    def free_energy(variance: float) -> float:
-        x = s**2 / (columns * variance)
+    def free_energy(log_variance: float) -> float:
+        x = s**2 / (columns * math.exp(log_variance))
         large, small = x[x > edge], x[x <= edge]
         t = tau(large)
         value = np.sum(large - t) + np.sum(np.log((t + 1) / large)) + alpha * np.sum(np.log(t / alpha + 1))
@@ -66,8 +66,9 @@ def evbmf_rank(matrix: Tensor) -> int:
     low = max(s[h] ** 2 / (columns * edge), float(np.mean(s[h:] ** 2)) / columns)
     high = total / (rows * columns)
     low = min(max(low, high * 1e-12), high * (1 - 1e-9))
-    variance = minimize_scalar(free_energy, bounds=(low, high), method="bounded").x
-    return max(1, int((s > math.sqrt(columns * variance * edge)).sum()))
+    # over the logarithm, as the search stops at an absolute tolerance: the matrix's scale must not matter
+    found = minimize_scalar(free_energy, bounds=(math.log(low), math.log(high)), method="bounded").x
+    return max(1, int((s > math.sqrt(columns * math.exp(found) * edge)).sum()))
 
 
 def roots(covariance: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
