@@ -1,9 +1,9 @@
 """Individual networks, each compressed after its training: CP of every kernel, then a short recovery.
 
 As `individual_svd`, with W ~ sum_r w_r a_r o b_r o d_r o e_r by alternating least squares with an L2 penalty (arXiv 1412.6553).
-A best CP approximation need not exist: terms may grow without bound and cancel. kappa = sum_r w_r^2 / ||W||^2 is on record; a
-fit above 10 is made again under a stronger penalty, and a kernel that has none below stays dense. There is no EVBMF of a CP
-rank; rank_by="energy" takes the smallest rank whose relative error is at most sqrt(1 - energy), found by bisection.
+A best CP approximation need not exist: terms may grow without bound and cancel. kappa = sum_r w_r^2 / ||W||^2 of every fit is
+on record; one above 6 is refused and made again under a stronger penalty, and a kernel without any other stays dense. There is
+no EVBMF of a CP rank; rank_by="energy" takes the smallest rank whose relative error is at most sqrt(1 - energy), by bisection.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ class IndividualCP(IndividualSVD):
         super().__post_init__()
         if self.rank_by == "evbmf":
             raise ValueError("rank_by: there is no EVBMF of a CP rank; use ratio or energy")
-        self.kappa: list[list[float]] = []  # for each task, of its layers
+        # for each task, by layer, of every fit; the last one is kept, or all are refused
+        self.kappa: list[dict[str, list[float]]] = []
 
     def rank(self, kernel: Tensor) -> Rank:
         return decompose.cp_rank(kernel, self.rank_by, self.ratio, self.energy)
 
-    def factorise(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
-        factors = decompose.cp(kernel, rank, covariance)
-        self.kappa[-1].append(decompose.kappa(factors, kernel))
-        return factors
+    def factorise(self, name: str, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
+        return decompose.cp(kernel, rank, covariance, self.kappa[-1].setdefault(name, []))
 
     def compress(self, strategy: Any) -> None:
-        self.kappa.append([])
+        self.kappa.append({})
         super().compress(strategy)
 
     def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:

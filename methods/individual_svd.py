@@ -65,7 +65,7 @@ class IndividualSVD(Individual):
     def rank(self, kernel: Tensor) -> Rank:
         return decompose.svd_rank(kernel, self.rank_by, self.ratio, self.energy)
 
-    def factorise(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
+    def factorise(self, name: str, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
         return decompose.svd(kernel, rank, covariance)
 
     def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class IndividualSVD(Individual):
             if layer.elements(rank) >= conv.weight.numel():
                 return conv
             try:
-                layer.set_residual(self.factorise(conv.weight, rank, covariances.get(name)))
+                layer.set_residual(self.factorise(name, conv.weight, rank, covariances.get(name)))
             except decompose.DegenerateFit:
                 return conv
             made = layer.compose(layer.residual, torch.zeros_like(conv.weight).flatten(1), 0)

@@ -30,7 +30,7 @@ class IndividualTucker(IndividualSVD):
     def rank(self, kernel: Tensor) -> Rank:
         return decompose.tucker_rank(kernel, self.rank_by, self.ratio, self.energy)
 
-    def factorise(self, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
+    def factorise(self, name: str, kernel: Tensor, rank: Rank, covariance: Tensor | None) -> Factors:
         return decompose.tucker(kernel, rank, covariance)
 
     def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from short_runs import make, trained
 from benchsuite.errors import UserError
 from benchsuite.methods.individual_svd import IndividualSVD
 from benchsuite.nn import decompose
-from benchsuite.nn.factorised import CPConv2d, FactorisedConv2d, SVDConv2d, TuckerConv2d
+from benchsuite.nn.factorised import CPConv2d, SVDConv2d, TuckerConv2d
 from benchsuite.settings import resolve
 
 KINDS = {
@@ -192,7 +192,7 @@ def w_state():
     return w + 1e-4 * normal(2, 2, 2, 1)
 
 
-def test_kappa_tells_a_degenerate_fit(monkeypatch):
+def test_kappa_tells_a_degenerate_fit():
     fits = [decompose.cp_fit(w_state(), 2, 0.0, sweeps) for sweeps in (20, 2000)]
     errors = [float((decompose.compose_cp(fit) - w_state()).norm()) for fit in fits]
     assert errors[1] < errors[0]
@@ -200,12 +200,39 @@ def test_kappa_tells_a_degenerate_fit(monkeypatch):
     orthogonal = torch.zeros(3, 3, 3, 1, dtype=torch.float64)
     orthogonal[[0, 1, 2], [0, 1, 2], [0, 1, 2]] = 1
     assert decompose.kappa(decompose.cp_fit(orthogonal, 3, 0.0), orthogonal) == pytest.approx(1, abs=0.01)
-    monkeypatch.setattr(decompose, "DEGENERATE", 3.0)
-    assert decompose.kappa(decompose.cp_fit(w_state(), 2, 1e-5), w_state()) > 3
-    assert decompose.kappa(decompose.cp(w_state(), (2,)), w_state()) <= 3
+
+
+def test_a_degenerate_fit_is_made_again_and_at_last_refused(monkeypatch):
+    seen = []
+    found = decompose.cp(w_state(), (2,), None, seen)
+    assert seen[0] > decompose.DEGENERATE >= seen[1] == decompose.kappa(found, w_state())
+    assert len(seen) == 2
+    monkeypatch.setattr(decompose, "DEGENERATE", 10.0)  # control: a lax bound takes the first fit
+    assert decompose.kappa(decompose.cp(w_state(), (2,)), w_state()) == seen[0]
     monkeypatch.setattr(decompose, "DEGENERATE", 0.0)
     with pytest.raises(decompose.DegenerateFit, match="rank 2"):
-        decompose.cp(w_state(), (2,))
+        decompose.cp(w_state(), (2,), None, seen)
+    assert len(seen) == 5
+
+
+def test_kappa_is_that_of_the_terms_without_the_whitening():
+    kernel, mix = normal(8, 6, 3, 3), normal(6, 6, seed=9)
+    covariance = mix @ torch.tensor([100, 1, 1, 1, 1, 0.01], dtype=torch.float64).diag() @ mix.T
+    whitened = decompose.channels_whitened(kernel, covariance)[0]
+    whitened /= whitened.norm()
+    assert decompose.kappa(decompose.cp_fit(whitened, 20, 1e-5), whitened) < decompose.DEGENERATE  # control: it looks sound
+    seen = []
+    found = decompose.cp(kernel, (20,), covariance, seen)
+    assert seen[0] > decompose.DEGENERATE >= seen[1] == decompose.kappa(found, kernel)
+
+
+def test_many_sweeps_are_for_small_kernels(monkeypatch):
+    sweeps = []
+    whole = decompose.parafac
+    monkeypatch.setattr(decompose, "parafac", lambda *args, **words: sweeps.append(words["n_iter_max"]) or whole(*args, **words))
+    for inner in (64, 65):
+        decompose.cp_fit(normal(128, inner, 2, 2), 1, 1e-5)
+    assert sweeps == [200, 50]
 
 
 # The methods
@@ -236,9 +263,9 @@ def test_without_recovery_the_factors_are_those_of_the_dense_kernel(monkeypatch)
     kernels = []
     cut = IndividualSVD.factorise
 
-    def seen(self, kernel, rank, covariance):
+    def seen(self, name, kernel, rank, covariance):
         kernels.append((kernel.detach().clone(), rank))
-        return cut(self, kernel, rank, covariance)
+        return cut(self, name, kernel, rank, covariance)
 
     monkeypatch.setattr(IndividualSVD, "factorise", seen)
     strategy, _ = trained(method="individual-svd", epochs=2, recovery=0.0)
@@ -247,11 +274,17 @@ def test_without_recovery_the_factors_are_those_of_the_dense_kernel(monkeypatch)
         assert torch.allclose(layer.prefix(0).double(), expected, atol=1e-5)
 
 
-def test_a_kernel_without_a_sound_cp_fit_stays_dense(monkeypatch):
+def test_a_kernel_without_a_sound_cp_fit_stays_dense_and_is_on_record(monkeypatch):
+    def facts():
+        return trained(method="individual-cp", epochs=2)[0].method.facts()
+
+    sound = facts()  # control
+    assert set(sound["ranks"][0]) == set(sound["kappa"][0]) == {"conv2", "conv3"}
+    assert all(fits[-1] <= decompose.DEGENERATE for fits in sound["kappa"][0].values())
     monkeypatch.setattr(decompose, "DEGENERATE", 0.0)
-    strategy, _ = trained(method="individual-cp", epochs=2)
-    assert not any(isinstance(m, FactorisedConv2d) for m in strategy.model.modules())
-    assert strategy.method.ranks == [{}]
+    refused = facts()
+    assert refused["ranks"] == [{}]
+    assert {name: len(fits) for name, fits in refused["kappa"][0].items()} == {"conv2": 3, "conv3": 3}
 
 
 def test_evbmf_is_refused_for_cp():
