@@ -175,35 +175,20 @@ class Bench:
 
     def served(self, finished: Finished) -> list[Tensor] | str:
         """Each task's class scores of the fixed images by the exported file, in a process that knows nothing but that file and
-        the method's; or why there are none. All runs that wait for it are served by one process."""
+        the method's, and cannot train; or why there are none. All runs that wait for it are served by one process."""
         if finished.path not in self.answers:
             waiting = [run for run in self.made.values() if run.path not in self.answers]
             files = {str(path) for run in waiting if (path := methods.file(run.record.job.method))}
-            order = {"files": sorted(files), "artifacts": [str(run.path) for run in waiting]}
+            order = {"files": sorted(files), "artifacts": [str(run.path) for run in waiting], "images": IMAGES.tolist()}
             folder = self.fresh()  # not a source tree, whose folders would shadow the installed package
             (folder / "order.json").write_text(json.dumps(order))
-            code = "from benchsuite.contract import serve; serve()"
-            done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", "benchsuite.serve"], cwd=folder, capture_output=True, text=True, check=False
+            )
             said = done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"]
             answers = torch.load(folder / "answers.pt") if done.returncode == 0 else [said[-1]] * len(waiting)
             self.answers |= {run.path: answer for run, answer in zip(waiting, answers, strict=True)}
         return self.answers[finished.path]
-
-
-def serve() -> None:
-    """What the fresh process of `Bench.served` does, in its working folder."""
-    torch.set_num_threads(1)
-    order = json.loads(Path("order.json").read_text())
-    for file in order["files"]:
-        methods.load_file(Path(file))
-    answers: list[list[Tensor] | str] = []
-    for path in order["artifacts"]:
-        try:
-            network = artifact.load(path)
-            answers.append([network(IMAGES, t) for t in range(len(network.tasks))])
-        except Exception as error:
-            answers.append(one_line(error))
-    torch.save(answers, "answers.pt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +232,10 @@ def finishes(bench: Bench, name: str, **settings: Any) -> None:
 @rule("the artifact alone, loaded in a fresh process, predicts as the live model for every task", {}, BATCHNORM)
 def artifact_alone(bench: Bench, name: str, **settings: Any) -> None:
     finished = bench.finished(name, **settings)
-    advice = "artifact() must hold all that predicting needs, and restore() must build the network from that alone"
+    advice = (
+        "artifact() must hold all that predicting needs, restore() must build the network from that alone, and what trains "
+        "(benchsuite.strategy, .runner, .data.stream) is imported inside the hook that needs it"
+    )
     served = bench.served(finished)
     if isinstance(served, str):
         raise Broken(f"it cannot be served: {served}; {advice}")

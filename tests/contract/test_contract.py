@@ -284,6 +284,16 @@ def test_a_method_that_keeps_something_from_its_artifact_is_found_out(own_bench,
         contract.artifact_alone(own_bench, "shrinks")
 
 
+@pytest.mark.parametrize("module", ["strategy", "runner", "data.stream"])
+def test_a_method_that_cannot_be_served_without_what_trains_is_found_out(module, own_bench, tmp_path):
+    (tmp_path / "heavy.py").write_text(
+        HIDDEN.replace("\nfrom", f"import benchsuite.{module}\nfrom", 1).replace("Hidden", "Heavy")
+    )
+    methods.load_file(tmp_path / "heavy.py")
+    with pytest.raises(Broken, match=rf"heavy.py: cannot be imported: .*import of benchsuite.{module} halted.* what trains"):
+        contract.artifact_alone(own_bench, "heavy")
+
+
 def test_every_rule_has_a_method_that_breaks_it():
     assert {rule for rule, *_ in CONTROLS} | {contract.artifact_alone} == set(RULES)
 
