@@ -8,11 +8,13 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import UserError
 
+SEEDS = (1, 2, 3)  # of a board, unless given
 EPILOG = """examples:
   benchsuite leaderboard                                   the embedded protocol, every method, three seeds
   benchsuite run --protocol split-cifar100 --tier lite --method cacl --seed 1
@@ -97,7 +99,8 @@ def parser() -> Parser:
     board.add_argument(
         "--match-size",
         metavar="METHOD",
-        help="give every method whose size can be computed the width at which it stores as much as this one, from below",
+        help="beside each method as it is, run those whose size can be computed at the width at which they store as much as this"
+        " one, from below",
     )
     board.add_argument("--output", type=Path, metavar="DIR", help="folder for tables and figures (default: beside the records)")
     search = commands.add_parser("tune", parents=[place, how, data], help="search a method's settings on training images alone")
@@ -221,16 +224,16 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
         raise UserError(f"no tier is called {arguments.tier!r}; {suggest(arguments.tier, protocol.tiers)}")
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"workers must be at least 1, got {arguments.workers}")
-    if arguments.match_size:
+    failed: dict[str, str] = {}
+    match: Any = arguments.match_size or ""
+    if arguments.no_run and match:
         from .method import methods
 
-        arguments.match_size = resolve_method(methods, arguments.match_size)
-    if arguments.no_run:
-        failed = {}
-    elif arguments.match_size:
-        failed = run_matched(protocol, arguments, overrides)
-    else:
-        failed = run_missing(protocol, arguments, overrides)
+        match = resolve_method(methods, match)
+    elif match:
+        failed, match = run_matched(protocol, arguments, overrides)
+    elif not arguments.no_run:
+        failed = run_missing(protocol, arguments, shares(arguments, overrides))
     for error in failed.values():
         print(f"benchsuite: failed: {error}", file=sys.stderr)
 
@@ -245,7 +248,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     records = read_all(folder)
     if failed and not records:
         return 1
-    board = leaderboard(records, protocol.published, match=arguments.match_size or "")
+    board = leaderboard(records, protocol.published, match=match)
     output = arguments.output or folder / "leaderboard"
     write_report(board, records, output)
     print_boards(board, Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160))
@@ -253,83 +256,81 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
-    """Run the method whose size is to be matched, then the others at the widths at which they store as much."""
-    from .match import matching_width, stored_bytes
+def shares(arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The methods that a board is to run, the one whose size is to be matched the last, each with those settings that it has."""
     from .method import methods
-    from .records import read_all
-    from .settings import Unfit, field_types, resolve
-
-    if "width" in overrides:
-        raise UserError("--match-size chooses the width of each method; leave width out of --set")
-    wanted, reference = arguments.methods or list(methods.all()), arguments.match_size
-    arguments.methods = [reference]
-    if failed := run_missing(protocol, arguments, overrides):
-        return failed
-    records = [r for r in read_all(arguments.results / protocol.name / arguments.tier) if r.job.method == reference]
-    target = leaderboard_size(records, reference)
-    widths: dict[str, float] = {}
-    for name in [resolve_method(methods, name) for name in wanted]:
-        cls = methods.get(name)
-        if name == reference:
-            continue
-        if cls.size_is_learnt:
-            print(f"{name}: what it stores is learnt; only the widths that it has records of can match", file=sys.stderr)
-            continue
-        mine = {k: v for k, v in overrides.items() if k in field_types(cls)}
-
-        def at(width: float, name: str = name, mine: dict[str, str] = mine) -> Any:
-            words = {**mine, "width": width}
-            return resolve(protocol.name, arguments.tier, name, 1, overrides=words, precision=arguments.precision)
-
-        try:
-            width = matching_width(at, target)
-        except Unfit:
-            continue  # said when its turn comes
-        if width is None:
-            print(f"benchsuite: n/a: {name} stores more than {reference} at any width", file=sys.stderr)
-        else:
-            widths[name] = width
-            print(f"{name}: width {width:g}, {stored_bytes(at(width)) / 1e6:.3f} of {target / 1e6:.3f} MB", file=sys.stderr)
-    arguments.methods = wanted
-    return run_missing(protocol, arguments, overrides, widths)
-
-
-def leaderboard_size(records: list[Any], method: str) -> float:
-    """The size (bytes) that a board would match for a method: that of its plainest configuration, the mean over seeds."""
-    from .leaderboard import leaderboard
-
-    board = leaderboard(records, match=method).parameter_efficiency
-    return float(board.loc[board["matched_accuracy"].notna(), "megabytes"].iloc[0] * 1e6)
-
-
-def run_missing(
-    protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str], widths: Mapping[str, float] | None = None
-) -> dict[str, str]:
-    """Run what the board lacks; returns the errors by run folder. widths: of the backbone, by method, where it is not 1."""
-    from .data import load
-    from .grid import cores, missing, run_all
-    from .method import methods
-    from .progress import Display
     from .protocol import Recipe
     from .registry import suggest
-    from .runner import choose_device, identify
-    from .settings import Unfit, field_types, recipe_of, resolve
+    from .settings import field_types
 
-    refuse_tuning_seeds(arguments.seeds or ())
-    names = [resolve_method(methods, name) for name in arguments.methods or methods.all()]
+    given = [*(arguments.methods or methods.all()), *([arguments.match_size] if arguments.match_size else [])]
+    names = [resolve_method(methods, name) for name in given]
     known = {name: {*field_types(Recipe), *field_types(methods.get(name))} for name in names}
     for setting in overrides:
         if not any(setting in fields for fields in known.values()):
             raise UserError(f"{setting!r} is no setting of {', '.join(names)}; {suggest(setting, set().union(*known.values()))}")
+    return {name: {k: v for k, v in overrides.items() if k in fields} for name, fields in known.items()}
+
+
+def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, str], Any]:
+    """Run every method as it is, then each whose size can be computed at the width at which it stores as much as the reference.
+
+    Returns the errors by run folder, and a job of the reference's, or "" where none has a record."""
+    from statistics import fmean
+
+    from .match import matching_width, stored_bytes
+    from .method import methods
+    from .records import read_all
+    from .runner import identify
+    from .settings import Unfit, method_of, resolve
+
+    if "width" in overrides:
+        raise UserError("--match-size chooses the width of each method; leave width out of --set")
+    plain, reference = shares(arguments, overrides), resolve_method(methods, arguments.match_size)
+    seed = (arguments.seeds or SEEDS)[0]
+
+    def at(width: float, name: str) -> Any:
+        words = {**plain[name], "width": width}
+        return resolve(protocol.name, arguments.tier, name, seed, overrides=words, precision=arguments.precision)
+
+    matched = identify(at(1, reference), arguments.data_dir)
+    failed = run_missing(protocol, arguments, plain)
+    records = read_all(arguments.results / protocol.name / arguments.tier)
+    sizes = [record.stored_bytes for record in records if record.job.config == matched.config]
+    if not sizes:
+        return failed, ""
+    wide, target = {}, fmean(sizes)
+    for name in (name for name in plain if name != reference):
+        try:
+            if method_of(name, at(1, name).settings).size_is_learnt:
+                print(f"{name}: what it stores is learnt; only the widths that it has records of can match", file=sys.stderr)
+                continue
+            width = matching_width(partial(at, name=name), target)
+        except Unfit:
+            continue  # it was said when its turn came
+        if width is None:
+            print(f"benchsuite: n/a: {name} stores more than {reference} at any width", file=sys.stderr)
+        else:
+            wide[name] = {**plain[name], "width": width}
+            print(f"{name}: width {width:g}, {stored_bytes(at(width, name)) / 1e6:.3f} of {target / 1e6:.3f} MB", file=sys.stderr)
+    return failed | run_missing(protocol, arguments, wide), matched
+
+
+def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Run what the board lacks; returns the errors by run folder. chosen: the methods, each with the settings given for it."""
+    from .data import load
+    from .grid import cores, missing, run_all
+    from .method import methods
+    from .progress import Display
+    from .runner import choose_device, identify
+    from .settings import Unfit, recipe_of, resolve
+
+    refuse_tuning_seeds(arguments.seeds or ())
     jobs, unfit = [], {}
-    for seed in dict.fromkeys(arguments.seeds or (1, 2, 3)):
-        for name in names:
-            mine: dict[str, Any] = {k: v for k, v in overrides.items() if k in known[name]}
-            if name in (widths or {}):
-                mine["width"] = (widths or {})[name]
+    for seed in dict.fromkeys(arguments.seeds or SEEDS):
+        for name, words in chosen.items():
             try:
-                job = resolve(protocol.name, arguments.tier, name, seed, overrides=mine, precision=arguments.precision)
+                job = resolve(protocol.name, arguments.tier, name, seed, overrides=words, precision=arguments.precision)
             except Unfit as error:
                 unfit[name] = str(error)
             else:
@@ -347,7 +348,7 @@ def run_missing(
             if not recipe.partial_data:
                 load(name, arguments.data_dir)
     workers = arguments.workers or (1 if on_gpu else cores())
-    files = [Path(name.partition("+")[0]) for name in arguments.methods or () if ".py" in name]
+    files = [path for name in chosen if (path := methods.file(name))]
     with Display(left) as display:
         return run_all(
             left,

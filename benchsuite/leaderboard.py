@@ -19,7 +19,7 @@ from scipy.special import stdtrit  # quantile of Student's t; scipy.stats has it
 
 from . import metrics
 from .errors import UserError
-from .records import PARTS, RunRecord, digest
+from .records import PARTS, Job, RunRecord, digest
 
 REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
@@ -78,11 +78,12 @@ class Leaderboard:
     footnotes: list[str]
 
 
-def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (), match: str = "") -> Leaderboard:
+def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (), match: str | Job = "") -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
-    match: a method; of every other one the row whose size comes closest to that method's from below, by at most a tenth, is
-    marked, and its accuracy stands in a column of its own.
+    match: a job, of which the seed does not matter, or a method, which stands for its row with the fewest settings changed from
+    their defaults; of every other method the row on the same tasks and in the same precision whose size comes closest to that
+    from below, by at most a tenth, is marked, and its accuracy stands in a column of its own.
     Raises UserError without records, without any of `match`, or when they mix protocols or tiers or hold the same run twice.
     """
     if not records:
@@ -119,10 +120,11 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
     notes = _footnotes(rows, board)
     efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, matched_accuracy=np.nan)
     if match:
-        size, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
+        reference, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
         efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
         notes.append(
-            f"matched size: between {NEAR:.0%} and all of the {size:.3f} MB of {match}; of each method the row that comes closest"
+            f"matched size: between {NEAR:.0%} and all of the {reference['megabytes']:.3f} MB of {reference['method']}; of each"
+            " method the row that comes closest, on the same tasks and in the same precision"
         )
     measured = board[~board["published"]]
     if measured["step_time"].notna().any():
@@ -302,20 +304,21 @@ def _added(run: RunRecord) -> float:
     return (sum(last.values()) - sum(first.values())) / (len(run.tasks) - 1)
 
 
-def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str) -> tuple[float, list[Any]]:
-    """The size to match (MB), and for each method the row whose size comes closest to it from below, if one comes near.
-
-    Where `match` has several rows, the one with the fewest settings changed from their defaults is meant."""
+def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str | Job) -> tuple[Any, list[Any]]:
+    """The row whose size is to be matched, and of each method the one that comes closest to it from below, if any comes near."""
+    name = match if isinstance(match, str) else match.method
     measured = efficiency[~efficiency["published"]]
-    of = measured["method"].map(lambda label: first[label].job.method)
-    own = measured[of == match]
-    if own.empty:
-        raise UserError(f"no finished run of {match}, whose size is to be matched; run it first")
-    plainest = min(own.index, key=lambda i: (len(first[own.loc[i, "method"]].job.origins), own.loc[i, "method"]))
-    target = own.loc[plainest, "megabytes"]
-    small = measured[measured["megabytes"].between(NEAR * target, target) & (of != match)]
+    runs = measured["method"].map(first)
+    of = runs.map(lambda run: run.job.method)
+    own = [i for i in measured.index[of == name] if isinstance(match, str) or runs[i].job.config == match.config]
+    if not own:
+        raise UserError(f"no finished run of {name}, whose size is to be matched; run it first")
+    plainest = min(own, key=lambda i: (len(runs[i].job.origins), measured.at[i, "method"]))
+    reference, target = runs[plainest], measured.at[plainest, "megabytes"]
+    alike = runs.map(lambda run: (_sample(run), run.job.precision) == (_sample(reference), reference.job.precision))
+    small = measured[measured["megabytes"].between(NEAR * target, target) & alike & (of != name)]
     chosen = [rows["megabytes"].idxmax() for _, rows in small.groupby(of)]
-    return float(target), [*chosen, plainest]
+    return measured.loc[plainest], [*chosen, plainest]
 
 
 def _reference(run: RunRecord, references: list[RunRecord]) -> RunRecord | None:

@@ -59,7 +59,6 @@ class Method(SupervisedPlugin):
 
     name: ClassVar[str] = ""  # the class's name in lower case, unless set
     forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
-    size_is_learnt: ClassVar[bool] = False  # True: what is stored depends on what was learnt, and not on the settings alone
     trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
     trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design
     settings: ClassVar[tuple[Declared, ...]] = ()
@@ -72,6 +71,11 @@ class Method(SupervisedPlugin):
     guard: FrozenGuard
     compression: Any = None  # `modifiers.Interception`, where activations are kept in another form
     memory_bytes: int = 0  # of stored samples; a method that keeps any says so, and they count as training state
+
+    @property
+    def size_is_learnt(self) -> bool:
+        """Whether what is stored depends on what was learnt, and not on the settings alone."""
+        return False
 
     def unfit(self, recipe: Recipe) -> str:
         """Why this method cannot run under `recipe`; "" where it can."""

@@ -27,6 +27,7 @@ class IndividualCP(IndividualSVD):
 
     name: ClassVar = "individual-cp"
     layer: ClassVar = CPConv2d
+    size_is_learnt = True  # a kernel without a sound fit stays dense
 
     def __post_init__(self) -> None:
         super().__post_init__()

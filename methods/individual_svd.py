@@ -45,7 +45,6 @@ class IndividualSVD(Individual):
     whiten: bool = False
 
     name: ClassVar = "individual-svd"
-    size_is_learnt = True  # where ranks go by energy
     layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
     space: ClassVar = {"recovery": Choice((0.2, 0.5)), "recovery_rate": Choice((0.1, 1.0))}
 
@@ -59,6 +58,10 @@ class IndividualSVD(Individual):
             raise ValueError(f"recovery_rate must be positive, got {self.recovery_rate}")
         self.ranks: list[dict[str, list[int]]] = []  # for each task, by layer
         self.error: list[dict[str, float]] = []  # ||W - what its factors make|| / ||W||, before the recovery
+
+    @property
+    def size_is_learnt(self) -> bool:
+        return self.rank_by != "ratio"
 
     # The factorisation: what the variants put in place of these
 

@@ -13,10 +13,10 @@ from benchsuite.leaderboard import leaderboard
 from benchsuite.match import matching_width, stored_bytes
 from benchsuite.method import methods
 from benchsuite.runner import run
-from benchsuite.settings import resolve
+from benchsuite.settings import method_of, resolve
 
 TINY = {"train_per_class": 8, "test_per_class": 8, "epochs": 1, "batch_size": 16}
-KNOWN = [name for name, cls in methods.all().items() if not cls.size_is_learnt]
+KNOWN = [name for name in methods.all() if not method_of(name, {}).size_is_learnt]
 
 
 def job_of(name, **settings):
@@ -31,8 +31,19 @@ def test_the_computed_size_is_the_one_that_a_run_ends_with(name, tmp_path):
 
 def test_methods_whose_size_is_learnt_say_so(tmp_path):
     learnt = set(methods.all()) - set(KNOWN)
-    assert learnt == {"cacl", "cacl-cp", "cacl-tucker", "cacl-kronecker", "individual-svd", "individual-tucker", "individual-cp"}
+    assert learnt == {"cacl", "cacl-cp", "cacl-tucker", "cacl-kronecker", "individual-cp"}
     job = job_of("cacl", energy_drop=0.3, sparsity_weight=100.0, train_per_class=60, epochs=8)
+    assert stored_bytes(job) != run(job, results=tmp_path).stored_bytes
+
+
+@pytest.mark.parametrize("name", ["individual-svd", "individual-tucker"])
+def test_ranks_by_ratio_follow_from_shapes_and_others_do_not(name, tmp_path):
+    for rule, learnt in (("ratio", False), ("energy", True), ("evbmf", True)):
+        assert method_of(name, {"rank_by": rule}).size_is_learnt is learnt
+    for settings in ({"ratio": 0.5, "recovery": 0.5, "epochs": 2}, {"whiten": True}):
+        job = job_of(name, tasks=2, **settings)
+        assert stored_bytes(job) == run(job, results=tmp_path).stored_bytes
+    job = job_of(name, tasks=2, rank_by="energy", energy=0.5, train_per_class=60, epochs=8)  # control
     assert stored_bytes(job) != run(job, results=tmp_path).stored_bytes
 
 
@@ -66,6 +77,25 @@ def test_the_row_closest_from_below_is_matched():
         leaderboard(runs, match="ewc")
 
 
+def matched(runs, match):
+    board = leaderboard(runs, match=match).parameter_efficiency
+    return set(board.loc[board["matched_accuracy"].notna(), "method"])
+
+
+def test_the_configuration_that_was_asked_for_is_matched_among_rows_like_it():
+    three, both = ((90, None, None), (70, 80, None), (70, 70, 80)), {"epochs": 10, "width": 1.3}
+    plain, other = record("cacl", size=1_000_000), record("cacl", size=500_000, settings={"epochs": 5}, origins={"epochs": "me"})
+    runs = [plain, other, record("finetune", size=490_000), record("finetune", size=990_000, settings=both)]
+    assert matched(runs, "cacl") == matched(runs, plain.job) == {"cacl [epochs=10]", "finetune [width=1.3]"}
+    assert matched(runs, other.job) == matched(runs, replace(other.job, seed=7)) == {"cacl [epochs=5]", "finetune [width=1.0]"}
+    alone = {"cacl [epochs=5]"}
+    for unlike in (record("hat", size=490_000, correct=three, macs=[1] * 3), record("hat", size=490_000, precision="bf16")):
+        assert matched([plain, other, unlike], other.job) == alone
+    assert matched([plain, other, record("hat", size=490_000)], other.job) == {*alone, "hat"}  # control
+    with pytest.raises(UserError, match="no finished run of cacl"):
+        leaderboard(runs, match=replace(other.job, precision="bf16"))
+
+
 def test_bytes_added_by_each_task_are_the_mean_growth():
     stored = [{"weights": 500, "heads": 100, "masks": 0, "other": 0}, {"weights": 700, "heads": 200, "masks": 0, "other": 0}]
     one = replace(record("cacl"), stored=stored)
@@ -74,16 +104,31 @@ def test_bytes_added_by_each_task_are_the_mean_growth():
 
 def test_the_board_of_matched_sizes_is_one_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = [w for name, value in TINY.items() for w in ("--set", f"{name}={value}")]
+    words = [w for name, value in {**TINY, "tasks": 2}.items() for w in ("--set", f"{name}={value}")]
     command = ["leaderboard", "--tier", "smoke", "--seeds", "1", "--workers", "1", *words, "--match-size", "cacl"]
-    assert main([*command, "--method", "finetune", "--method", "cacl", "--method", "individual"]) == 0
+    assert (
+        main(["run", "--tier", "smoke", *words[:-2], "--method", "cacl"]) == 0
+    )  # all tasks: the plainest, and not to be matched
+    capsys.readouterr()
+    assert main([*command, "--set", "energy_drop=0.01", "--method", "finetune", "--method", "individual"]) == 0
+    said = capsys.readouterr()
     with open("runs/split-digits/smoke/leaderboard/parameter_efficiency.csv") as file:
-        board = {row["method"]: row for row in csv.DictReader(file)}
-    assert set(board) == {"cacl", "finetune", "individual"}
-    target = float(board["cacl"]["megabytes"])
+        rows = list(csv.DictReader(file))
+    (target,) = (row for row in rows if "energy_drop=0.01" in row["method"])
+    (larger,) = (row for row in rows if "cacl" in row["method"] and row is not target)
+    assert float(larger["megabytes"]) > float(target["megabytes"])
+    assert not larger["matched_accuracy"]
     for name in ("finetune", "individual"):
-        assert 0.9 * target < float(board[name]["megabytes"]) <= target
-        assert board[name]["matched_accuracy"] == board[name]["accuracy"]
-    assert "matched size: between 90% and all of the" in " ".join(capsys.readouterr().out.split())
+        plain, wide = sorted(
+            (row for row in rows if row["method"].startswith(f"{name} [")), key=lambda row: row["width"] != "1.0"
+        )
+        assert float(plain["width"]) == 1
+        assert not plain["matched_accuracy"]
+        assert wide["matched_accuracy"] == wide["accuracy"]
+        assert 0.9 * float(target["megabytes"]) < float(wide["megabytes"]) <= float(target["megabytes"])
+        stored, whole = float(wide["megabytes"]), float(target["megabytes"])
+        assert f"{name}: width {float(wide['width']):g}, {stored:.3f} of {whole:.3f} MB" in said.err
+    assert all(float(row["ratio"]) > 0 for row in rows if row is not larger)
+    assert "matched size: between 90% and all of the" in " ".join(said.out.split())
     assert main([*command, "--set", "width=2"]) == 2
     assert "leave width out" in capsys.readouterr().err
