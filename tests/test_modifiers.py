@@ -430,7 +430,7 @@ class Own(nn.Module):
         g = torch.Generator().manual_seed(1)
         self.w, self.v = (nn.Parameter(torch.randn(*shape, generator=g)) for shape in ((5, 4, 3, 3), (3, 5)))
 
-    def forward(self, x, scale=1.0):
+    def forward(self, x, *, scale):
         y = F.conv2d(F.conv2d(input=x, weight=self.w, stride=2) * scale, self.w.transpose(0, 1), padding="same")
         return F.linear(y.mean((2, 3)) @ self.v.new_ones(4, 5), self.v)
 
@@ -440,8 +440,8 @@ def test_what_a_users_module_calls_inside_is_compressed(monkeypatch):
     x = torch.rand(8, 4, 9, 9, generator=torch.Generator().manual_seed(2))
     compression = Interception(HOSVD(compressed="last:3", mode_ranks=(1,)), net)
     assert torch.equal(net(x, scale=2.0), plain(x, scale=2.0))  # and its arguments may be named
-    net(x).square().sum().backward()
-    plain(x).square().sum().backward()
+    net(x, scale=1.0).square().sum().backward()
+    plain(x, scale=1.0).square().sum().backward()
     assert seen.asked[False] == 6
     assert 0 < compression.bytes < x.nbytes
     assert not torch.allclose(net.w.grad, plain.w.grad)  # control: it was approximated
