@@ -70,15 +70,13 @@ class StepMemory:
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self._own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+        self._model, self._device = model, device
         self._kept: dict[int, int] = {}
-        self._device = device
         self.held = self.peak = 0
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
-            self._kept[storage.data_ptr()] = storage.nbytes()
+        self._kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def open(self) -> None:
@@ -96,7 +94,8 @@ class StepMemory:
         """All that the backward pass needs is there."""
         if self._hooked:
             self._hooks.__exit__(None, None, None)
-            self._hooked, self.held = False, sum(self._kept.values())
+            own = {t.untyped_storage().data_ptr() for t in [*self._model.parameters(), *self._model.buffers()]}
+            self._hooked, self.held = False, sum(n for place, n in self._kept.items() if place not in own)
 
     def close(self) -> None:
         self.end_of_forward()

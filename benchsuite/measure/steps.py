@@ -2,7 +2,8 @@
 
 Each method learns the tasks before the one that is timed from a handful of images, so that heads, penalties, masks, memories
 and whatever else a method gathers are those of that task; then it is timed on the task's full training set. CACL's bank is
-filled as wide as the released model's was. The contenders take turns, a few steps each; a ratio is the median over rounds of the
+filled as wide as the released model's was. A method that cuts its networks to factors has a second row, `recovery`, for the
+steps after that. The contenders take turns, a few steps each; a ratio is the median over rounds of the
 ratios within a round.
 """
 
@@ -54,7 +55,10 @@ def main() -> None:
     )
     contenders: dict[str, Contender] = {}
     base = arguments.relative_to
-    names = list(dict.fromkeys([base, *names]))
+    cut = {name for name in names if hasattr(methods.get(name), "compress")}
+    names = list(
+        dict.fromkeys([base, *(row for name in names for row in (name, f"{name} recovery") if row == name or name in cut)])
+    )
     for name in names:
         for task in arguments.tasks:
             try:
@@ -69,18 +73,19 @@ def main() -> None:
 
     threads, given = torch.get_num_threads(), f"{arguments.protocol}, {arguments.precision}"
     print(f"{given}, {threads} threads, torch {torch.__version__}, {arguments.rounds} rounds")
-    print(f"{'method':17} step time / {base}'s, task {early:<3} task {last:<3}  steps per second, task {last} / task {early}")
+    print(f"{'method':27} step time / {base}'s, task {early:<3} task {last:<3}  steps per second, task {last} / task {early}")
     for name in names:
         if f"{name} {early}" in seconds:
             relative = [ratio(f"{name} {task}", f"{base} {task}") for task in arguments.tasks]
             decay = ratio(f"{name} {early}", f"{name} {last}")
-            print(f"{name:17} {relative[0]:20.3f} {relative[1]:8.3f} {decay:12.3f}")
+            print(f"{name:27} {relative[0]:20.3f} {relative[1]:8.3f} {decay:12.3f}")
 
 
 def late(
     name: str, protocol: str, full: TaskStream, few: TaskStream, task: int, overrides: dict[str, Any], precision: str
 ) -> Contender:
     """A step of `name` in its task `task`."""
+    name, _, recovery = name.partition(" ")
     settings = {"epochs": 1, "milestones": (), **overrides}
     job = resolve(protocol, "lite", name, 1, overrides=settings, precision=precision)
     strategy = assemble(job, full, plugins=[Watch()])
@@ -91,6 +96,8 @@ def late(
         return held(forever(strategy), full.train[0])
     for experience in few.train[: task - 1]:
         strategy.train(experience, eval_streams=[])
+    if recovery:
+        strategy.method.dense_epochs = lambda: 0  # the cut comes with the first step
     return held(forever(strategy), full.train[task - 1])
 
 

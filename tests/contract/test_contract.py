@@ -48,11 +48,16 @@ def cases(rule):
                 *rule.cases,
                 *(POLICIES if rule in (contract.finishes, contract.artifact_alone, contract.lasting) else []),
             ]
-            if name.startswith("individual-"):  # what compresses individual networks leaves normalisation to `individual`
+            if name.startswith("individual-"):  # what cuts individual networks leaves normalisation and isolation to `individual`
                 settings = [case for case in settings if "batchnorm" not in case]
+                settings = settings[:1] if rule is contract.lasting else settings
             trains = rule not in (contract.settings_checked, contract.says_why)
             small = {"ratio": 0.02} if name == "individual-cp" and trains else {}  # CP fits of high rank take long
-            yield from ((name, {**case, **small}) for case in settings if not unfit(name, case))
+            for case in settings:
+                if name == "lance" and "backbone" in case:  # so do eigenvectors of wide layers
+                    small = {"width": 0.25}
+                if not unfit(name, case):
+                    yield name, {**case, **small}
     if rule in (contract.finishes, contract.artifact_alone, contract.size):
         yield from VARIANTS
 
