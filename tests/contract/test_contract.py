@@ -44,10 +44,11 @@ def cases(rule):
     """Whom a rule is for, and under which settings."""
     for name in NAMES:
         if not rule.unless(methods.get(name)):
-            settings = [
-                *rule.cases,
-                *(POLICIES if rule in (contract.finishes, contract.artifact_alone, contract.lasting) else []),
-            ]
+            settings = list(rule.cases)
+            if rule is contract.lasting:
+                settings += POLICIES
+            elif rule in (contract.finishes, contract.artifact_alone):  # a third of the methods under each
+                settings.append(POLICIES[NAMES.index(name) % len(POLICIES)])
             if name.startswith("individual-"):  # what cuts individual networks leaves normalisation and isolation to `individual`
                 settings = [case for case in settings if "batchnorm" not in case]
                 settings = settings[:1] if rule is contract.lasting else settings
