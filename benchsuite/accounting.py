@@ -64,7 +64,8 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, methods: 
 class StepMemory:
     """Memory of one training step, measured while open.
 
-    held: bytes that autograd keeps for the backward pass, parameters and buffers aside, each storage once.
+    held: bytes that autograd keeps of the pass from `start_of_forward` to `end_of_forward` for its backward pass, parameters and
+        buffers aside, each storage once.
     peak: the most bytes that are allocated at any moment beyond what was when the step began: tensors on the CPU, or what CUDA's
         allocator hands out.
     """
@@ -72,6 +73,7 @@ class StepMemory:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device
         self._kept: dict[int, int] = {}
+        self._hooked = False
         self.held = self.peak = 0
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -86,6 +88,8 @@ class StepMemory:
         else:
             self._profile = torch.autograd.profiler.profile(profile_memory=True)
             self._profile.__enter__()
+
+    def start_of_forward(self) -> None:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
         self._hooks.__enter__()
         self._hooked = True

@@ -269,7 +269,7 @@ def _statistics(run: RunRecord, reference: RunRecord | None, unmodified: RunReco
         "added": _added(run),
         "macs": float(np.mean(run.macs)),
         "training_megabytes": run.training_state_bytes,
-        "held": run.activation_bytes,
+        "held": max(run.memory.get("held", [np.nan])),
         "peak": max(run.memory.get("peak", [np.nan])),
         "formula": max(run.memory.get("formula", [np.nan])),
         "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
@@ -287,7 +287,7 @@ def _unmodified(run: RunRecord, records: Sequence[RunRecord]) -> RunRecord | Non
 
     def agree(other: RunRecord) -> bool:
         return (
-            other.job.method == base
+            (other.job.method, other.job.method_source) == (base, run.job.method_source)
             and all(run.job.settings.get(name) == value for name, value in other.job.settings.items())
             and (other.job.seed, other.job.precision, _sample(other)) == (run.job.seed, run.job.precision, _sample(run))
             and all(other.environment.get(name) == run.environment.get(name) for name in ("device", "device_name", "threads"))
@@ -357,6 +357,7 @@ def _pareto(board: pd.DataFrame, size: str = "megabytes") -> pd.Series:
     Only measured runs that learn task after task take part: a reference that sees all tasks at once would leave no one else.
     """
     part = board["learning_accuracy"].notna() & ~board["published"]
+    part &= board[size].notna()
     sizes, accuracy = board[size].where(part), board["accuracy"].where(part).astype(float)
     dominated = [
         ((sizes <= s) & (accuracy >= a) & ((sizes < s) | (accuracy > a))).any() for s, a in zip(sizes, accuracy, strict=True)

@@ -211,7 +211,7 @@ def within(budget: int, layers: list[list[tuple[float, int, list[int]]]]) -> lis
 
 @dataclass
 class Checkpointing(Modifier):
-    """Recomputation, the rival that is exact: only the inputs of `segments` parts of the network are kept, and each part is run
+    """Recomputation, the rival that is exact: of `segments` parts of the network all but the last keep their inputs alone and run
     again in the backward pass (Chen et al., arXiv 1604.06174)."""
 
     segments: int = 3
@@ -357,6 +357,9 @@ class Interception(TorchFunctionMode):
     def relu_(self, plain: Callable[[], Tensor], input: Tensor, inplace: bool = False) -> Tensor:
         return compressed.MaskedReLU.apply(input, inplace) if self._exact(input) else plain()
 
+    def relu_in_place(self, plain: Callable[[], Tensor], input: Tensor) -> Tensor:
+        return self.relu_(plain, input, inplace=True)
+
     def max_pool2d(
         self,
         plain: Callable[[], Tensor],
@@ -401,6 +404,10 @@ _HANDLERS: dict[Any, Callable[..., Tensor]] = {
     torch.conv2d: Interception.conv2d,
     F.linear: Interception.linear,
     F.relu: Interception.relu_,
+    torch.relu: Interception.relu_,
+    Tensor.relu: Interception.relu_,
+    torch.relu_: Interception.relu_in_place,
+    Tensor.relu_: Interception.relu_in_place,
     F.max_pool2d: Interception.max_pool2d,
     F.avg_pool2d: Interception.avg_pool2d,
 }

@@ -59,6 +59,12 @@ class Strategy(SupervisedTemplate):
             evaluator=evaluator,
         )
 
+    def _before_training_iteration(self, **kwargs: Any) -> None:
+        for plugin in self.plugins:
+            if isinstance(plugin, Watch):
+                plugin.start_of_step(self)
+        super()._before_training_iteration(**kwargs)
+
     def make_optimizer(self, **kwargs: Any) -> None:
         kwargs |= {"remove_params": True}  # a factor that was pruned away must leave the optimiser too
         super().make_optimizer(**kwargs)
@@ -178,12 +184,17 @@ class Watch(SupervisedPlugin):
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         self._loss, self._steps = torch.zeros((), device=strategy.device), 0
 
-    def before_training_iteration(self, strategy: Strategy, **kwargs: Any) -> None:
-        if strategy.method.compression is not None:
-            strategy.method.compression.bytes = 0
+    def start_of_step(self, strategy: Strategy) -> None:
+        """Before any plugin has done anything in a step."""
         if not self.memory and strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
             self._measured = StepMemory(strategy.model, strategy.device)
             self._measured.open()
+
+    def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
+        if strategy.method.compression is not None:
+            strategy.method.compression.bytes = 0
+        if self._measured is not None:
+            self._measured.start_of_forward()
 
     def before_backward(self, strategy: Strategy, **kwargs: Any) -> None:
         if self._measured is not None:

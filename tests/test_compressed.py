@@ -111,10 +111,24 @@ class Half(nn.Module):
 def memory(*modules):
     measured = StepMemory(nn.ModuleList(modules), torch.device("cpu"))
     measured.open()
+    measured.start_of_forward()
     try:
         yield measured
     finally:
         measured.close()
+
+
+def test_the_peak_is_the_most_that_is_there_at_once():
+    for free_first, expected in ((True, 3_000_000), (False, 4_000_000)):  # control: the first is held on to
+        with memory() as measured:
+            first = torch.empty(1_000_000, dtype=torch.uint8)
+            second = torch.empty(1_000_000, dtype=torch.uint8)
+            if free_first:
+                del first
+            third = torch.empty(2_000_000, dtype=torch.uint8)
+        assert measured.peak == expected
+        del second, third
+    assert measured.held == 0
 
 
 # 1 to 4: what a compressed layer gives forwards and backwards

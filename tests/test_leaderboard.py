@@ -85,8 +85,11 @@ def test_the_board_of_training_memory():
         ),
         run("er+hosvd", correct=((50, None), (50, 50)), settings=settings, **memory([2_000_000] * 2, [2_000_000] * 2, [1] * 2)),
     ]
-    board = leaderboard(runs).training_memory
-    assert board["method"].tolist() == ["finetune+hosvd", "finetune", "er+hosvd"]  # the front first, then by what is held
+    older = run("hat", correct=((99, None), (99, 99)), activation_bytes=1)  # its record says nothing of later steps
+    board = leaderboard([*runs, older]).training_memory
+    assert board["method"].tolist() == ["finetune+hosvd", "finetune", "er+hosvd", "hat"]  # the front first, then by what is held
+    assert board["pareto"].tolist() == [True, True, False, False]
+    assert np.isnan(rows(board)["hat"]["held"])
     found = rows(board)
     assert found["finetune"]["held"] == 5
     assert [found["finetune+hosvd"][name] for name in ("held", "peak", "formula", "step_time")] == [1, 9, 0.2, 2]

@@ -6,10 +6,11 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LRSchedulerPlugin, LwFPlugin, ReplayPlugin
-from short_runs import TINY, make, weights
+from short_runs import TINY, make, trained, weights
 from torch import nn
 
 from benchsuite.data.batches import Batches
+from benchsuite.method import Method, register
 from benchsuite.nn.backbones import reseed_dropout
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import protocols
@@ -285,3 +286,16 @@ def test_same_losses_as_a_plain_loop_in_float64():
     strategy.train(stream.train[0])
     assert losses.seen == pytest.approx(by_hand(stream, 3, 0.01), rel=1e-10)
     assert losses.seen[1:] != pytest.approx(by_hand(stream, 3, 0.02)[1:], rel=1e-4)  # control: the losses can tell
+
+
+@pytest.mark.parametrize("size", [1, 10_000_000])
+def test_what_a_method_does_before_the_forward_pass_counts_in_the_peak(size, own_methods):
+    @register
+    class Gathers(Method):
+        def before_training_iteration(self, strategy, **kwargs):
+            torch.empty(size, dtype=torch.uint8).sum()
+
+    watch = Watch()
+    trained(watch, method="gathers")
+    assert (watch.memory["peak"] >= 10_000_000) is (size > 1)
+    assert watch.memory["held"] < 1_000_000

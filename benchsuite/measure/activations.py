@@ -127,6 +127,7 @@ def measure(strategy: Any, x: Tensor, y: Tensor) -> tuple[dict[str, float], list
         compression.bytes = 0
     memory = StepMemory(model, torch.device("cpu"))
     memory.open()
+    memory.start_of_forward()
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=strategy.precision == "bf16"):
             logits = model(x, 0)

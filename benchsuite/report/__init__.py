@@ -28,9 +28,10 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
 
     drawings = {
         "accuracy_vs_size": figures.accuracy_vs_size(board),
-        "accuracy_vs_memory": figures.accuracy_vs_memory(board),
         "accuracy_after_each_task": figures.accuracy_after_each_task(runs, board.provenance),
     }
+    if board.training_memory["held"].notna().any():
+        drawings["accuracy_vs_memory"] = figures.accuracy_vs_memory(board)
     for label, group in runs.items():
         name = re.sub(r"[^\w.+=-]+", "-", label).strip("-")
         if len(name) > 100:  # a file's name has its limits

@@ -48,7 +48,7 @@ def accuracy_vs_memory(board: Leaderboard) -> Figure:
 
 
 def _trade_off(frame: pd.DataFrame, heading: str, provenance: str) -> Figure:
-    rows = frame.dropna(subset=["accuracy"]).sort_values("x").to_dict("records")
+    rows = frame.dropna(subset=["accuracy", "x"]).sort_values("x").to_dict("records")
     for row in rows:
         row["series"] = series(row["method"])
     largest = {row["series"]: row for row in rows}
