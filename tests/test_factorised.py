@@ -346,3 +346,17 @@ def test_keeping_a_share_of_the_energy_in_each_mode_bounds_the_error(make, drop)
     error = float((layer.compose(layer.added(task), zero, task) - whole).norm() / whole.norm())
     assert error <= math.sqrt(2 * drop) + 1e-9
     assert (drop > 0) == (error > 1e-6)
+
+
+def test_as_many_kronecker_products_as_the_smaller_side_has_numbers_make_any_kernel():
+    """Invariant 25: by a singular value decomposition of the kernel with its indices rearranged; one fewer does not."""
+    conv = nn.Conv2d(6, 8, 3)
+    layer = KroneckerConv2d(conv)
+    a, b = layer.outer
+    parts = conv.weight.detach().view(a, layer.inner[0], b, *layer.inner[1:]).permute(0, 2, 1, 3, 4, 5)
+    u, s, v = torch.linalg.svd(parts.reshape(a * b, -1), full_matrices=False)
+    for rank, exact in ((len(s), True), (len(s) - 1, False)):
+        factors = {"A": u.T[:rank].reshape(-1, a, b), "B": v[:rank].reshape(-1, *layer.inner), "weight": s[:rank]}
+        layer.set_residual(factors)
+        made = layer.compose(layer.residual, torch.zeros_like(conv.weight).flatten(1), 0)
+        assert torch.allclose(made, conv.weight.flatten(1), atol=1e-12) is exact
