@@ -25,6 +25,7 @@ from .errors import UserError
 from .method import Method
 from .nn import compressed
 from .nn.compressed import Decomposed, Filtered, Geometry, Kept, Probed
+from .nn.conditional import evaluating
 from .nn.multihead import MultiHead
 from .randomness import generator
 from .registry import suggest
@@ -280,17 +281,13 @@ class Interception(TorchFunctionMode):
 
     def _count(self, model: nn.Module, given: Any, named: Any) -> int:
         """How many layers a pass comes to, found by one that changes nothing."""
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
         self._inside = self._counting = True
         self._layers, self._reads = 0, []
         try:
-            with torch.no_grad(), self:
+            with evaluating(model), torch.no_grad(), self:
                 model(*given, **named)
         finally:
             self._inside = self._counting = False
-            for module, mode in modes.items():
-                module.training = mode
         return self._layers
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -17,8 +17,7 @@ for plain SGD. Biases are learnt with the first task, then fixed; heads are not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -32,6 +31,7 @@ from benchsuite.errors import Diverged
 from benchsuite.method import Declared, Method, register
 from benchsuite.modifiers import Interception, Maps
 from benchsuite.nn.compressed import Geometry, Kept, eigen
+from benchsuite.nn.conditional import evaluating
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.randomness import derive
 
@@ -282,15 +282,3 @@ class LANCE(Method):
 
     def state(self) -> dict[str, Any]:
         return {"protected": dict(self.protected), "ranks": self.ranks, "factor_bytes": self.factor_bytes}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode meanwhile, and then as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -44,3 +45,15 @@ def shared_parameters(backbone: nn.Module) -> dict[str, Tensor]:
     """The parameters of a dense backbone that every task uses, by name: those of task-conditional modules are left out."""
     own = [f"{name}." for name, module in backbone.named_modules() if isinstance(module, TaskConditional)]
     return {name: p for name, p in backbone.named_parameters() if not name.startswith(tuple(own))}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode meanwhile, and then as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -19,6 +19,7 @@ from scipy.optimize import minimize_scalar
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
+from .compressed import by_energy
 from .factorised import Factors, Rank
 
 RankRule = Literal["ratio", "energy", "evbmf"]
@@ -35,12 +36,7 @@ class DegenerateFit(ValueError):
 def kept_energy(matrix: Tensor, share: float) -> int:
     """The fewest leading singular values that carry `share` of the squared norm; at least 1, all of them for share >= 1."""
     energy = torch.linalg.svdvals(matrix.double()).square()
-    if share >= 1:
-        return len(energy)
-    if not energy.sum():
-        return 1
-    carried = energy.cumsum(0) / energy.sum()
-    return min(int(torch.searchsorted(carried, torch.tensor(share, dtype=torch.float64))) + 1, len(energy))
+    return by_energy(share)(0, energy)
 
 
 def evbmf_rank(matrix: Tensor) -> int:

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 
 from ..protocol import Recipe
 from .backbones import has_batchnorm
-from .conditional import shared_parameters
+from .conditional import evaluating, shared_parameters
 from .multihead import MultiHead
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -25,21 +25,16 @@ def per_sample_gradients(
     meanwhile (no dropout, fixed normalisation) and is left as it was: no gradient, buffer or mode of it changes.
     """
     names = shared_parameters(model.backbone)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     own = {f"backbone.{name}": p.detach() for name, p in names.items()}
 
     def of_one(parameters: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
         return loss(functional_call(model, parameters, (x[None], task))[0], target)
 
     each = vmap(grad(of_one), in_dims=(None, 0, 0))
-    try:
+    with evaluating(model):
         for x, target in batches:
             gradients = each(own, x, target)
             yield {name: gradients[f"backbone.{name}"] for name in names}
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def no_image_alone(recipe: Recipe) -> str:
