@@ -5,12 +5,15 @@ Stored bytes are not here: they are the size of the artifact's file (`benchsuite
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from avalanche.benchmarks.utils.data import AvalancheDataset
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,11 +64,32 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, methods: 
     return bytes_of(tensors) + sum(method.memory_bytes for method in methods)
 
 
+class LayerInputs(TorchFunctionMode):
+    """While entered, sums the bytes of what convolutions and linear layers read whose weights learn, each map once: the
+    "activation memory" of an unmodified network (arXiv 2411.06346)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._read: list[tuple[weakref.ref[Tensor], int]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.conv2d, F.linear) and torch.is_grad_enabled():
+            x, weight, *_ = [*args, *(kwargs or {}).values()]
+            known = any(version == x._version and read() is x for read, version in self._read)
+            if weight.requires_grad and not known:
+                self._read.append((weakref.ref(x), x._version))
+                kind = x.device.type
+                size = torch.get_autocast_dtype(kind).itemsize if torch.is_autocast_enabled(kind) else x.element_size()
+                self.bytes += x.numel() * size
+        return func(*args, **(kwargs or {}))
+
+
 class StepMemory:
     """Memory of one training step, measured while open.
 
-    held: bytes that autograd keeps of the pass from `start_of_forward` to `end_of_forward` for its backward pass, parameters and
-        buffers aside, each storage once.
+    inputs: bytes that `LayerInputs` counts from `start_of_forward` to `end_of_forward`.
+    held: bytes that autograd keeps of the same pass for its backward pass, parameters and buffers aside, each storage once.
     peak: the most bytes that are allocated at any moment beyond what was when the step began: tensors on the CPU, or what CUDA's
         allocator hands out.
     """
@@ -74,7 +98,7 @@ class StepMemory:
         self._model, self._device = model, device
         self._kept: dict[int, int] = {}
         self._hooked = False
-        self.held = self.peak = 0
+        self.inputs = self.held = self.peak = 0
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -90,14 +114,17 @@ class StepMemory:
             self._profile.__enter__()
 
     def start_of_forward(self) -> None:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._hooks, self._layers = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor), LayerInputs()
         self._hooks.__enter__()
+        self._layers.__enter__()
         self._hooked = True
 
     def end_of_forward(self) -> None:
         """All that the backward pass needs is there."""
         if self._hooked:
+            self._layers.__exit__(None, None, None)
             self._hooks.__exit__(None, None, None)
+            self.inputs = self._layers.bytes
             own = {t.untyped_storage().data_ptr() for t in [*self._model.parameters(), *self._model.buffers()]}
             self._hooked, self.held = False, sum(n for place, n in self._kept.items() if place not in own)
 

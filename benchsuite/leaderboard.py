@@ -61,8 +61,8 @@ class Leaderboard:
         inverse compression, added (megabytes for each task after the first), macs (millions for one image as served, mean
         over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy, matched_accuracy (where sizes are
         matched); pareto marks the sequential rows that no other such row beats in size without losing accuracy.
-    training_memory: megabytes of one training step as `RunRecord.memory` has them, the largest over tasks: held, peak, formula
-        (under modifiers only); step_time relative to the unmodified method, from the wall clock of both trainings where they
+    training_memory: megabytes of one training step as `RunRecord.memory` has them, the largest over tasks: held, peak, formula;
+        step_time relative to the unmodified method, from the wall clock of both trainings where they
         ran on the same kind of machine; training_megabytes, what is there between two steps; accuracy; pareto as above, with
         held for the size.
     provenance: one line; it belongs under every table and figure.

@@ -245,6 +245,7 @@ class Read(NamedTuple):
     layer: int
     linear: bool
     learns: bool
+    counted: bool  # in the formula
     kept: Kept | None
 
 
@@ -305,19 +306,21 @@ class Interception(TorchFunctionMode):
         layer = heads[0] if heads else self._layers
         self._layers += not heads
         alike = [read for read in reads if read.learns and read.shape == x.shape]
-        shared = [read.kept for read in alike if self.modifier.by_input or (read.linear and linear)]
-        compressed = not self._counting and self._first is not None and layer >= self._first
+        shared = [read for read in alike if self.modifier.by_input or (read.linear and linear)]
+        compressed, learns = not self._counting and self._first is not None and layer >= self._first, weight.requires_grad
         kept: Kept | None = None
-        if not weight.requires_grad:
+        if not learns:
             if compressed and not linear:  # a plain convolution would keep its input all the same
                 kept = Decomposed(x.new_empty(0), ())
         elif shared:
-            kept = shared[0]
+            kept = shared[0].kept
         elif compressed:
             with torch.autocast(x.device.type, enabled=False):  # what is kept may be bfloat16, its decomposition is not
                 kept = self.modifier.keep(x.detach(), layer, weight.detach(), geometry)
+        counted = learns and compressed
+        if counted and not any(read.counted for read in shared):
             self.bytes += x.numel() * x.element_size() if kept is None else kept.nbytes
-        self._reads.append(Read(weakref.ref(given), now, x.shape, layer, linear, weight.requires_grad, kept))
+        self._reads.append(Read(weakref.ref(given), now, x.shape, layer, linear, learns, counted, kept))
         return kept
 
     def conv2d(

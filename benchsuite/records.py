@@ -75,8 +75,9 @@ class RunRecord:
     activation_bytes: what one training step keeps for the backward pass, at the protocol's batch size: the largest over tasks.
     memory: for each training, of the first step of its last epoch: `held`, unique bytes that autograd keeps for the backward
         pass, parameters and buffers aside; `peak`, the most bytes allocated at any moment beyond those when the step began;
-        under a modifier also `formula`, the sum over compressed layers of what is kept of their inputs (the "activation memory"
-        of arXiv 2411.06346), and `formula_mean`, the same averaged over all steps. Empty in older records.
+        `formula`, the sum over compressed layers of what is kept of their inputs, or, where none is compressed, over all that
+        learn (the "activation memory" of arXiv 2411.06346), and where some are `formula_mean`, the same averaged over all
+        steps. Older records have less, or nothing.
     seconds: {"train": [...], "evaluate": [...]}, wall clock for each task.
     data: one entry {name, digest, complete, note} per image set; `note` says what is partial or substituted.
     environment: device, device_name, threads, versions, source revision, date.

@@ -205,9 +205,8 @@ class Watch(SupervisedPlugin):
         if self._measured is not None:
             measured = self._measured
             self.close()
-            self.memory = {"held": measured.held, "peak": measured.peak}
-            if compression is not None and compression.bytes:
-                self.memory["formula"] = compression.bytes
+            kept = compression.bytes if compression is not None else 0  # none where no layer is compressed
+            self.memory = {"formula": kept or measured.inputs, "held": measured.held, "peak": measured.peak}
         if compression is not None:
             self._formula += compression.bytes
         self._loss += strategy.loss.detach()
@@ -219,7 +218,7 @@ class Watch(SupervisedPlugin):
         loss = float(self._loss) / max(self._steps, 1)
         if loss != loss or abs(loss) == float("inf"):
             raise Diverged(f"the training loss became {loss} at task {task + 1}, epoch {epoch + 1}")
-        if "formula" in self.memory:
+        if self.memory and self._formula:
             self.memory["formula_mean"] = round(self._formula / self.iterations)
         if epoch + 1 == strategy.train_epochs:  # gradients and optimiser state are all there, nothing is consolidated yet
             methods = [plugin for plugin in strategy.plugins if isinstance(plugin, Method)]

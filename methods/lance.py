@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchsuite.data.batches import Batches
-from benchsuite.errors import Diverged
+from benchsuite.errors import Diverged, UserError
 from benchsuite.method import Declared, Method, register
 from benchsuite.modifiers import Interception, Maps
 from benchsuite.nn.compressed import Geometry, Kept, eigen
@@ -168,6 +168,11 @@ class LANCE(Method):
             raise ValueError(f"calibration_batches must be at least 1, got {self.calibration_batches}")
 
     def prepare(self, model: MultiHead) -> MultiHead:
+        for name, module in model.backbone.named_modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                raise UserError(
+                    f"lance: {name} is a convolution of groups, whose inputs it does not unfold; use another backbone"
+                )
         self.factors = FixedFactors(relu=self.relu)
         self.compression = Interception(self.factors, model)
         self.protected: dict[str, Tensor] = {}  # M (C k^2, m) of every convolution

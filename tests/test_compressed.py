@@ -337,6 +337,25 @@ def test_a_map_with_nan_or_infinity_is_kept_as_it_is(bad, exact):
 # 11 to 13, 17: bytes
 
 
+def test_on_a_gpu_the_peak_is_what_its_allocator_says_beyond_the_start(monkeypatch):
+    device, said = torch.device("cuda"), {"now": 30, "peak": 90}
+
+    def reset(where):
+        said["peak"] = said["now"]
+
+    for name, answer in (
+        ("reset_peak_memory_stats", reset),
+        ("memory_allocated", lambda where: said["now"]),
+        ("max_memory_allocated", lambda where: said["peak"]),
+    ):
+        monkeypatch.setattr(torch.cuda, name, answer)
+    measured = StepMemory(nn.Linear(2, 2), device)
+    measured.open()
+    said |= {"now": 35, "peak": 70}
+    measured.close()
+    assert measured.peak == 40
+
+
 def test_bytes_that_autograd_holds_are_those_of_the_formula():
     x, conv, linear = maps(6, 5, 8, 9), nn.Conv2d(5, 4, 3), nn.Linear(9, 3)
     for choose in (by_energy(0.7), by_rank((2, 3, 4, 5))):
@@ -533,6 +552,17 @@ def test_gradient_filtering_of_single_pixels_is_exact_for_kernels_of_one():
     for kernel, radius, holds in ((1, 1, True), (1, 2, False), (3, 1, False)):  # the last two are the controls
         kept = Filtered.of(x, (kernel, kernel), geometry, radius)
         assert same(*both(kept, x, noise(6, 2, kernel, kernel), b, geometry)) is holds
+
+
+def test_a_radius_above_the_outputs_is_that_of_all_of_them():
+    x, w = noise(3, 2, 6, 5), noise(4, 2, 3, 3)
+    (_, dx, dw), _ = both(Filtered.of(x, (3, 3), PLAIN, 6), x, w, None, PLAIN)
+    huge = Filtered.of(x, (3, 3), PLAIN, 10**5)  # which padded to a patch of its own would not fit into memory
+    (_, far_dx, far_dw), _ = both(huge, x, w, None, PLAIN)
+    assert torch.equal(dx, far_dx)
+    assert torch.equal(dw, far_dw)
+    (_, near_dx, _), _ = both(Filtered.of(x, (3, 3), PLAIN, 3), x, w, None, PLAIN)
+    assert not torch.allclose(dx, near_dx)  # control
 
 
 @pytest.mark.parametrize(("radius", "stride"), [(1, 1), (2, 1), (3, 1), (2, 2)])

@@ -6,7 +6,8 @@ from functools import cache
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from short_runs import trained
+from short_runs import make, trained
+from torch import nn
 from torch.nn import functional as F
 
 from benchsuite.errors import UserError
@@ -165,6 +166,15 @@ def test_a_step_holds_the_cores_in_place_of_the_maps():
     heads = 4 * 16 * 64  # the input of the one linear layer stays as it is
     assert watch.memory["formula"] == watch.memory["formula_mean"] == cores + heads
     assert cores < watch.memory["held"] < plain.memory["held"] / 2
+
+
+def test_a_convolution_of_groups_is_refused_by_name(monkeypatch):
+    model = make()[0].model
+    method = LANCE()
+    method.prepare(model)  # control
+    model.backbone.conv2 = nn.Conv2d(16, 32, 3, groups=4)
+    with pytest.raises(UserError, match=r"^lance: conv2 is a convolution of groups, .*; use another backbone$"):
+        method.prepare(model)
 
 
 def test_a_layer_of_which_everything_is_protected_is_fixed(monkeypatch):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchsuite import records
+from benchsuite.accounting import StepMemory
 from benchsuite.artifact import Artifact, load
 from benchsuite.cli import main
 from benchsuite.data.batches import Batches
@@ -124,7 +125,7 @@ def test_the_memory_of_a_run_is_on_record(tmp_path):
         assert record.activation_bytes == max(record.memory["held"])
         assert all(len(values) == 2 and min(values) > 0 for values in record.memory.values())
         assert all(peak > held for peak, held in zip(record.memory["peak"], record.memory["held"], strict=True))
-    assert set(memory["finetune"]) == {"held", "peak"}
+    assert set(memory["finetune"]) == {"formula", "held", "peak"}
     assert set(memory["finetune+hosvd"]) == {"held", "peak", "formula", "formula_mean"}
     small, plain = (memory[name]["held"] for name in ("finetune+hosvd", "finetune"))
     assert all(a < b for a, b in zip(small, plain, strict=True))
@@ -158,6 +159,38 @@ def test_a_plain_step_holds_the_maps_that_its_layers_read(batch):
     assert found["mask"]["formula"] == maps
     assert 0 <= found["mask"]["held"] - maps - bits - labels_and_loss <= 8
     assert found["plain"]["held"] > found["mask"]["held"] + 4 * batch * 32 * 16  # control: pooling keeps its input
+    for settings, share in (({}, 1), ({"precision": "bf16"}, 2)):  # and so counts the formula of an unmodified method
+        watch = Watch()
+        learn(watch, tasks=1, method="finetune", batch_size=batch, epochs=1, **settings)
+        assert watch.memory["formula"] == maps / share
+        assert watch.memory["held"] > watch.memory["formula"]
+
+
+def test_the_formula_counts_a_map_once_and_only_for_layers_that_learn():
+    x = torch.rand(8, 4, 7, 7)
+    for between, frozen, maps in ((lambda x: x, False, 1), (lambda x: x.clone(), False, 2), (lambda x: x.clone(), True, 1)):
+        net = Pair(nn.Conv2d(4, 3, 3), nn.Conv2d(4, 3, 1), between)
+        net.a.requires_grad_(not frozen)
+        memory = StepMemory(net, torch.device("cpu"))
+        memory.start_of_forward()
+        net(x)
+        memory.end_of_forward()
+        assert memory.inputs == maps * x.nbytes
+        compression = Interception(HOSVD(epsilon=1.0), net)
+        net(x)
+        assert compression.bytes == maps * x.nbytes  # the same, where nothing is compressed away
+
+
+def test_a_map_that_an_uncompressed_layer_keeps_too_counts_whole():
+    x = torch.rand(8, 4, 7, 7)
+    found = []
+    for between in (lambda x: x, lambda x: x.clone()):
+        net = Pair(nn.Conv2d(4, 3, 3), nn.Conv2d(4, 3, 1), between)
+        compression = Interception(HOSVD(compressed="last:1", mode_ranks=(1,)), net)
+        net(x)
+        found.append(compression.bytes)
+    assert found[0] == x.nbytes
+    assert 0 < found[1] < x.nbytes  # control: a map of its own
 
 
 @pytest.mark.parametrize("name", MODIFIERS)

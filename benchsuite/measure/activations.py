@@ -2,7 +2,7 @@
 
 A network learns the first task for a while, so that its maps are those of training; then every variant starts from its weights.
 Over the same batches each is asked for
-- formula: MB of kept inputs of the compressed layers (the "activation memory" of arXiv 2411.06346),
+- formula: MB of kept inputs of the compressed layers, or of all where none is (the "activation memory" of arXiv 2411.06346),
 - held: MB that autograd keeps for the backward pass, each storage once, parameters and buffers aside,
 - peak: MB, the most that is allocated at any moment of the step beyond what was when it began,
 - error: ||g - g'|| / ||g|| over all weights of convolutions and linear layers, g the gradient of the unmodified network,
@@ -136,7 +136,7 @@ def measure(strategy: Any, x: Tensor, y: Tensor) -> tuple[dict[str, float], list
         loss.backward()
     finally:
         memory.close()
-    formula = compression.bytes if compression is not None and compression.bytes else float("nan")
+    formula = compression.bytes if compression is not None and compression.bytes else memory.inputs
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None and p.dim() > 1]
     return {"formula": formula, "held": memory.held, "peak": memory.peak}, gradients
 

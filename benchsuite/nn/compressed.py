@@ -269,8 +269,8 @@ def _kept(ctx: Any) -> tuple[Tensor, Decomposed]:
 class Filtered:
     """What gradient filtering (Yang et al., CVPR 2023) keeps of a convolution's input: its sums over patches, (B, C, p, q).
 
-    A patch belongs to radius x radius outputs; the map is padded with zeros, or cropped, alike on both sides. A stride makes
-    its window larger than the pixels that its outputs read, so the sums are divided by the stride's area.
+    A patch belongs to radius x radius outputs, at most all of them; the map is padded with zeros, or cropped, alike on both
+    sides. A stride makes its window larger than the pixels that its outputs read, so the sums are divided by the stride's area.
     """
 
     sums: Tensor
@@ -279,12 +279,12 @@ class Filtered:
     @staticmethod
     def of(x: Tensor, kernel: Sequence[int], geometry: Geometry, radius: int) -> Filtered:
         """kernel: (kh, kw)."""
-        pads: list[int] = []
-        for n, k, s, p, d in reversed(list(zip(x.shape[2:], kernel, *geometry[:3], strict=True))):
-            out = (n + 2 * p - d * (k - 1) - 1) // s + 1
+        sizes = list(zip(x.shape[2:], kernel, *geometry[:3], strict=True))
+        outputs = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+        radius, stride, pads = min(radius, max(outputs)), geometry[0], []
+        for n, s, out in reversed(list(zip(x.shape[2:], stride, outputs, strict=True))):
             missing = -(-out // radius) * radius * s - n
             pads += [missing // 2, missing - missing // 2]
-        stride = geometry[0]
         window = (radius * stride[0], radius * stride[1])
         return Filtered(F.avg_pool2d(F.pad(x, pads), window) * radius**2, radius)
 

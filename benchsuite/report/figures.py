@@ -96,18 +96,27 @@ def _trade_off(frame: pd.DataFrame, heading: str, provenance: str) -> Figure:
 
 
 def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
-    """Relative gradient error, and bytes held relative to the unmodified step, against epsilon: a line for each family of `frame`
-    (columns family, epsilon, error, held_ratio)."""
-    figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
+    """What compressing every map does at each epsilon: relative gradient error, step time, bytes held and peak relative to the
+    unmodified step's. A line for each family of `frame` (columns family, epsilon, error, time, held, formula, peak in MB; its
+    first row is the unmodified step's)."""
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     FigureCanvasAgg(figure)
+    plain = frame.iloc[0]
     known = frame.dropna(subset=["epsilon"])
     looks = _looks(sorted(known["family"].unique()))
-    for axes, column, heading in zip(
-        figure.subplots(1, 2), ("error", "held_ratio"), ("relative gradient error", "bytes held / unmodified"), strict=True
-    ):
+    panels = {
+        "relative gradient error": known["error"],
+        "step time / unmodified": known["time"],
+        "bytes held / unmodified": known["held"] / plain["held"],
+        "peak / unmodified": known["peak"] / plain["peak"],
+    }
+    for axes, (heading, values) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for family, look in looks.items():
             rows = known[known["family"] == family].sort_values("epsilon")
-            axes.plot(rows["epsilon"], rows[column], label=family, markersize=3, linewidth=0.9, **look)
+            axes.plot(rows["epsilon"], values[rows.index], label=family, markersize=3, linewidth=0.9, **look)
+            if heading.startswith("bytes"):
+                formula = rows["formula"] / plain["held"]
+                axes.plot(rows["epsilon"], formula, label=f"{family}, formula", linewidth=0.9, linestyle=":", color=look["color"])
         axes.set_xlabel("epsilon", fontsize=FONT)
         axes.set_ylabel(heading, fontsize=FONT)
         axes.set_ylim(bottom=0)
