@@ -289,7 +289,7 @@ def test_families_and_names_filter_the_table_and_the_figures(browser):
     assert find(browser, "#count")[0].text == f"2 of {len(everything)} rows"
     press(browser, "compressed", "#families button")
     assert set(column(browser, "Method")) == {*isolated, "finetune+hosvd"}
-    find(browser, "#search")[0].send_keys("HOSVD")
+    find(browser, "#search")[0].send_keys("HOSVD")  # capitals make no difference
     assert column(browser, "Method") == points(browser) == points(browser, 2) == ["finetune+hosvd"]
     press(browser, "Backward transfer", "#kinds button")
     assert column(browser, "Method") == ["finetune+hosvd"]
@@ -324,6 +324,8 @@ def test_columns_can_be_shown_and_hidden(browser):
     press(browser, "Family", "#columns label")
     assert column(browser, "Weights (MB)")[0] == "0.399"
     assert "Family" not in find(browser, "#board thead")[0].text
+    keys(browser, "ESCAPE")
+    assert not find(browser, "#columns")[0].is_displayed()
 
 
 def test_a_cell_opens_the_runs_behind_it(browser):
@@ -379,6 +381,16 @@ def test_a_point_has_a_tooltip_for_mouse_and_keyboard_and_opens_its_runs(browser
     keys(browser, "ENTER")
     assert find(browser, "#runs-title")[0].text == "finetune"
     keys(browser, "ESCAPE")
+
+
+def test_a_tooltip_names_the_points_that_hide_one_another(browser):
+    twins = [run("upper"), run("lower"), run("other", correct=((20, None), (20, 20)))]
+    (browser.folder / "twins.html").write_text(page([(leaderboard(twins), twins)]))
+    show(browser, file="twins.html")
+    said = {p.get_attribute("data-row"): p.get_attribute("aria-label") for p in find(browser, "figure:first-child [data-row]")}
+    assert said["upper"].endswith("close by: lower")
+    assert said["lower"].endswith("close by: upper")
+    assert "close by" not in said["other"]
 
 
 def test_the_figure_draws_the_front_of_the_whole_board(browser):
