@@ -468,6 +468,21 @@ def test_the_svg_stands_alone(browser):
     assert "split-digits, tier lite" in "".join(tree.itertext())
 
 
+CROWDED = """
+// Texts that reach out of their cell, or over a neighbour on an axis.
+const cells = [...document.querySelectorAll("#board button")];
+const found = cells.filter(cell => cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent);
+for (const figure of document.querySelectorAll("figure")) {
+  const boxes = [...figure.querySelectorAll("svg text")].map(text => [text.textContent, text.getBoundingClientRect()]);
+  boxes.forEach(([name, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
+    const beside = a.left >= b.right - 1 || b.left >= a.right - 1, above = a.top >= b.bottom - 3 || b.top >= a.bottom - 3;
+    if (!beside && !above) found.push(`${name} | ${other}`);
+  }));
+}
+return found;
+"""
+
+
 @pytest.mark.parametrize("width", [400, 1600])
 def test_nothing_overflows_the_page_sideways(browser, width):
     for kind in tables.TITLES:
@@ -487,6 +502,7 @@ def test_nothing_overflows_the_page_sideways(browser, width):
             "const b = document.getElementById('runs').getBoundingClientRect(); return [b.left, b.right]"
         )
         assert 0 <= left < right <= width
+        assert browser.execute_script(CROWDED) == []
     browser.execute_script("document.querySelector('.scroll').style.overflow = 'visible'")  # control: without the box it would
     assert width > 400 or browser.execute_script("return document.documentElement.scrollWidth") > width
 
