@@ -58,6 +58,7 @@ class Method(SupervisedPlugin):
     """
 
     name: ClassVar[str] = ""  # the class's name in lower case, unless set
+    family: ClassVar[str] = "other"  # of methods, in the field's words (say, "replay"): what readers of a board filter by
     forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
     trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
     trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design

@@ -31,6 +31,7 @@ class AGEM(Method):
     budget: float = BUDGET  # MB (10^6 bytes) of stored images, T equal shares
     sample_size: int = 64  # Avalanche's default; stored images behind each step's reference gradient
 
+    family = "replay"
     settings: ClassVar = (
         FEW_DIGITS,
         AS_MANY_LARGE,

@@ -133,6 +133,7 @@ class CACL(Method):
     storage: Literal["factors", "smaller"] = "factors"  # "smaller": for each layer factors or recomposed kernels
     pools: dict[str, list[Rank]] = field(default_factory=dict, init=False, repr=False)
 
+    family = "factorised"
     forgetting = "none"
     size_is_learnt = True
     fresh_share = 1.0  # of the variance that the first task's free components start with: what later tasks' have

@@ -26,6 +26,7 @@ class ER(Method):
 
     budget: float = BUDGET  # MB (10^6 bytes) of stored images
 
+    family = "replay"
     trains_old_heads = True
     settings: ClassVar = (FEW_DIGITS, AS_MANY_LARGE)
 

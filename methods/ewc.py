@@ -41,6 +41,7 @@ class EWC(Method):
     fisher: Literal["sample", "exact", "empirical"] = "sample"
     decay: float = 1.0  # gamma, of the online form
 
+    family = "regularisation"
     settings: ClassVar = (
         Declared(
             protocol="split-cifar100",

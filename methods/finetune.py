@@ -9,3 +9,5 @@ class Finetune(Method):
 
     L = CE_t. Each task has its own head, the backbone is shared and free. The base class does all of this.
     """
+
+    family = "reference"

@@ -106,6 +106,7 @@ class HAT(Method):
     sparsity: float = 0.75  # c
     embedding_rate: float = 50.0  # times the recipe's learning rate; the paper's 0.05 where that is 1e-3
 
+    family = "parameter isolation"
     forgetting = "none"
     settings: ClassVar = (
         Declared(

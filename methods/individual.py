@@ -51,6 +51,7 @@ class Individual(Method):
     Nothing is shared and nothing is forgotten; the size is T times that of one network.
     """
 
+    family = "reference"
     forgetting = "none"
 
     def unfit(self, recipe: Recipe) -> str:

@@ -45,6 +45,7 @@ class IndividualSVD(Individual):
     whiten: bool = False
 
     name: ClassVar = "individual-svd"
+    family = "factorised"
     layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
     space: ClassVar = {"recovery": Choice((0.2, 0.5)), "recovery_rate": Choice((0.1, 1.0))}
 

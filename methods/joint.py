@@ -14,6 +14,7 @@ class Joint(Method):
     Only the last row of the accuracy matrix exists, so backward transfer is not defined.
     """
 
+    family = "reference"
     trains_jointly = True
 
     def unfit(self, recipe: Recipe) -> str:

@@ -149,6 +149,7 @@ class LANCE(Method):
     calibration_batches: int = 100
     relu: Literal["mask", "plain"] = "mask"  # as for the modifiers of activations
 
+    family = "gradient projection"
     settings: ClassVar = (
         Declared(
             protocol="split-cifar100",

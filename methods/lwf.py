@@ -31,6 +31,7 @@ class LwF(Method):
     strength: float = 1.0  # alpha
     temperature: float = 2.0  # tau
 
+    family = "regularisation"
     trains_old_heads = True
     settings: ClassVar = (
         Declared(

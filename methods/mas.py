@@ -30,6 +30,7 @@ class MAS(Method):
     strength: float = 1.0  # lambda
     average: float = 0.5  # alpha, the newest task's share in the importance
 
+    family = "regularisation"
     settings: ClassVar = (
         Declared(
             protocol="split-cifar100",

@@ -104,6 +104,7 @@ class PackNet(Method):
     redraw: bool = True  # free weights start each task from a fresh draw; False: from zero, as in the original
     biases: Literal["per_task", "first_task"] = "per_task"
 
+    family = "parameter isolation"
     forgetting = "none"
     settings: ClassVar = (
         Declared(

@@ -28,6 +28,7 @@ class SI(Method):
     strength: float = 0.1  # c
     damping: float = 0.1  # xi
 
+    family = "regularisation"
     settings: ClassVar = (
         Declared(
             protocol="split-cifar100",

@@ -22,6 +22,8 @@ class Transfer(Method):
 
     last: int = 2  # convolutions that learn on, the settings of arXiv 2411.06346 being 2 and 4
 
+    family = "reference"
+
     def __post_init__(self) -> None:
         if self.last < 0:
             raise ValueError(f"last must not be negative, got {self.last}")

@@ -1,0 +1,198 @@
+"""Leaderboards as one HTML page that stands alone: no network, no other file, only links to the records behind it.
+
+`page.html` is the whole page but for its data, which is put in as JSON. The script there sorts, filters and draws; numbers
+come as computed, beside the text that `tables` makes of them, so that there is one place where numbers are formatted.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from ..errors import UserError
+from ..leaderboard import Leaderboard, configurations, leaderboard, series
+from ..records import RunRecord
+from . import figures, tables
+
+OTHER = "other"  # the family of a method that says nothing of it
+MODIFIED = "compressed activations"  # a further family of `method+modifier`
+FIGURES = [
+    {
+        "kind": "parameter_efficiency",
+        "x": "megabytes",
+        "heading": "stored for all tasks (MB)",
+        "title": "Accuracy against size",
+        "file": "accuracy_vs_size",
+    },
+    {
+        "kind": "training_memory",
+        "x": "held",
+        "heading": "held for the backward pass (MB)",
+        "title": "Accuracy against training memory",
+        "file": "accuracy_vs_memory",
+    },
+]
+
+
+def page(
+    boards: Sequence[tuple[Leaderboard, Sequence[RunRecord]]], families: Mapping[str, str] | None = None, base: str = "."
+) -> str:
+    """The page with every board, each given with the records that it was made of.
+
+    families: method -> family, by which rows are filtered (`Method.family` of every registered one); a method that is not
+        among them is "other". A row under a modifier is also in the family "compressed activations".
+    base: where the results folder lies, seen from the page: links lead to base/<job folder>/record.json.
+    The same boards and records give the same text. Raises UserError without boards, and for two of one
+    protocol and tier.
+    """
+    if not boards:
+        raise UserError("no finished runs to show; run `benchsuite leaderboard` or `benchsuite run` first")
+    names = [f"{board.protocol}, tier {board.tier}" for board, _ in boards]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two boards of {twice[0]}; rank their records together, or write a page for each")
+    columns = [column for kind in tables.TITLES for column in tables.COLUMNS[kind]]
+    data = {
+        "titles": tables.TITLES,
+        "headings": {column.name: column.heading for column in columns},
+        "hidden": sorted({column.name for column in columns if not column.screen}),
+        "latex": {chr(code): text for code, text in tables._LATEX.items()},
+        "figures": FIGURES,
+        "boards": [_board(board, records, families or {}, base) for board, records in boards],
+    }
+    html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    for name in ("style", "script"):  # the only ones that a browser may apply
+        found = re.search(f"<{name}>(.*?)</{name}>", html, re.DOTALL)
+        assert found is not None
+        sha = base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
+        html = html.replace(f"{{{{{name}}}}}", f"'sha256-{sha}'", 1)
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return html.replace("{{data}}", text.replace("<", r"\u003c"))  # no text of a record may end the element it stands in
+
+
+def _board(board: Leaderboard, records: Sequence[RunRecord], families: Mapping[str, str], base: str) -> dict[str, Any]:
+    runs, own = configurations(records), _of_each_run(records)
+    frames = {kind: getattr(board, kind) for kind in tables.TITLES}
+    published = {
+        label: bool(p) for frame in frames.values() for label, p in zip(frame["method"], frame["published"], strict=True)
+    }
+    points = board.parameter_efficiency.dropna(subset=["accuracy", "megabytes"])
+    # As in the printed figure: measured rows first, so that they look the same with and without published ones.
+    drawn = sorted({(published[label], series(label)) for label in points["method"]})
+    order = {name: i for i, (_, name) in enumerate(drawn)}
+    rows = []
+    for label, is_published in published.items():
+        group, name = runs.get(label, []), series(label)
+        place = order.get(name)
+        look = (
+            None
+            if place is None
+            else [figures.COLOURS[place % len(figures.COLOURS)], figures.MARKERS[place % len(figures.MARKERS)]]
+        )
+        rows.append(
+            {
+                "label": label,
+                "series": name,
+                "published": is_published,
+                "families": ["published"] if is_published else _families(group[0].job.method, families),
+                "order": place,
+                "look": look,
+                "settings": _settings(group[0]) if group else "",
+                "runs": [_run(run, own[run.job.folder], base) for run in group],
+            }
+        )
+    index = {label: i for i, label in enumerate(published)}
+    return {
+        "protocol": board.protocol,
+        "tier": board.tier,
+        "provenance": board.provenance,
+        "notes": board.footnotes,
+        "rows": rows,
+        "tables": {kind: _table(board, kind, index, rows) for kind in frames},
+    }
+
+
+def _of_each_run(records: Sequence[RunRecord]) -> dict[Path, dict[str, str]]:
+    """What the boards would say of every run alone: texts by column, by the run's folder.
+
+    A board of one seed has all that a run is compared with, since a run is compared with those of its own seed."""
+    texts: dict[Path, dict[str, str]] = {}
+    for seed in sorted({record.job.seed for record in records}):
+        same = [record for record in records if record.job.seed == seed]
+        board = leaderboard(same)
+        folders = {label: run.job.folder for label, (run,) in configurations(same).items()}
+        for kind in tables.TITLES:
+            for row in getattr(board, kind).to_dict("records"):
+                found = texts.setdefault(folders[row["method"]], {})
+                for column in tables.shown(board, kind):
+                    if column.name not in ("n", "pareto", "matched_accuracy"):  # of a row among others, not of a run
+                        found[column.name] = tables._cell(row, column)
+    return texts
+
+
+def _families(method: str, families: Mapping[str, str]) -> list[str]:
+    base, plus, _ = method.partition("+")
+    return [families.get(base, OTHER), *([MODIFIED] if plus else [])]
+
+
+def _settings(run: RunRecord) -> str:
+    return ", ".join(
+        f"{name} = {value:.6g}" if isinstance(value, float) else f"{name} = {value}" for name, value in run.job.settings.items()
+    )
+
+
+def _run(run: RunRecord, values: dict[str, str], base: str) -> dict[str, Any]:
+    environment = run.environment
+    source = environment.get("source", {})
+    return {
+        "seed": run.job.seed,
+        "record": f"{quote(base)}/{quote(run.job.folder.as_posix())}/record.json",
+        "date": str(environment.get("date", "unknown"))[:10],
+        "device": f"{environment.get('device', 'unknown')} ({environment.get('device_name', 'unknown')}), {run.job.precision}",
+        "versions": ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items()) or "unknown",
+        "revision": str(source.get("revision") or "unknown")[:7] + (" with changes" if source.get("dirty") else ""),
+        "values": values,
+    }
+
+
+def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One board: columns, and rows of cells, each [value, text, half-width of its interval]."""
+    frame = getattr(board, kind)
+    texts, columns = tables._cells(board, kind), tables.shown(board, kind)
+    entries = [{"name": "method", "heading": "Method", "text": True, "best": []}]
+    for column in columns:
+        cells = texts[column.heading]  # the best by the text, as in LaTeX: what reads the same is equally good
+        best = set(cells[frame[column.name] == frame[column.name].agg(column.best)]) if column.best else set()
+        entries.append(
+            {
+                "name": column.name,
+                "heading": column.heading,
+                "text": False,
+                "direction": column.best,
+                "interval": f"{column.name}_ci" in frame,
+                "best": [index[label] for label, cell in zip(frame["method"], cells, strict=True) if cell in best],
+            }
+        )
+    entries.append({"name": "family", "heading": "Family", "text": True, "best": []})
+    found = []
+    for row, text in zip(frame.to_dict("records"), texts.to_dict("records"), strict=True):
+        cells = [[_number(row[c.name]), text[c.heading], _number(row.get(f"{c.name}_ci"))] for c in columns]
+        label, families = row["method"], ", ".join(rows[index[row["method"]]]["families"])
+        found.append({"row": index[label], "cells": [[label, label], *cells, [families, families]]})
+    return {"columns": entries, "rows": found}
+
+
+def _number(value: Any) -> Any:
+    """As JSON has it, which knows no NaN."""
+    if value is None or pd.isna(value):
+        return None
+    if isinstance(value, bool):
+        return value
+    return int(value) if float(value).is_integer() else float(value)
