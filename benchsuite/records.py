@@ -129,7 +129,9 @@ class RunRecord:
         _check(None not in self.correct[-1], "every task must have been tested after the last one")
         for sizes in self.stored:
             if sizes is not None:
-                _check(isinstance(sizes, dict) and set(sizes) == set(PARTS), f"stored bytes must be split into {', '.join(PARTS)}")
+                _check(
+                    isinstance(sizes, dict) and set(sizes) == set(PARTS), f"stored bytes must be split into {', '.join(PARTS)}"
+                )
                 _counts("stored bytes", sizes.values())
         _check(self.stored[-1] is not None, "a finished run has stored bytes after its last task")
         _counts("macs", self.macs)
@@ -137,7 +139,9 @@ class RunRecord:
         _counts("iterations", self.iterations)
         _check(sum(self.iterations) > 0, "a finished run has made steps")
         _counts("training_state_bytes and activation_bytes", [self.training_state_bytes, self.activation_bytes])
-        _check(isinstance(self.seconds, dict) and {"train", "evaluate"} <= set(self.seconds), "seconds must have train and evaluate")
+        _check(
+            isinstance(self.seconds, dict) and {"train", "evaluate"} <= set(self.seconds), "seconds must have train and evaluate"
+        )
         _check(isinstance(self.memory, dict), "memory must be a mapping")
         trainings = {len(self.iterations)}
         for name, values in self.seconds.items():
@@ -147,7 +151,9 @@ class RunRecord:
         for name, values in self.memory.items():
             _counts(f"memory {name}", values)
             trainings.add(len(values))
-        _check(trainings in ({1}, {n}), "iterations, seconds and memory must have one entry for each training: one a task, or one")
+        _check(
+            trainings in ({1}, {n}), "iterations, seconds and memory must have one entry for each training: one a task, or one"
+        )
         for entry in _rows("data", self.data):
             _check(all(_is_text(entry.get(name)) for name in ("name", "digest", "note")), "data must have name, digest and note")
             _check(type(entry.get("complete")) is bool, "data must say whether it is complete")
@@ -155,6 +161,7 @@ class RunRecord:
             _check(isinstance(content, dict), f"{name} must be a mapping")
         for name in ("versions", "source"):
             _check(isinstance(self.environment.get(name, {}), dict), f"{name} of the environment must be a mapping")
+        _counts("threads", [self.environment.get("threads", 1)], least=1)
         _counts("facts", [self.facts[name] for name in ("dense_macs", "memory_bytes") if name in self.facts])
         _check(isinstance(self.facts.get("other_sizes", {}), dict), "other_sizes must be a mapping")
         _counts("other_sizes", self.facts.get("other_sizes", {}).values())
@@ -215,14 +222,23 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
+class Busy(UserError):
+    """Another process holds the lock."""
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards. A kill releases it."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards. A kill releases it.
+
+    Raises UserError where the file cannot be written and, without `wait`, Busy where another process holds the lock."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise Busy(f"{path.parent}: another process is at work on this run; wait until it has ended") from None
         except OSError as error:
             raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
         with file:
@@ -296,6 +312,22 @@ def read_all(folder: Path) -> list[RunRecord]:
         if path.absolute().parts[-len(own.parts) :] != own.parts:
             raise UserError(f"{path}: does not belong in this folder; move it to {own} in a results folder, or away")
     return list(records.values())
+
+
+def artifact_of(record: RunRecord, folder: Path) -> bytes:
+    """The exported artifact beside the record. Raises UserError where it is not there or not the one that the record is of."""
+    path = folder / "artifact.safetensors"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: is not there; the same run in another results folder (--results) makes it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) != record.stored_bytes:
+        raise UserError(f"{path}: has {len(content)} bytes, its record says {record.stored_bytes}; delete both and run again")
+    if record.artifact_sha256 and hashlib.sha256(content).hexdigest() != record.artifact_sha256:
+        raise UserError(f"{path}: is not the file that its record describes; delete both and run again")
+    return content
 
 
 def differences(a: RunRecord, b: RunRecord) -> list[str]:
