@@ -144,10 +144,10 @@ class RunRecord:
         )
         _check(isinstance(self.memory, dict), "memory must be a mapping")
         trainings = {len(self.iterations)}
-        for name, values in self.seconds.items():
-            holds = isinstance(values, list) and all(type(v) in (int, float) and 0 <= v < math.inf for v in values)
+        for name, times in self.seconds.items():
+            holds = isinstance(times, list) and all(type(v) in (int, float) and 0 <= v < math.inf for v in times)
             _check(holds, f"seconds of {name} must be finite and not negative")
-            trainings.add(len(values))
+            trainings.add(len(times))
         for name, values in self.memory.items():
             _counts(f"memory {name}", values)
             trainings.add(len(values))

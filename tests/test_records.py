@@ -38,10 +38,7 @@ def content():
 def sealed(found):
     """The text of a record with this content, under a digest that fits."""
     found.pop("digest", None)
-    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
-    import hashlib
-
-    return json.dumps({**found, "digest": hashlib.sha256(text.encode()).hexdigest()})
+    return json.dumps({**found, "digest": digest(found)})
 
 
 def put(place, value):
@@ -113,20 +110,13 @@ def test_a_record_that_no_run_can_have_made_is_refused_though_its_digest_fits(sp
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
-@pytest.mark.parametrize("place", ['"lr": 0.1', '"lr":0.1'])
-def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(value, place, tmp_path):
+def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(value, tmp_path):
     text = sealed(content())
-    if place not in text:
-        text = to_json(RunRecord(**{**content_of(text), "job": Job(**content()["job"])}))
     spoilt = text.replace('"lr": 0.1', f'"lr": {value}')
     assert spoilt != text
     (tmp_path / "record.json").write_text(spoilt)
     with pytest.raises(UserError, match="holds a number that is not finite"):
         read(tmp_path / "record.json")
-
-
-def content_of(text):
-    return {name: value for name, value in json.loads(text).items() if name not in ("schema", "digest")}
 
 
 @pytest.mark.parametrize("text", ["", "\0" * 64, "[" * 100_000, '{"schema": 1', "\ud800"])
@@ -139,7 +129,7 @@ def test_a_file_that_was_emptied_or_cut_short_is_one_clear_line(text, tmp_path):
 
 
 def test_what_cannot_be_written_as_json_is_refused_before_it_is_written(tmp_path):
-    found = content_of(json.dumps(content()))
+    found = {name: value for name, value in content().items() if name not in ("schema", "digest")}
     record = RunRecord(**{**found, "job": Job(**found["job"]), "facts": {"kappa": math.inf}})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write(record, tmp_path / "record.json")
