@@ -130,6 +130,29 @@ def parser() -> Parser:
     bring = commands.add_parser("merge", help="bring in records made elsewhere, every one checked; nothing is overwritten")
     bring.add_argument("source", type=Path, metavar="DIR", help="a results folder, or any other with record.json files below it")
     bring.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    timed = commands.add_parser(
+        "bench",
+        parents=[chosen],
+        help="what a step costs on this machine, as ratios, where its time goes, and what would change it",
+    )
+    timed.add_argument("--protocol", default="split-digits", help="a registered protocol (default: the embedded split-digits)")
+    timed.add_argument("--data-dir", type=Path, metavar="DIR", help="where image sets lie (default: the download cache)")
+    timed.add_argument(
+        "--methods", nargs="+", default=[], metavar="METHOD", help="default: every method that learns task after task"
+    )
+    timed.add_argument("--relative-to", default="finetune", metavar="METHOD", help="whose step the methods' are compared with")
+    timed.add_argument("--tasks", type=int, nargs=2, metavar="N", help="an early and a late task (default: 2 and the last)")
+    timed.add_argument(
+        "--sections", nargs="+", default=[], metavar="SECTION", help="loop methods evaluation data settings profile"
+    )
+    timed.add_argument(
+        "--skip", nargs="+", default=[], metavar="NAME", help="leave out what is measured under names that begin so"
+    )
+    timed.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast")
+    timed.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    timed.add_argument("--rounds", type=int, default=7, help="turns of each contender (default: 7)")
+    timed.add_argument("--steps", type=int, default=4, help="steps of each in a turn (default: 4)")
+    timed.add_argument("--output", type=Path, metavar="DIR", help="folder for the tables (Markdown, CSV)")
     new = commands.add_parser("new-method", help="write a method of your own to start from: one commented file that runs")
     new.add_argument("name", metavar="NAME", help="what the method will be called, a Python name")
     new.add_argument("--output", type=Path, metavar="FILE", help="the file to write (default: NAME.py here)")
@@ -493,6 +516,30 @@ def command_merge(arguments: argparse.Namespace) -> int:
     )
     print(f"{arguments.results}: {', '.join(f'{number} {what}' for what, number in count.items())}")
     return 1 if count["refused"] else 0
+
+
+def command_bench(arguments: argparse.Namespace) -> None:
+    overrides = parse_settings(arguments)
+    from .measure.bench import SECTIONS, Bench, measure
+    from .method import methods
+    from .runner import choose_device
+
+    note_slow_precision(arguments)
+    bench = Bench(
+        protocol=arguments.protocol,
+        data_dir=arguments.data_dir,
+        methods=[resolve_method(methods, name) for name in arguments.methods],
+        relative_to=resolve_method(methods, arguments.relative_to),
+        precision=arguments.precision,
+        device=choose_device(arguments.device, arguments.precision),
+        rounds=arguments.rounds,
+        steps=arguments.steps,
+        tasks=arguments.tasks and tuple(arguments.tasks),
+        sections=arguments.sections or SECTIONS,
+        skip=arguments.skip,
+        overrides=overrides,
+    )
+    measure(bench, arguments.output)
 
 
 def command_new_method(arguments: argparse.Namespace) -> None:

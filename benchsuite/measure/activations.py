@@ -32,7 +32,7 @@ from ..runner import assemble, environment, source_revision
 from ..settings import recipe_of, resolve
 from ..strategy import Watch
 from . import script
-from .throughput import Contender, held, race
+from .race import Contender, held, race
 
 EPSILONS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

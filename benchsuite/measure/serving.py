@@ -20,7 +20,7 @@ from ..artifact import Artifact, load
 from ..nn.factorised import FactorisedConv2d
 from ..nn.multihead import MultiHead
 from . import script
-from .throughput import Contender, race
+from .race import Contender, race
 
 LIMIT = 10  # times the dense network's operations
 FORMS: dict[str, Literal["composed", "chain", "cheaper"]] = {"composed": "composed", "chain": "chain", "served": "cheaper"}
