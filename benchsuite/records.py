@@ -257,6 +257,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 def to_json(record: RunRecord) -> str:
     content = {"schema": SCHEMA, **asdict(record)}
+    for name, value in content.items():
+        try:
+            digest(value)
+        except ValueError:
+            raise ValueError(f"{name} of the record holds a number that is not finite, which JSON has not") from None
     return json.dumps({**content, "digest": digest(content)}, indent=1) + "\n"
 
 

@@ -68,8 +68,9 @@ def held(strategy: Any, experience: Any) -> Contender:
     Thread(target=train, daemon=True).start()
 
     def step() -> None:
-        go.release()
-        done.acquire()
+        if not errors:
+            go.release()
+            done.acquire()
         if errors:
             raise errors[0]
 
