@@ -7,10 +7,9 @@ here already with the same numbers is skipped: after a kill the same command end
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from . import metrics, records
 from .artifact import Artifact
@@ -20,7 +19,7 @@ from .method import methods
 from .protocol import protocols
 from .records import PARTS, RunRecord
 from .settings import TUNING_SEEDS, method_of, recipe_of
-from .verify import check_job
+from .verify import check_job, machine, revision
 
 APART = ("tune", "verify")  # of a results folder: trials and re-runs, which no leaderboard ranks
 
@@ -224,10 +223,5 @@ def _agree(record: RunRecord, own: Path) -> None:
 
 def _provenance(record: RunRecord) -> str:
     e = record.environment
-    words: Iterable[Any] = (
-        f"on {e.get('device')} ({e.get('device_name')}), {e.get('threads')} threads",
-        f"torch {e.get('versions', {}).get('torch')}",
-        f"revision {str(e.get('source', {}).get('revision') or 'unknown')[:7]}",
-        str(e.get("date"))[:10],
-    )
-    return ", ".join(map(str, words))
+    made = f"torch {e.get('versions', {}).get('torch')}, revision {revision(e.get('source', {}))}, {str(e.get('date'))[:10]}"
+    return f"on {machine(e)}, {made}"

@@ -225,21 +225,26 @@ def intervals(record: RunRecord, again: RunRecord) -> list[tuple[str, float, flo
     return found
 
 
+def machine(environment: dict[str, Any]) -> str:
+    threads = environment.get("threads", "unknown")
+    return f"{environment.get('device')} ({environment.get('device_name')}), {threads} thread{'s' * (threads != 1)}"
+
+
 def _machines(record: RunRecord, again: RunRecord) -> list[str]:
     """Where both were made, if not on the same kind of machine by the same code."""
     found = []
     for what, get in (
-        ("machine", lambda e: f"{e.get('device')} ({e.get('device_name')}), {e.get('threads')} threads"),
+        ("machine", machine),
         ("torch", lambda e: e.get("versions", {}).get("torch")),
-        ("source revision", lambda e: _revision(e.get("source", {}))),
+        ("source revision", lambda e: revision(e.get("source", {}))),
     ):
         old, new = get(record.environment), get(again.environment)
         if old != new or "uncommitted" in str(new):
             found.append(f"{what}: {old} on record, {new} here")
     if earlier := [source for source in again.environment.get("earlier_sources", []) if source]:
-        found.append(f"the re-run was resumed after the code had changed, from {', '.join(map(_revision, earlier))}")
+        found.append(f"the re-run was resumed after the code had changed, from {', '.join(map(revision, earlier))}")
     return found
 
 
-def _revision(source: dict[str, Any]) -> str:
+def revision(source: dict[str, Any]) -> str:
     return (str(source.get("revision") or "unknown")[:7]) + (" with uncommitted changes" if source.get("dirty") else "")
