@@ -119,6 +119,40 @@ def parser() -> Parser:
         metavar="FILE",
         help="for a single run (default: <protocol>-<tier>-<method>-seed<n>.safetensors here)",
     )
+    again = commands.add_parser("verify", help="run a record's job again and say whether it reproduces")
+    again.add_argument("run", type=Path, metavar="RUN", help="a run's folder or its record.json")
+    again.add_argument("--method", metavar="FILE", help="the file of its method, where that is not an installed one")
+    again.add_argument(
+        "--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder; the re-run lies in DIR/verify (./runs)"
+    )
+    again.add_argument("--device", default="auto", help="auto (default: the record's kind where there is one), cpu or cuda")
+    again.add_argument("--data-dir", type=Path, metavar="DIR", help="where image sets lie (default: the download cache)")
+    bring = commands.add_parser("merge", help="bring in records made elsewhere, every one checked; nothing is overwritten")
+    bring.add_argument("source", type=Path, metavar="DIR", help="a results folder, or any other with record.json files below it")
+    bring.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    timed = commands.add_parser(
+        "bench",
+        parents=[chosen],
+        help="what a step costs on this machine, as ratios, where its time goes, and what would change it",
+    )
+    timed.add_argument("--protocol", default="split-digits", help="a registered protocol (default: the embedded split-digits)")
+    timed.add_argument("--data-dir", type=Path, metavar="DIR", help="where image sets lie (default: the download cache)")
+    timed.add_argument(
+        "--methods", nargs="+", default=[], metavar="METHOD", help="default: every method that learns task after task"
+    )
+    timed.add_argument("--relative-to", default="finetune", metavar="METHOD", help="whose step the methods' are compared with")
+    timed.add_argument("--tasks", type=int, nargs=2, metavar="N", help="an early and a late task (default: 2 and the last)")
+    timed.add_argument(
+        "--sections", nargs="+", default=[], metavar="SECTION", help="loop methods evaluation data settings profile"
+    )
+    timed.add_argument(
+        "--skip", nargs="+", default=[], metavar="NAME", help="leave out what is measured under names that begin so"
+    )
+    timed.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast")
+    timed.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    timed.add_argument("--rounds", type=int, default=7, help="turns of each contender (default: 7)")
+    timed.add_argument("--steps", type=int, default=4, help="steps of each in a turn (default: 4)")
+    timed.add_argument("--output", type=Path, metavar="DIR", help="folder for the tables (Markdown, CSV)")
     new = commands.add_parser("new-method", help="write a method of your own to start from: one commented file that runs")
     new.add_argument("name", metavar="NAME", help="what the method will be called, a Python name")
     new.add_argument("--output", type=Path, metavar="FILE", help="the file to write (default: NAME.py here)")
@@ -415,9 +449,8 @@ def command_data(arguments: argparse.Namespace) -> None:
 
 def command_export(arguments: argparse.Namespace) -> None:
     from collections import Counter
-    from hashlib import sha256
 
-    from .records import read, write_atomic
+    from .records import artifact_of, read, write_atomic
 
     if arguments.output and len(arguments.runs) > 1:
         raise UserError(f"--output names the file of a single run, got {len(arguments.runs)} runs")
@@ -426,16 +459,7 @@ def command_export(arguments: argparse.Namespace) -> None:
     names = [f"{r.job.protocol}-{r.job.tier}-{r.job.method}-seed{r.job.seed}" for r in records]
     exports = []
     for folder, record, name in zip(folders, records, names, strict=True):
-        source = folder / "artifact.safetensors"
-        if not source.exists():
-            raise UserError(f"{source}: is not there; the same run in another results folder (--results) makes it")
-        content = source.read_bytes()
-        if len(content) != record.stored_bytes:
-            raise UserError(
-                f"{source}: has {len(content)} bytes, its record says {record.stored_bytes}; delete both and run again"
-            )
-        if record.artifact_sha256 and sha256(content).hexdigest() != record.artifact_sha256:
-            raise UserError(f"{source}: is not the file that its record describes; delete both and run again")
+        content = artifact_of(record, folder)
         if Counter(names)[name] > 1:  # several configurations: tell their files apart
             name = f"{name}-{record.job.config}"
         output = arguments.output or Path(f"{name}.safetensors")
@@ -446,6 +470,76 @@ def command_export(arguments: argparse.Namespace) -> None:
         write_atomic(output, content)
         print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
         print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
+
+
+def command_verify(arguments: argparse.Namespace) -> int:
+    from .method import methods
+    from .progress import Display
+    from .records import read
+    from .runner import RunFailed
+    from .verify import verify
+
+    path = arguments.run if arguments.run.name == "record.json" else arguments.run / "record.json"
+    record = read(path)
+    if arguments.method:
+        name = resolve_method(methods, arguments.method)
+        if name != record.job.method.partition("+")[0]:
+            raise UserError(f"{arguments.method}: registers {name}, the record is of {record.job.method}; name that one's file")
+    took = sum(map(sum, record.seconds.values()))
+    print(f"{record.job}: took {took:,.0f} s on record; interrupt it and the same command resumes", file=sys.stderr)
+    try:
+        with Display([record.job]) as display:
+            verdict = verify(
+                path,
+                scratch=arguments.results / "verify",
+                data_dir=arguments.data_dir,
+                device=arguments.device,
+                report=display,
+            )
+    except RunFailed as error:
+        print(f"benchsuite: failed: {error}", file=sys.stderr)
+        return 1
+    for remark in verdict.remarks:
+        print(f"  {remark}")
+    print(f"{record.job}: {verdict.words}")
+    return 0 if verdict.reproduced else 1
+
+
+def command_merge(arguments: argparse.Namespace) -> int:
+    from .merge import merge
+
+    count = merge(
+        arguments.source,
+        arguments.results,
+        say=lambda remark: print(f"benchsuite: note: {remark}", file=sys.stderr),
+        refuse=lambda reason: print(f"benchsuite: refused: {reason}", file=sys.stderr),
+    )
+    print(f"{arguments.results}: {', '.join(f'{number} {what}' for what, number in count.items())}")
+    return 1 if count["refused"] else 0
+
+
+def command_bench(arguments: argparse.Namespace) -> None:
+    overrides = parse_settings(arguments)
+    from .measure.bench import SECTIONS, Bench, measure
+    from .method import methods
+    from .runner import choose_device
+
+    note_slow_precision(arguments)
+    bench = Bench(
+        protocol=arguments.protocol,
+        data_dir=arguments.data_dir,
+        methods=[resolve_method(methods, name) for name in arguments.methods],
+        relative_to=resolve_method(methods, arguments.relative_to),
+        precision=arguments.precision,
+        device=choose_device(arguments.device, arguments.precision),
+        rounds=arguments.rounds,
+        steps=arguments.steps,
+        tasks=arguments.tasks and tuple(arguments.tasks),
+        sections=arguments.sections or SECTIONS,
+        skip=arguments.skip,
+        overrides=overrides,
+    )
+    measure(bench, arguments.output)
 
 
 def command_new_method(arguments: argparse.Namespace) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from .errors import UserError
 SCHEMA = 1
 ELSEWHERE = "choose a folder that can be written (--results, --output or --data-dir; BENCHSUITE_CACHE for the cache)"
 PARTS = ("weights", "heads", "masks", "other")
+NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]{1,100}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,15 @@ class Job:
     origins: dict[str, str] = field(default_factory=dict)
     method_source: str = ""
     data: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("protocol", "tier", "method"):  # parts of a path: what a foreign record says must not lead out of a folder
+            _check(_is_text(getattr(self, name)), f"{name} must be text")
+            _check(NAME.fullmatch(getattr(self, name)), f"{name} {getattr(self, name)!r} cannot name a folder")
+        _check(type(self.seed) is int, "seed must be a whole number")
+        _check(all(map(_is_text, (self.precision, self.method_source, self.data))), "precision, method_source, data must be text")
+        for name in ("settings", "origins"):
+            _check(isinstance(getattr(self, name), dict), f"{name} must be a mapping")
 
     @property
     def config(self) -> str:
@@ -101,13 +113,63 @@ class RunRecord:
     memory: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Raises ValueError for what no finished run can have."""
+        _check(isinstance(self.job, Job), "job must be a Job")
+        for task in _rows("tasks", self.tasks):
+            _check(_is_text(task.get("name")), "every task must have a name")
+            _counts("train and test images of a task", [task.get("train", 1), task.get("test")], least=1)
         n = len(self.tasks)
-        if n == 0 or len(self.correct) != n or any(len(row) != n for row in self.correct) or len(self.stored) != n:
+        tests = [task["test"] for task in self.tasks]
+        shaped = isinstance(self.correct, list) and all(isinstance(row, list) for row in self.correct)
+        if not shaped or n == 0 or len(self.correct) != n or any(len(row) != n for row in self.correct) or len(self.stored) != n:
             raise ValueError("accuracy matrix and stored bytes must have one row for each task")
-        if any(c is not None and not 0 <= c <= self.tasks[i]["test"] for row in self.correct for i, c in enumerate(row)):
-            raise ValueError("a count of correct answers lies outside 0..test images")
-        if any(s is not None and (set(s) != set(PARTS) or min(s.values()) < 0) for s in self.stored):
-            raise ValueError(f"stored bytes must be split into {', '.join(PARTS)}")
+        for row in self.correct:
+            _counts("correct answers", [c for c in row if c is not None])
+            if any(c is not None and c > test for c, test in zip(row, tests, strict=True)):
+                raise ValueError("a count of correct answers lies outside 0..test images")
+        _check(None not in self.correct[-1], "every task must have been tested after the last one")
+        for sizes in self.stored:
+            if sizes is not None:
+                _check(
+                    isinstance(sizes, dict) and set(sizes) == set(PARTS), f"stored bytes must be split into {', '.join(PARTS)}"
+                )
+                _counts("stored bytes", sizes.values())
+        _check(self.stored[-1] is not None, "a finished run has stored bytes after its last task")
+        _counts("macs", self.macs)
+        _check(len(self.macs) == n, "macs must be there for each task")
+        _counts("iterations", self.iterations)
+        _check(sum(self.iterations) > 0, "a finished run has made steps")
+        _counts("training_state_bytes and activation_bytes", [self.training_state_bytes, self.activation_bytes])
+        _check(
+            isinstance(self.seconds, dict) and {"train", "evaluate"} <= set(self.seconds), "seconds must have train and evaluate"
+        )
+        _check(isinstance(self.memory, dict), "memory must be a mapping")
+        trainings = {len(self.iterations)}
+        for name, times in self.seconds.items():
+            holds = isinstance(times, list) and all(type(v) in (int, float) and 0 <= v < math.inf for v in times)
+            _check(holds, f"seconds of {name} must be finite and not negative")
+            trainings.add(len(times))
+        for name, values in self.memory.items():
+            _counts(f"memory {name}", values)
+            trainings.add(len(values))
+        _check(
+            trainings in ({1}, {n}), "iterations, seconds and memory must have one entry for each training: one a task, or one"
+        )
+        for entry in _rows("data", self.data):
+            _check(all(_is_text(entry.get(name)) for name in ("name", "digest", "note")), "data must have name, digest and note")
+            _check(type(entry.get("complete")) is bool, "data must say whether it is complete")
+        for name, content in (("environment", self.environment), ("facts", self.facts)):
+            _check(isinstance(content, dict), f"{name} must be a mapping")
+        for name in ("versions", "source"):
+            _check(isinstance(self.environment.get(name, {}), dict), f"{name} of the environment must be a mapping")
+        _counts("threads", [self.environment.get("threads", 1)], least=1)
+        _counts("facts", [self.facts[name] for name in ("dense_macs", "memory_bytes") if name in self.facts])
+        _check(isinstance(self.facts.get("other_sizes", {}), dict), "other_sizes must be a mapping")
+        _counts("other_sizes", self.facts.get("other_sizes", {}).values())
+        remarks = self.facts.get("remarks", [])
+        _check(isinstance(remarks, list) and all(map(_is_text, remarks)), "remarks must be texts")
+        sha = self.artifact_sha256
+        _check(_is_text(sha) and re.fullmatch("([0-9a-f]{64})?", sha), "artifact_sha256 must be 64 hexadecimal digits, or empty")
 
     @property
     def stored_bytes(self) -> int:
@@ -117,9 +179,28 @@ class RunRecord:
         return sum(last.values())
 
 
+def _check(holds: Any, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _rows(name: str, values: Any) -> list[dict[str, Any]]:
+    _check(isinstance(values, list) and all(isinstance(value, dict) for value in values), f"{name} must be a list of mappings")
+    return list(values)
+
+
+def _counts(name: str, values: Iterable[Any], least: int = 0) -> None:
+    if any(type(value) is not int or value < least for value in values):
+        raise ValueError(f"{name} must be whole numbers from {least} on")
+
+
 def digest(content: Any) -> str:
-    """SHA-256 of the canonical JSON form of `content`."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """SHA-256 of the canonical JSON form of `content`. Raises ValueError for numbers that are not finite: JSON has none."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -142,14 +223,23 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
+class Busy(UserError):
+    """Another process holds the lock."""
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards. A kill releases it."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards. A kill releases it.
+
+    Raises UserError where the file cannot be written and, without `wait`, Busy where another process holds the lock."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise Busy(f"{path.parent}: another process is at work on this run; wait until it has ended") from None
         except OSError as error:
             raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
         with file:
@@ -168,6 +258,11 @@ def locked(path: Path) -> Iterator[None]:
 
 def to_json(record: RunRecord) -> str:
     content = {"schema": SCHEMA, **asdict(record)}
+    for name, value in content.items():
+        try:
+            digest(value)
+        except ValueError:
+            raise ValueError(f"{name} of the record holds a number that is not finite, which JSON has not") from None
     return json.dumps({**content, "digest": digest(content)}, indent=1) + "\n"
 
 
@@ -182,7 +277,7 @@ def read(path: Path) -> RunRecord:
         content = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: is not a JSON file; delete it and run again") from None
     if not isinstance(content, dict) or "schema" not in content:
         raise UserError(f"{path}: is not a run record; move it out of the results folder")
@@ -192,7 +287,11 @@ def read(path: Path) -> RunRecord:
             "read it with the version that wrote it, or move it away and run again"
         )
     claimed = content.pop("digest", None)
-    if claimed != digest(content):
+    try:
+        found = digest(content)
+    except ValueError:
+        raise UserError(f"{path}: holds a number that is not finite; restore it or delete it and run again") from None
+    if claimed != found:
         raise UserError(
             f"{path}: was changed after it was written (its digest does not fit); restore it or delete it and run again"
         )
@@ -219,6 +318,22 @@ def read_all(folder: Path) -> list[RunRecord]:
         if path.absolute().parts[-len(own.parts) :] != own.parts:
             raise UserError(f"{path}: does not belong in this folder; move it to {own} in a results folder, or away")
     return list(records.values())
+
+
+def artifact_of(record: RunRecord, folder: Path) -> bytes:
+    """The exported artifact beside the record. Raises UserError where it is not there or not the one that the record is of."""
+    path = folder / "artifact.safetensors"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: is not there; the same run in another results folder (--results) makes it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) != record.stored_bytes:
+        raise UserError(f"{path}: has {len(content)} bytes, its record says {record.stored_bytes}; delete both and run again")
+    if record.artifact_sha256 and hashlib.sha256(content).hexdigest() != record.artifact_sha256:
+        raise UserError(f"{path}: is not the file that its record describes; delete both and run again")
+    return content
 
 
 def differences(a: RunRecord, b: RunRecord) -> list[str]:

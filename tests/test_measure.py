@@ -8,10 +8,11 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from short_runs import make
 from torch.nn import functional as F
 
 from benchsuite.cli import main
-from benchsuite.measure import activations, cacl_lite, precision, serving, steps
+from benchsuite.measure import activations, bench, cacl_lite, precision, race, serving
 
 
 def convolutions(emulate, autocast=True):
@@ -58,15 +59,76 @@ def test_the_precision_table_pairs_the_seeds(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "emulated").is_dir()
 
 
+def benched(tmp_path, *words):
+    """The rows of `benchsuite bench`, by what they are of and relative to."""
+    small = ["--rounds", "1", "--steps", "1", "--set", "batch_size=16", "--output", str(tmp_path)]
+    assert main(["bench", *words, *small]) == 0
+    return pd.read_csv(tmp_path / "bench.csv").set_index(["what", "relative_to"])
+
+
 @pytest.mark.parametrize("base", ["finetune", "cacl"])
-def test_the_table_of_steps_has_every_method_early_and_late(base, monkeypatch, capsys):
-    words = "--protocol split-digits --tasks 2 3 --rounds 1 --steps 1 --set batch_size=16"
-    monkeypatch.setattr(sys, "argv", ["steps", *words.split(), "--relative-to", base])
-    steps.main()
-    rows = {line[:27].strip(): line[27:].split() for line in capsys.readouterr().out.splitlines()[2:]}
-    assert set(rows) >= {"finetune", "ewc", "packnet", "hat", "cacl", "individual-svd", "individual-svd recovery"}
-    assert all(float(value) > 0 for row in rows.values() for value in row)
-    assert rows[base][:2] == ["1.000", "1.000"]
+def test_the_bench_has_every_method_early_and_late(base, tmp_path, capsys):
+    rows = benched(tmp_path, "--sections", "methods", "--tasks", "2", "3", "--relative-to", base)["ratio"]
+    for name in ("finetune", "ewc", "packnet", "hat", "cacl", "individual-svd", "individual-svd recovery"):
+        assert {(f"{name}, task 2", f"{base}, task 2"), (f"{name}, task 3", f"{name}, task 2")} < set(rows.index)
+    assert (rows > 0).all()
+    assert rows[f"{base}, task 3", f"{base}, task 3"] == 1
+
+
+def test_the_bench_says_where_a_step_goes_and_what_other_settings_change(tmp_path, capsys):
+    sections = ["loop", "evaluation", "data", "settings", "profile"]
+    rows = benched(tmp_path, "--sections", *sections, "--skip", "compiled", "processes")
+    assert list(dict.fromkeys(rows["section"])) == sections
+    naive, bare = "Avalanche's Naive, fp32", "bare loop"
+    assert {(naive, bare), ("ours", bare), ("ours", naive), ("ours without metrics", bare)} < set(rows.index)
+    own = [(what, other) for what, other in rows.index if what == other]
+    assert len(own) == 4  # of each section whose contenders race
+    assert (rows.loc[own, "ratio"] == 1).all()
+    shares = rows[rows["section"] == "profile"]["ratio"]
+    assert shares.sum() == pytest.approx(1)
+    assert shares["convolutions", "a step of ours"] > 0
+    errors = rows[rows["section"] == "settings"].droplevel(1)
+    assert not errors.loc["plain", ["gradient_error", "update_error"]].any()  # the same again is the same to the bit
+    assert errors["update_error"]["optimiser not fused"] < 1e-5
+    assert errors["gradient_error"]["bf16"] > 1e-4  # control: another arithmetic is seen
+    printed, written = capsys.readouterr().out, (tmp_path / "bench.md").read_text()
+    assert "a step of ours is bound by" in printed
+    assert "load average (one minute) before and after:" in written
+    assert written.split("\n\n", 1)[1] in printed
+
+
+def test_the_bench_refuses_what_it_does_not_know(capsys):
+    for words, said in (
+        (["--sections", "lop"], "no section is called 'lop'; did you mean 'loop'?"),
+        (["--tasks", "2", "9"], "tasks must lie in 1..5, got 2 and 9"),
+        (["--rounds", "0"], "rounds and steps must be at least 1"),
+        (["--methods", "cac"], "no method is called 'cac'"),
+        (["--set", "epochs"], "--set takes name=value"),
+    ):
+        assert main(["bench", *words]) == 2
+        err = capsys.readouterr().err.splitlines()
+        assert said in err[-1]
+
+
+def test_a_step_in_a_process_of_its_own_and_the_end_of_that_process(capsys):
+    processes = bench.Processes(bench.Bench(overrides={"batch_size": 16}), 1, 1)
+    processes()
+    processes.close()
+    assert processes.processes[0].exitcode == 0
+
+
+def test_an_error_in_a_training_that_is_held_is_raised_where_its_step_is_asked_for():
+    strategy, stream = make()
+    step = race.held(strategy, stream.train[0])
+    step()
+    strategy.method.before_forward = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        step()
+
+
+def test_a_ratio_is_taken_within_rounds():
+    seconds = {"slow": [2.0, 20.0, 3.0], "fast": [1.0, 10.0, 1.0]}  # in the second round the machine had other work
+    assert race.ratio(seconds, "slow", "fast") == (2.0, 2.0, 3.0)
 
 
 def test_the_table_of_served_models_has_every_form_beside_the_dense_network(monkeypatch, capsys, tmp_path):
@@ -109,7 +171,7 @@ def test_the_table_of_activations_has_every_variant_beside_the_unmodified_step(m
 
 
 def test_what_the_user_can_mend_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "benchsuite.measure.steps", "--data-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "benchsuite.measure.precision", "--data-dir", str(tmp_path)]
     environment = {**os.environ, "BENCHSUITE_CACHE": str(tmp_path)}
     for words, expected in (([], "cifar-100-python"), (["--set", "batch_size"], "--set takes name=value")):
         done = subprocess.run([*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -218,6 +218,39 @@ def test_a_checkpoint_made_from_other_images_is_refused(tmp_path, monkeypatch):
         run(job, results=tmp_path)
 
 
+def test_a_checkpoint_of_another_configuration_is_refused_and_left_alone(tmp_path):
+    def stop(event):
+        if event.stage == 1:
+            raise KeyboardInterrupt
+
+    one, other = job_of(), job_of(lr=0.5)
+    for job in (one, other):
+        with pytest.raises(KeyboardInterrupt):
+            run(job, results=tmp_path, report=stop)
+    path = tmp_path / one.folder / "checkpoint.pt"
+    content = (tmp_path / other.folder / "checkpoint.pt").read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"belongs to another configuration; delete it"):
+        run(one, results=tmp_path)
+    assert path.read_bytes() == content
+    run(other, results=tmp_path)  # control: in its own place it is gone on from
+
+
+def test_facts_that_are_no_numbers_are_a_failure_that_keeps_what_was_learnt(own_methods, tmp_path, monkeypatch):
+    class Vague(Method):
+        def facts(self):
+            return {"kappa": [1.0, float("nan")]}
+
+    register(Vague)
+    job = job_of("vague", tasks=1)
+    with pytest.raises(RunFailed, match="facts of the record holds a number that is not finite"):
+        run(job, results=tmp_path)
+    monkeypatch.setattr(Vague, "facts", lambda self: {"kappa": [1.0, None]})
+    events = []
+    assert run(job, results=tmp_path, report=events.append).facts["kappa"] == [1.0, None]
+    assert [(e.stage, e.epoch) for e in events] == [(1, 0)]  # nothing was learnt again
+
+
 def test_runs_on_different_partial_data_are_different_runs(monkeypatch):
     job = job_of(partial_data="true")
     assert identify(job_of(), None) == job_of()

@@ -32,7 +32,7 @@ from ..runner import assemble, environment, source_revision
 from ..settings import recipe_of, resolve
 from ..strategy import Watch
 from . import script
-from .throughput import Contender, held, race
+from .race import Contender, held, race, ratio
 
 EPSILONS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -98,8 +98,7 @@ def main() -> None:
     frame["time"] = float("nan")
     if arguments.steps:
         seconds = race(contenders, arguments.rounds, arguments.steps)
-        plain = seconds["unmodified"]
-        frame["time"] = [statistics.median(a / b for a, b in zip(seconds[v], plain, strict=True)) for v in frame["variant"]]
+        frame["time"] = [ratio(seconds, variant, "unmodified").median for variant in frame["variant"]]
     where = environment(torch.device("cpu"), [source_revision()])
     provenance = (
         f"{arguments.protocol}, first task of seed 4 after {arguments.epochs} epochs, batches of {recipe.batch_size}, "

@@ -9,7 +9,6 @@ network of the same shape take turns; a ratio is the median over rounds of the r
 from __future__ import annotations
 
 import argparse
-import statistics
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from ..artifact import Artifact, load
 from ..nn.factorised import FactorisedConv2d
 from ..nn.multihead import MultiHead
 from . import script
-from .throughput import Contender, race
+from .race import Contender, race, ratio
 
 LIMIT = 10  # times the dense network's operations
 FORMS: dict[str, Literal["composed", "chain", "cheaper"]] = {"composed": "composed", "chain": "chain", "served": "cheaper"}
@@ -58,11 +57,8 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.rounds} rounds; time relative to dense")
     print(f"{'artifact':48} {'form':9} {'MMACs':>8}" + "".join(f" {f'batch {batch}':>10}" for batch in arguments.batches))
     for (name, form), count in counts.items():
-        ratios = [
-            statistics.median(a / b for a, b in zip(seconds[f"{name} {form} {n}"], seconds[f"dense  {n}"], strict=True))
-            for n in arguments.batches
-        ]
-        print(f"{name:48} {form:9} {count / 1e6:8.3f}" + "".join(f" {ratio:10.3f}" for ratio in ratios))
+        ratios = [ratio(seconds, f"{name} {form} {n}", f"dense  {n}").median for n in arguments.batches]
+        print(f"{name:48} {form:9} {count / 1e6:8.3f}" + "".join(f" {value:10.3f}" for value in ratios))
 
 
 def forward(network: Any, x: torch.Tensor, task: int) -> Contender:

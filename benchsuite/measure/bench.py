@@ -1,0 +1,530 @@
+"""What this machine makes of the suite, in one run, as ratios: where a step's time goes, and which settings would change it.
+
+loop        a training step of ours (fine-tuning, its first task: augmentation, counting, Avalanche's template and all) beside a
+            bare PyTorch loop (same network, batch, optimiser, precision and memory layout, on images normalised beforehand),
+            the bare loop on our batches, ours without its metrics, and Avalanche's own Naive with its usual transforms and
+            DataLoader, always in fp32; from these, what batches, template and hooks, and metrics take of a step
+methods     each method's step relative to fine-tuning's, early and late in the sequence. It learns the tasks before from a
+            handful of images, so that heads, penalties, masks and memories are those of that task; CACL's bank is filled as
+            wide as the released model's was. Methods that cut their networks to factors have a second row, `recovery`
+evaluation  a pass over a task's test images, beside a bare loop and Naive's
+data        setting up the tasks from the cache, and decoding everything afresh
+settings    the bare loop under other settings of this machine: precision, memory layout, optimiser, compiler, and as many
+            processes as cores. The check: the same first batch without dropout, the distance of its gradient and of the
+            weights' change after three steps from the plain ones', relative to their length
+profile     the operations of a step of ours by kind, as shares of its wall clock, by PyTorch's profiler, which slows small ones
+
+The contenders take turns, a few steps each; a figure is the median over rounds of the ratios within a round, with the lowest
+and the highest of them. Seconds are those of one step, of one pass, or of one set-up.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import Naive
+from torch import Tensor, nn
+
+from ..data.batches import Batches, normalise
+from ..data.sets import verify
+from ..data.stream import TaskStream, build_stream
+from ..errors import UserError
+from ..grid import cores
+from ..method import methods
+from ..nn.backbones import reseed_dropout
+from ..nn.multihead import MultiHead
+from ..protocol import Recipe, protocols
+from ..records import Job, write_atomic
+from ..registry import suggest
+from ..runner import assemble, environment, source_revision
+from ..settings import Unfit, recipe_of, resolve
+from ..strategy import Watch, make_optimizer
+from .race import Contender, held, race, ratio
+
+COLUMNS = ["section", "what", "relative_to", "ratio", "lowest", "highest", "seconds", "gradient_error", "update_error"]
+SECTIONS = ("loop", "methods", "evaluation", "data", "settings", "profile")
+KINDS = {  # of operations, by what their names contain; the first that fits
+    "optimiser": ("adam", "sgd", "optimizer", "lerp", "addcdiv", "_foreach"),
+    "convolutions": ("conv",),
+    "matrix products": ("mm", "linear", "bmm"),
+    "pooling": ("pool",),
+    "activations": ("relu", "clamp_min", "threshold"),
+    "dropout": ("random", "aten::ge", "aten::mul"),
+    "copies and casts": ("copy", "aten::to", "contiguous", "clone", "index", "cat"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What is measured: the lite recipe of a protocol, first seed, with `overrides` where given."""
+
+    protocol: str = "split-digits"
+    data_dir: Path | None = None
+    methods: Sequence[str] = ()
+    relative_to: str = "finetune"
+    precision: str = "fp32"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rounds: int = 7
+    steps: int = 4
+    tasks: tuple[int, int] | None = None
+    sections: Sequence[str] = SECTIONS
+    skip: Sequence[str] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = print
+
+    def job(self, method: str = "finetune", **changes: Any) -> Job:
+        overrides = {"epochs": 1, "milestones": (), **self.overrides, **changes}
+        return resolve(self.protocol, "lite", method, 1, overrides=overrides, precision=self.precision)
+
+    def stream(self, **changes: Any) -> TaskStream:
+        recipe = recipe_of(self.job(**changes).settings)
+        return build_stream(protocols.get(self.protocol), recipe, 1, data_dir=self.data_dir, device=self.device)
+
+    @cached_property
+    def full(self) -> TaskStream:
+        return self.stream()
+
+    @cached_property
+    def few(self) -> TaskStream:
+        return self.stream(train_per_class=8)
+
+    def run(self) -> pd.DataFrame:
+        """One row for each figure, as COLUMNS have it."""
+        for section in self.sections:
+            if section not in SECTIONS:
+                raise UserError(f"no section is called {section!r}; {suggest(section, SECTIONS)}")
+        if self.rounds < 1 or self.steps < 1:
+            raise UserError("rounds and steps must be at least 1")
+        if self.tasks and not 1 <= min(self.tasks) <= max(self.tasks) <= len(self.full.tasks):
+            raise UserError(f"tasks must lie in 1..{len(self.full.tasks)}, got {self.tasks[0]} and {self.tasks[1]}")
+        rows: list[dict[str, Any]] = []
+        for section in self.sections:
+            rows += [{"section": section, **row} for row in getattr(self, f"time_{section}")()]
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    def compared(
+        self, contenders: Mapping[str, Callable[[], Contender]], pairs: Sequence[tuple[str, str]], steps: int = 0
+    ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+        """Make the contenders that are not skipped, let them race, and give one row for each pair of (what, relative to)."""
+        made = {}
+        for name, make in contenders.items():
+            if not any(name.startswith(skipped) for skipped in self.skip):
+                try:
+                    made[name] = make()
+                except Unfit as reason:
+                    self.say(f"n/a: {reason}")
+        steps = steps or self.steps
+        seconds = race(made, self.rounds, steps)
+        rows = []
+        for one, other in pairs:
+            if one in seconds and other in seconds:
+                row = {"what": one, "relative_to": other, **ratio(seconds, one, other)._asdict()}
+                rows.append({**row, "ratio": row.pop("median"), "seconds": statistics.median(seconds[one]) / steps})
+        return rows, seconds
+
+    # The sections
+
+    def time_loop(self) -> list[dict[str, Any]]:
+        bare, batches, silent, ours = "bare loop", "bare loop, our batches", "ours without metrics", "ours"
+        naive = "Avalanche's Naive, fp32"
+        rows, seconds = self.compared(
+            {
+                bare: lambda: Bare(self),
+                batches: lambda: Bare(self, batches=True),
+                silent: lambda: self.ours("finetune", watched=False),
+                ours: lambda: self.ours("finetune"),
+                naive: lambda: held(self.naive(), self.full.train[0]),
+            },
+            [*((name, bare) for name in (bare, batches, silent, ours, naive)), (ours, naive)],
+        )
+        for what, one, other in (
+            ("share of batches, augmented and normalised", batches, bare),
+            ("share of Avalanche's template and hooks", silent, batches),
+            ("share of metrics", ours, silent),
+        ):
+            if one in seconds and other in seconds and ours in seconds:
+                shares = [(a - b) / c for a, b, c in zip(seconds[one], seconds[other], seconds[ours], strict=True)]
+                found = {"ratio": statistics.median(shares), "lowest": min(shares), "highest": max(shares)}
+                rows.append({"what": what, "relative_to": ours, **found})
+        return rows
+
+    def time_methods(self) -> list[dict[str, Any]]:
+        chosen = self.methods or [name for name, cls in methods.all().items() if not cls.trains_jointly]
+        last = len(self.full.tasks)
+        tasks = self.tasks or (min(2, last), last)
+        names = [self.relative_to]
+        for name in chosen:
+            names += [name, f"{name} recovery"] if hasattr(methods.get(name), "compress") else [name]
+        names = list(dict.fromkeys(names))
+
+        def make(name: str, task: int) -> Callable[[], Contender]:
+            return lambda: self.ours(*name.split(), task=task)
+
+        early, late = tasks
+        rows, _ = self.compared(
+            {f"{name}, task {task}": make(name, task) for name in names for task in tasks},
+            [(f"{name}, task {task}", f"{self.relative_to}, task {task}") for name in names for task in tasks]
+            + [(f"{name}, task {late}", f"{name}, task {early}") for name in names if late > early],
+        )
+        return rows
+
+    def time_evaluation(self) -> list[dict[str, Any]]:
+        test, bare = self.full.test[:1], Bare(self)
+        images = test[0].images
+        x, y = normalise(images.pixels, images.mean, images.std), images.labels
+
+        @torch.no_grad()
+        def plain() -> None:
+            bare.model.eval()
+            for rows in torch.arange(len(y), device=y.device).split(256):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    (bare.model(x[rows], 0).argmax(1) == y[rows]).sum()
+
+        def ours() -> Contender:
+            strategy = assemble(self.job(), self.full, device=self.device, plugins=[Watch()])
+            return lambda: strategy.eval(test)
+
+        def naive() -> Contender:
+            strategy = self.naive()
+            return lambda: strategy.eval(test)
+
+        names = ["bare pass", "ours", "Avalanche's Naive, fp32"]
+        makers = dict(zip(names, (lambda: plain, ours, naive), strict=True))
+        return self.compared(makers, [*((name, names[0]) for name in names), (names[1], names[2])], steps=1)[0]
+
+    def time_data(self) -> list[dict[str, Any]]:
+        def decode() -> None:
+            for images in self.full.sets:
+                verify(images.name, self.data_dir)
+            self.stream()
+
+        warm, cold = "set-up from the cache", "decoded afresh"
+        return self.compared({warm: lambda: lambda: void(self.stream()), cold: lambda: decode}, [(warm, warm), (cold, warm)], 1)[
+            0
+        ]
+
+    def time_settings(self) -> list[dict[str, Any]]:
+        other = "fp32" if self.precision == "bf16" else "bf16"
+        variants: dict[str, dict[str, Any]] = {
+            "plain": {},
+            other: {"precision": other},
+            "rows of pixels (NCHW)": {"layout": torch.contiguous_format},
+            "optimiser not fused": {"fused": False},
+            "compiled": {"compiled": True},
+        }
+        plain, errors, contenders = Bare(self, dropout=False).trial(), {}, {}
+        for name, options in variants.items():
+            if any(name.startswith(skipped) for skipped in self.skip):
+                continue
+            try:
+                errors[name] = distances(plain, Bare(self, dropout=False, **options).trial())
+                contenders[name] = Bare(self, **options)
+            except Exception as error:  # a compiler that is not there, an operation that this machine does not have
+                self.say(f"n/a: {name}: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]}")
+        makers = {name: partial(contenders.__getitem__, name) for name in contenders}
+        rows, _ = self.compared(makers, [(name, "plain") for name in contenders])
+        for row in rows:
+            row["gradient_error"], row["update_error"] = errors[row["what"]]
+        return rows + self.processes()
+
+    def processes(self) -> list[dict[str, Any]]:
+        """One process with every core beside one process for each: the seconds in which each makes a step, by their number."""
+        threads, count = torch.get_num_threads(), cores()
+        if count == 1 or self.device.type != "cpu" or any("processes".startswith(skipped) for skipped in self.skip):
+            return []
+        together, apart = Processes(self, 1, count), Processes(self, count, 1)
+        names = [f"1 process of ours x {count} threads", f"{count} processes of ours x 1 thread, for each image"]
+        try:
+            seconds = race(dict(zip(names, (together, apart), strict=True)), self.rounds, self.steps)
+        finally:
+            together.close()
+            apart.close()
+        seconds[names[1]] = [s / count for s in seconds[names[1]]]
+        trials = []
+        for number in (count, 1):
+            torch.set_num_threads(number)
+            trials.append(Bare(self, dropout=False).trial())
+        torch.set_num_threads(threads)
+        gradient, update = distances(*trials)
+        found = ratio(seconds, names[1], names[0])
+        row = {"what": names[1], "relative_to": names[0], "ratio": found.median, "lowest": found.lowest, "highest": found.highest}
+        taken = statistics.median(seconds[names[1]]) / self.steps
+        return [{**row, "seconds": taken, "gradient_error": gradient, "update_error": update}]
+
+    def time_profile(self) -> list[dict[str, Any]]:
+        strategy: Any = assemble(self.job(), self.full, device=self.device, plugins=[Watch()])
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        for _ in range(2):  # the first time, much is made ready
+            profile = torch.profiler.profile(activities=activities)
+            wall = profiled(strategy, self.full.train[0], self.steps, profile)
+        shares: dict[str, float] = dict.fromkeys([*KINDS, "other operations"], 0.0)
+        for event in profile.key_averages():
+            kind = next((kind for kind, words in KINDS.items() if any(w in event.key.lower() for w in words)), "other operations")
+            taken = event.self_device_time_total if self.device.type == "cuda" else event.self_cpu_time_total
+            shares[kind] += taken / 1e6 / wall
+        shares["Python, and waiting"] = 1 - sum(shares.values())
+        ordered = sorted(shares.items(), key=lambda item: -item[1])
+        self.say(f"a step of ours is bound by {ordered[0][0]}: {ordered[0][1]:.0%} of its wall clock")
+        return [{"what": kind, "relative_to": "a step of ours", "ratio": share} for kind, share in ordered]
+
+    # The contenders
+
+    def ours(self, name: str, recovery: str = "", *, task: int = 1, watched: bool = True) -> Contender:
+        """A step of a method in its task `task`, counted from 1."""
+        strategy: Any = assemble(self.job(name), self.full, device=self.device, plugins=[Watch()] if watched else [])
+        earlier = task - 1
+        if name == "cacl" and self.full.tasks[0].dataset == "cifar100" and "backbone" not in self.overrides:
+            strategy.model.add_task(0)
+            if earlier:
+                widen(strategy.method, task)
+            earlier, task = 0, 1
+        for experience in self.few.train[:earlier] if earlier else []:
+            strategy.train(experience, eval_streams=[])
+        if recovery:
+            strategy.method.dense_epochs = lambda: 0  # the cut comes with the first step
+        return held(forever(strategy), self.full.train[task - 1])
+
+    def network(self, recipe: Recipe) -> MultiHead:
+        image = protocols.get(self.protocol).image
+        model = MultiHead.build(
+            recipe.backbone,
+            image=image,
+            classes=self.full.classes,
+            dropout=recipe.dropout,
+            seed=1,
+            batchnorm=recipe.batchnorm,
+            width=recipe.width,
+        )
+        model.add_task(0)
+        reseed_dropout(model.to(self.device), 1)
+        return model
+
+    def naive(self) -> Any:
+        recipe = recipe_of(self.job().settings)
+        model = self.network(recipe)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            evaluator = EvaluationPlugin()
+        return Naive(
+            model=model,
+            optimizer=make_optimizer(recipe, model),
+            train_mb_size=recipe.batch_size,
+            eval_mb_size=256,
+            train_epochs=10**6,
+            evaluator=evaluator,
+            device=self.device,
+        )
+
+
+def void(value: Any) -> None:
+    """A contender returns nothing."""
+
+
+def forever(strategy: Any) -> Any:
+    strategy.train_epochs = 10**6
+    strategy.method.recipe = replace(strategy.method.recipe, epochs=10**6)  # by which some methods time their phases
+    return strategy
+
+
+def widen(method: Any, tasks: int) -> None:
+    """Fill the banks with random components: per task the released model's mean new ranks on 20-split CIFAR-100, lambda_s 0.1."""
+    source = torch.Generator().manual_seed(0)
+    for layer, new, name in zip(method.layers.values(), (9, 26, 27, 30, 35), method.layers, strict=False):
+        layer.draw_residual((new * (tasks - 1),), source)
+        layer.consolidate(torch.arange(new * (tasks - 1)))
+        layer.ranks = []  # so that the task about to be learnt is still called 0; its kernel costs the same
+        method.pools[name] = [method.pools[name][0]]
+
+
+class Bare:
+    """A plain PyTorch loop over the first task: a call is a step. With `batches`, on our augmented batches."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        precision: str = "",
+        layout: torch.memory_format = torch.channels_last,
+        fused: bool = True,
+        compiled: bool = False,
+        batches: bool = False,
+        dropout: bool = True,
+    ) -> None:
+        recipe = recipe_of(bench.job().settings)
+        self.recipe = recipe if dropout else replace(recipe, dropout=0.0)
+        self.model = bench.network(self.recipe).to(memory_format=layout).train()
+        self.optimizer = make_optimizer(self.recipe, self.model)
+        if not fused:
+            for group in self.optimizer.param_groups:
+                group["fused"] = False
+        self.forward: Any = torch.compile(self.model.embed) if compiled else self.model.embed
+        images = bench.full.train[0].images
+        self.x, self.y = normalise(images.pixels, images.mean, images.std).contiguous(memory_format=layout), images.labels
+        self.bf16, self.device, self.position = (precision or bench.precision) == "bf16", bench.device, 0
+        size = self.recipe.batch_size
+        self.batches = Batches([images], [0], size, augmentation=bench.full.augmentation, seed=1) if batches else None
+        self.source: Any = iter(())
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        if self.batches is not None:
+            found = next(self.source, None)
+            if found is None:
+                self.source = iter(self.batches)
+                found = next(self.source)
+            return found[0], found[1]
+        rows = slice(self.position, self.position + self.recipe.batch_size)
+        self.position = rows.stop if rows.stop + self.recipe.batch_size <= len(self.y) else 0
+        return self.x[rows], self.y[rows]
+
+    def __call__(self) -> None:
+        x, y = self.batch()
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model.heads["0"](self.forward(x, 0))
+        nn.functional.cross_entropy(logits.float(), y).backward()
+        self.optimizer.step()
+
+    def trial(self) -> tuple[Tensor, Tensor]:
+        """The gradient of the first batch, and how the weights change in three steps, each as one vector."""
+        start = self.weights()
+        self()
+        gradient = torch.cat([p.grad.flatten().clone() for p in self.model.parameters() if p.grad is not None])
+        for _ in range(2):
+            self()
+        return gradient, self.weights() - start
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten().clone() for p in self.model.parameters()])
+
+
+def distances(plain: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """||a - b|| / ||a|| of gradients, and of changes."""
+    gradient, update = (float((a - b).norm() / a.norm()) for a, b in zip(plain, other, strict=True))
+    return gradient, update
+
+
+def profiled(strategy: Any, experience: Any, steps: int, profile: Any) -> float:
+    """Seconds of the first steps of a training on this thread, with the profiler at work on them alone; then it is cut short."""
+    iterate, left, start = strategy._before_training_iteration, steps, 0.0
+
+    class Enough(Exception):
+        pass
+
+    def count(**kwargs: Any) -> None:
+        nonlocal left, start
+        if left == steps:
+            profile.start()
+            start = time.perf_counter()
+        if left == 0:
+            raise Enough
+        left -= 1
+        iterate(**kwargs)
+
+    strategy._before_training_iteration = count
+    with suppress(Enough):
+        forever(strategy).train(experience, eval_streams=[])
+    strategy._before_training_iteration = iterate
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    profile.stop()
+    return seconds
+
+
+class Processes:
+    """Some processes with fine-tuning of ours each; a call is one step of every one, at the same time."""
+
+    def __init__(self, bench: Bench, count: int, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        words = (bench.protocol, bench.data_dir, bench.precision, dict(bench.overrides), threads)
+        self.pipes, self.processes = [], []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            self.processes.append(context.Process(target=_serve, args=(theirs, *words), daemon=True))
+            self.processes[-1].start()
+            theirs.close()
+            self.pipes.append(ours)
+        self()
+
+    def __call__(self) -> None:
+        for pipe in self.pipes:
+            pipe.send("step")
+        for pipe in self.pipes:
+            try:
+                pipe.recv()
+            except EOFError:
+                raise UserError("a process of the measurement was killed (out of memory?); use --skip processes") from None
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join()
+
+
+def _serve(pipe: Any, protocol: str, data_dir: Path | None, precision: str, overrides: dict[str, Any], threads: int) -> None:
+    torch.set_num_threads(threads)
+    bench = Bench(protocol=protocol, data_dir=data_dir, precision=precision, overrides={**overrides, "tasks": 1})
+    step = bench.ours("finetune")
+    try:
+        while pipe.recv():
+            step()
+            pipe.send("done")
+    except (EOFError, BrokenPipeError):
+        os._exit(0)  # the training's own thread would go on waiting
+
+
+def provenance(bench: Bench, load: tuple[float, ...]) -> str:
+    where = environment(bench.device, [source_revision()])
+    loads = ", ".join(f"{value:.1f}" for value in (load[0], os.getloadavg()[0]))
+    return (
+        f"{bench.protocol}, lite, {bench.precision}, {where['device_name']}, {where['threads']} threads, {cores()} cores, "
+        f"torch {where['versions']['torch']}, revision {where['source']['revision'][:7] or 'unknown'}"
+        f"{' with uncommitted changes' if where['source']['dirty'] else ''}, {where['date'][:10]}; {bench.rounds} rounds of "
+        f"{bench.steps} steps; load average (one minute) before and after: {loads}"
+    )
+
+
+def markdown(frame: pd.DataFrame, below: str) -> str:
+    """One table for each section, of the columns that it has."""
+    formats = {"ratio": "{:.3f}", "lowest": "{:.3f}", "highest": "{:.3f}", "ms": "{:.1f}"}
+    formats |= {"gradient error": "{:.1e}", "update error": "{:.1e}"}
+    frame = frame.assign(ms=frame["seconds"] * 1e3).rename(columns=lambda name: name.replace("_", " "))
+    parts = []
+    for section, rows in frame.groupby("section", sort=False):
+        names = [name for name in formats if rows[name].notna().any()]
+        lines = [f"## {section}\n", f"| {' | '.join(['what', 'relative to', *names])} |", "|---|---|" + "---:|" * len(names)]
+        for row in rows.to_dict("records"):
+            cells = ["–" if pd.isna(row[name]) else formats[name].format(row[name]) for name in names]
+            lines.append(f"| {' | '.join([row['what'], row['relative to'], *cells])} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join([*parts, f"{below}\n"])
+
+
+def measure(bench: Bench, output: Path | None = None) -> None:
+    """Run the bench, print its tables, and write them, as Markdown and CSV, into the folder `output` if one is given."""
+    load = os.getloadavg()
+    if load[0] > 0.5:
+        bench.say(f"note: other processes are at work, load {load[0]:.1f} on {cores()} cores; look at the spread over rounds")
+    frame = bench.run()
+    below = provenance(bench, load)
+    bench.say(markdown(frame, below))
+    if output:
+        write_atomic(output / "bench.md", f"# {(__doc__ or '').splitlines()[0]}\n\n{markdown(frame, below)}")
+        write_atomic(output / "bench.csv", frame.assign(provenance=below).to_csv(index=False))
+        bench.say(f"tables: {output}")

@@ -1,0 +1,77 @@
+"""Contenders that take turns, so that a machine that slows down for a while slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from threading import Semaphore, Thread
+from typing import Any, NamedTuple
+
+import torch
+from avalanche.core import SupervisedPlugin
+
+Contender = Callable[[], None]  # one training step of one batch
+
+
+def race(contenders: Mapping[str, Contender], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; one untimed round comes first."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, step in contenders.items():
+            start = time.perf_counter()
+            for _ in range(steps):
+                step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+class Ratio(NamedTuple):
+    median: float
+    lowest: float
+    highest: float
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], one: str, other: str) -> Ratio:
+    """How much longer `one` takes than `other`, within each round: median and extremes over the rounds."""
+    values = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+    return Ratio(statistics.median(values), min(values), max(values))
+
+
+def held(strategy: Any, experience: Any) -> Contender:
+    """`strategy.train`, advanced by one batch a call: it runs in a thread that waits at the end of each iteration.
+
+    What ends the training, an error above all, is raised by the call in which it happens."""
+    go, done = Semaphore(0), Semaphore(0)
+    errors: list[BaseException] = []
+
+    class Hold(SupervisedPlugin):
+        def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+            go.acquire()
+
+        def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            done.release()
+            go.acquire()
+
+    def train() -> None:
+        try:
+            strategy.train(experience, eval_streams=[])
+            errors.append(RuntimeError("the training came to its end"))
+        except BaseException as error:
+            errors.append(error)
+        done.release()
+
+    strategy.plugins.insert(0, Hold())
+    Thread(target=train, daemon=True).start()
+
+    def step() -> None:
+        if not errors:
+            go.release()
+            done.acquire()
+        if errors:
+            raise errors[0]
+
+    return step

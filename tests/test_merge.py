@@ -1,0 +1,286 @@
+"""Records made elsewhere: what holds is brought in, what does not is refused, and nothing here is overwritten."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from benchsuite import records
+from benchsuite.cli import main
+from benchsuite.merge import APART
+from benchsuite.records import read, write
+from benchsuite.runner import run
+from benchsuite.settings import resolve
+
+TINY = {"tasks": 2, "train_per_class": 16, "test_per_class": 20, "epochs": 1, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A results folder with two runs."""
+    folder = tmp_path_factory.mktemp("made")
+    for method in ("finetune", "joint"):
+        run(resolve("split-digits", "smoke", method, 1, overrides=TINY), results=folder)
+    return folder
+
+
+@pytest.fixture
+def elsewhere(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "elsewhere"))
+
+
+@pytest.fixture
+def here(tmp_path):
+    return tmp_path / "here"
+
+
+def finetune(folder):
+    (path,) = folder.rglob("finetune/*/record.json")
+    return path
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def merged(source, here, capsys):
+    """The exit code, the counts, the refusals and the remarks."""
+    capsys.readouterr()
+    code = main(["merge", str(source), "--results", str(here)])
+    out, err = capsys.readouterr()
+    refusals = [line for line in err.splitlines() if line.startswith("benchsuite: refused: ")]
+    return code, out.strip().partition(": ")[2], refusals, [line for line in err.splitlines() if line not in refusals]
+
+
+def edited(path, **changes):
+    """The record at `path` with other values, under a digest that fits."""
+    write(replace(read(path), **changes), path)
+
+
+def test_what_holds_is_brought_in_byte_by_byte_and_a_second_time_skipped(elsewhere, here, capsys):
+    assert merged(elsewhere, here, capsys) == (0, "2 brought in, 0 here already, 0 refused", [], [])
+    assert files(here) == files(elsewhere)
+    assert len(files(here)) == 4
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    assert merged(elsewhere, here, capsys)[:2] == (0, "0 brought in, 2 here already, 0 refused")
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+    assert len(records.read_all(here)) == 2
+
+
+def swap(record, **settings):
+    return replace(record.job, settings={**record.job.settings, **settings})
+
+
+def tasks_of(record, **changes):
+    return [{**task, **changes} for task in record.tasks]
+
+
+SPOILT = {
+    "tasks in another order": (lambda r: {"tasks": [r.tasks[1], r.tasks[0]]}, "not those of split-digits in the order of seed 1"),
+    "an unknown tier": (lambda r: {"job": replace(r.job, tier="light")}, "no tier of split-digits is called 'light'"),
+    "an unknown precision": (lambda r: {"job": replace(r.job, precision="fp8")}, "no precision is called 'fp8'"),
+    "a setting of nobody": (lambda r: {"job": swap(r, strenght=1)}, "'strenght' is no setting of finetune"),
+    "a setting that is none": (lambda r: {"job": swap(r, epochs=0)}, "epochs must be at least 1"),
+    "a seed of tuning": (lambda r: {"job": replace(r.job, seed=1002)}, "is one that settings are tuned on"),
+    "a hole in the matrix": (
+        lambda r: {"correct": [[None, None], r.correct[1]]},
+        "cannot be computed: the accuracy matrix has holes",
+    ),
+    "other images": (lambda r: {"data": [{**r.data[0], "digest": "0" * 64}]}, "are not the official ones"),
+    "images of something else": (lambda r: {"data": [{**r.data[0], "name": "mnist"}]}, "mnist: said to be complete"),
+    "no images": (lambda r: {"data": []}, "no images of digits are on record"),
+    "too many test images": (lambda r: {"tasks": tasks_of(r, test=4000)}, "4000 test images, its settings allow 40"),
+    "one training for two tasks": (
+        lambda r: {"iterations": [4], "seconds": {"train": [1.0], "evaluate": [1.0]}, "memory": {}},
+        "1 trainings for 2 tasks",
+    ),
+    "a larger size": (lambda r: {"stored": [None, {**r.stored[1], "heads": r.stored[1]["heads"] + 1}]}, "bytes, its record says"),
+    "other parts": (
+        lambda r: {"stored": [None, {**r.stored[1], "heads": 0, "masks": r.stored[1]["heads"]}]},
+        "bytes, its record says",
+    ),
+    "another artifact": (lambda r: {"artifact_sha256": "0" * 64}, "is not the file that its record describes"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "word"), SPOILT.values(), ids=SPOILT.keys())
+def test_what_does_not_hold_is_refused_with_the_reason_and_the_others_are_brought_in(spoil, word, elsewhere, here, capsys):
+    path = finetune(elsewhere)
+    edited(path, **spoil(read(path)))
+    code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert word in refusal
+    assert str(path.parent) in refusal
+    assert [p.parent.parent.name for p in here.rglob("record.json")] == ["joint"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda text: "", "is not a JSON file"),
+        (lambda text: text[: len(text) // 2], "is not a JSON file"),
+        (lambda text: text.replace('"seed": 1', '"seed": 2'), "was changed after it was written"),
+        (lambda text: text.replace('"training_state_bytes": ', '"training_state_bytes": NaN, "x": '), "is not finite"),
+        (lambda text: json.dumps(json.loads(text) | {"schema": 2}), "has record schema 2, this version reads 1"),
+    ],
+)
+def test_a_damaged_record_does_not_stop_the_others(spoil, word, elsewhere, here, capsys):
+    path = finetune(elsewhere)
+    text = path.read_text()
+    path.write_text(spoil(text))
+    assert path.read_text() != text
+    code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert word in refusal
+
+
+def test_an_artifact_that_was_changed_or_serves_others_is_refused(elsewhere, here, capsys):
+    path = finetune(elsewhere).with_name("artifact.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "is not the file that its record describes" in merged(elsewhere, here, capsys)[2][0]
+    other = content.replace(b"finetune", b"fineTune")
+    assert other != content
+    path.write_bytes(other)
+    edited(finetune(elsewhere), artifact_sha256="")
+    assert "learnt by another method" in merged(elsewhere, here, capsys)[2][0]
+    path.unlink()
+    code, count, refused, remarks = merged(elsewhere, here, capsys)
+    assert (code, count, refused) == (0, "1 brought in, 1 here already, 0 refused", [])
+    assert "no artifact lies beside 1 of 2 records" in remarks[0]
+
+
+def test_the_same_run_with_other_numbers_is_refused_with_both_origins_and_kept_as_it_is(elsewhere, here, capsys):
+    merged(elsewhere, here, capsys)
+    before = files(here)
+    path = finetune(elsewhere)
+    record = read(path)
+    first, *rest = record.correct[1]
+    environment = {**record.environment, "device_name": "Model Y", "source": {"revision": "abcdef0123", "dirty": False}}
+    edited(path, correct=[record.correct[0], [first - 1, *rest]], environment=environment)
+    code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "0 brought in, 1 here already, 1 refused")
+    assert "other numbers (correct)" in refusal
+    assert "Model Y" in refusal
+    assert "revision abcdef0" in refusal
+    assert str(record.environment["device_name"]) in refusal
+    assert files(here) == before
+    edited(path, correct=record.correct)  # control: made elsewhere, but with the same numbers
+    assert merged(elsewhere, here, capsys)[:2] == (0, "0 brought in, 2 here already, 0 refused")
+    assert files(here) == before
+
+
+def test_two_that_come_together_and_disagree_are_not_both_brought_in(elsewhere, here, capsys):
+    twin = elsewhere / "zz" / "copy"
+    shutil.copytree(finetune(elsewhere).parent, twin)
+    edited(twin / "record.json", macs=[1, 1])
+    code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "2 brought in, 0 here already, 1 refused")
+    assert "other numbers (macs)" in refusal
+
+
+def test_other_images_than_those_of_the_records_here_are_refused(elsewhere, here, capsys, monkeypatch):
+    """Of a set whose official digest nobody knows."""
+    merged(elsewhere, here, capsys)
+    path = finetune(elsewhere)
+    record = read(path)
+    job = replace(record.job, settings={**record.job.settings, "epochs": 2})
+    edited(path, job=job, data=[{**record.data[0], "digest": "1" * 64}])
+    monkeypatch.setattr("benchsuite.merge.OFFICIAL", {})
+    (refusal,) = merged(elsewhere, here, capsys)[2]
+    assert "images of digits: 111111111111 on record" in refusal
+    edited(path, data=[{**record.data[0], "digest": "1" * 64, "complete": False, "note": "2 of 3 images"}])
+    code, count, refused, remarks = merged(elsewhere, here, capsys)  # partial sets differ: it is said
+    assert (code, count, refused) == (0, "1 brought in, 1 here already, 0 refused", [])
+    assert any("digits is not the published benchmark: 2 of 3 images" in remark for remark in remarks)
+
+
+def test_a_method_that_is_not_known_here_is_no_reason_to_refuse(elsewhere, here, capsys):
+    path = finetune(elsewhere)
+    record = read(path)
+    job = replace(record.job, method="theirs", method_source="a" * 64, settings={**record.job.settings, "strength": 1.0})
+    path.with_name("artifact.safetensors").unlink()
+    edited(path, job=job)
+    code, count, refused, remarks = merged(elsewhere, here, capsys)
+    assert (code, count, refused) == (0, "2 brought in, 0 here already, 0 refused", [])
+    assert any("no method is called 'theirs'" in remark and "its settings were not checked" in remark for remark in remarks)
+    assert (here / job.folder / "record.json").exists()
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(elsewhere, here, capsys):
+    path = finetune(elsewhere)
+    content = json.loads(path.read_text())
+    content["job"]["tier"] = "../../../outside"
+    del content["digest"]
+    path.write_text(json.dumps({**content, "digest": records.digest(content)}))
+    (refusal,) = merged(elsewhere, here, capsys)[2]
+    assert "cannot name a folder" in refusal
+    assert not list(here.parent.rglob("outside"))
+
+
+def test_after_a_kill_the_same_command_ends_in_the_same_state(elsewhere, here, capsys, monkeypatch):
+    whole = files(elsewhere)
+    write_atomic = records.write_atomic
+    for moment in range(4):  # before each of the four files
+        left = [moment]
+
+        def killed(path, data, left=left):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            write_atomic(path, data)
+
+        monkeypatch.setattr(records, "write_atomic", killed)
+        assert main(["merge", str(elsewhere), "--results", str(here)]) == 130
+        for record in here.rglob("record.json"):  # a record is never there before its artifact
+            assert record.with_name("artifact.safetensors").exists()
+        assert len(files(here)) == moment
+        monkeypatch.setattr(records, "write_atomic", write_atomic)
+        assert merged(elsewhere, here, capsys)[0] == 0
+        assert files(here) == whole
+        shutil.rmtree(here)
+
+
+def test_a_run_that_is_under_way_here_is_left_alone(elsewhere, here, capsys):
+    record = read(finetune(elsewhere))
+    with records.locked(here / record.job.folder / "lock"):
+        code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert "another process is at work on this run" in refusal
+    assert not (here / record.job.folder / "record.json").exists()
+
+
+def test_an_artifact_here_without_a_record_is_not_overwritten(elsewhere, here, capsys):
+    record = read(finetune(elsewhere))
+    own = here / record.job.folder / "artifact.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert "is here already and is another file" in refusal
+    assert own.read_bytes() == b"mine"
+
+
+def test_trials_and_re_runs_stay_apart_and_a_folder_without_records_is_an_error(elsewhere, here, capsys):
+    for name in APART:
+        shutil.copytree(finetune(elsewhere).parent, elsewhere / name / "split-digits")
+    assert merged(elsewhere, here, capsys)[1] == "2 brought in, 0 here already, 0 refused"
+    (here.parent / "empty").mkdir()
+    for source in ("empty", "none"):
+        assert main(["merge", str(here.parent / source), "--results", str(here)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_results_folder_that_cannot_be_written_ends_the_merge_with_one_line(elsewhere, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["merge", str(elsewhere), "--results", str(tmp_path / "file")]) == 2
+    err = capsys.readouterr().err
+    assert "cannot write to" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_fixture_is_as_a_run_leaves_it(made):
+    """Guards the tests above: what they spoil held before."""
+    assert {asdict(read(path))["job"]["method"] for path in made.rglob("record.json")} == {"finetune", "joint"}

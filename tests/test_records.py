@@ -1,0 +1,156 @@
+"""What a record may hold, and how one that says something else is refused."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchsuite import records
+from benchsuite.errors import UserError
+from benchsuite.records import Job, RunRecord, digest, read, to_json, write
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def content():
+    """A sound record of two tasks, as JSON has it."""
+    job = Job(protocol="split-digits", tier="smoke", method="finetune", seed=1, precision="fp32", settings={"lr": 0.1})
+    record = RunRecord(
+        job=job,
+        tasks=[{"name": str(i), "dataset": "digits", "classes": [2 * i, 2 * i + 1], "train": 40, "test": 20} for i in (0, 1)],
+        correct=[[18, None], [12, 19]],
+        stored=[None, {"weights": 100, "heads": 20, "masks": 0, "other": 5}],
+        macs=[10, 10],
+        iterations=[4, 4],
+        training_state_bytes=300,
+        activation_bytes=50,
+        memory={"held": [50, 40], "peak": [90, 80]},
+        seconds={"train": [0.5, 0.25], "evaluate": [0.125, 1]},
+        data=[{"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}],
+        environment={"device": "cpu", "threads": 1, "versions": {"torch": "2.6.0"}},
+        facts={"dense_macs": 10, "other_sizes": {"weights alone": 100}, "remarks": ["one"]},
+    )
+    return json.loads(to_json(record))
+
+
+def sealed(found):
+    """The text of a record with this content, under a digest that fits."""
+    found.pop("digest", None)
+    return json.dumps({**found, "digest": digest(found)})
+
+
+def put(place, value):
+    *path, last = place
+
+    def spoil(found):
+        for part in path:
+            found = found[part]
+        found[last] = value
+
+    return spoil
+
+
+SPOILT = {
+    "no whole number": put(["correct", 1, 0], 12.0),
+    "true is no number": put(["correct", 1, 0], True),
+    "more than there are": put(["correct", 1, 0], 21),
+    "negative": put(["correct", 0, 0], -1),
+    "last row with a hole": put(["correct", 1, 0], None),
+    "a row short": put(["correct", 0], [18]),
+    "no test images": put(["tasks", 0, "test"], 0),
+    "a task without a name": put(["tasks", 0, "name"], None),
+    "no tasks": put(["tasks"], []),
+    "negative bytes": put(["stored", 1, "heads"], -20),
+    "half a byte": put(["stored", 1, "heads"], 0.5),
+    "a part too many": put(["stored", 1, "extra"], 1),
+    "nothing stored": put(["stored", 1], None),
+    "macs of one task": put(["macs"], [10]),
+    "negative macs": put(["macs", 0], -1),
+    "iterations of three tasks": put(["iterations"], [4, 4, 4]),
+    "no steps": put(["iterations"], [0, 0]),
+    "seconds of one training": put(["seconds", "train"], [0.5]),
+    "negative seconds": put(["seconds", "train", 0], -0.5),
+    "no seconds": put(["seconds"], {}),
+    "seconds that are text": put(["seconds", "train", 0], "0.5"),
+    "memory of one training": put(["memory", "held"], [50]),
+    "memory that is no number": put(["memory", "held", 0], None),
+    "negative state": put(["training_state_bytes"], -1),
+    "images without a digest": put(["data", 0, "digest"], None),
+    "complete or not": put(["data", 0, "complete"], "yes"),
+    "no environment": put(["environment"], []),
+    "versions that are none": put(["environment", "versions"], "2.6.0"),
+    "no thread": put(["environment", "threads"], 0),
+    "facts that are text": put(["facts"], "none"),
+    "a size that is text": put(["facts", "other_sizes"], {"weights alone": "100"}),
+    "remarks that are no list": put(["facts", "remarks"], "one"),
+    "half a digest": put(["artifact_sha256"], "ab"),
+    "another field": put(["surprise"], 1),
+    "a seed that is text": put(["job", "seed"], "1"),
+    "settings that are none": put(["job", "settings"], None),
+    "a way out": put(["job", "protocol"], ".."),
+    "a longer way out": put(["job", "tier"], "../../elsewhere"),
+    "an absolute path": put(["job", "method"], "/tmp"),
+    "no name": put(["job", "method"], ""),
+    "a job that is text": put(["job"], "finetune"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
+def test_a_record_that_no_run_can_have_made_is_refused_though_its_digest_fits(spoil, tmp_path):
+    path, found = tmp_path / "record.json", content()
+    path.write_text(sealed(copy.deepcopy(found)))
+    assert read(path).correct == [[18, None], [12, 19]]  # control: sealed in the same way, a sound one is read
+    spoil(found)
+    path.write_text(sealed(found))
+    with pytest.raises(UserError, match="is not a valid run record") as error:
+        read(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(value, tmp_path):
+    text = sealed(content())
+    spoilt = text.replace('"lr": 0.1', f'"lr": {value}')
+    assert spoilt != text
+    (tmp_path / "record.json").write_text(spoilt)
+    with pytest.raises(UserError, match="holds a number that is not finite"):
+        read(tmp_path / "record.json")
+
+
+@pytest.mark.parametrize("text", ["", "\0" * 64, "[" * 100_000, '{"schema": 1', "\ud800"])
+def test_a_file_that_was_emptied_or_cut_short_is_one_clear_line(text, tmp_path):
+    path = tmp_path / "record.json"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(UserError, match="is not a JSON file") as error:
+        read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_written_as_json_is_refused_before_it_is_written(tmp_path):
+    found = {name: value for name, value in content().items() if name not in ("schema", "digest")}
+    record = RunRecord(**{**found, "job": Job(**found["job"]), "facts": {"kappa": math.inf}})
+    with pytest.raises(ValueError, match="facts of the record holds a number that is not finite"):
+        write(record, tmp_path / "record.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        digest({"a": math.nan})
+
+
+def test_every_published_record_is_read():
+    paths = sorted(RESULTS.rglob("record.json"))
+    assert paths
+    for path in paths:
+        assert read(path).job.folder.parts == path.parent.parts[-4:]
+
+
+def test_a_lock_that_another_holds_is_waited_for_or_refused(tmp_path):
+    with (
+        records.locked(tmp_path / "lock"),
+        pytest.raises(records.Busy, match="another process is at work"),
+        records.locked(tmp_path / "lock", wait=False),
+    ):
+        pass
+    with records.locked(tmp_path / "lock", wait=False):  # released, it is free
+        pass
