@@ -18,13 +18,12 @@ import signal
 from pathlib import Path
 
 from benchsuite import cli
-from benchsuite.grid import run_all
+from benchsuite.grid import Local, Place, run_all
 from benchsuite.records import Job
 
 job = Job(protocol="split-digits", tier="smoke", method="slow", seed=1, precision="fp32", settings={})
-cli.run_missing = lambda *_: run_all(
-    [job], results=Path("runs"), data_dir=None, device="cpu", workers=1, method_files=[Path("slow.py")]
-)
+place = Place(results=Path("runs"), data_dir=None, device="cpu", threads=1, method_files=(Path("slow.py"),))
+cli.run_missing = lambda *_: run_all([job], results=place.results, engine=Local(1, place))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
 raise SystemExit(cli.main(["leaderboard", "--tier", "smoke"]))
 """
