@@ -48,7 +48,7 @@ class Sent(NamedTuple):
 class Cluster:
     """The nodes of a Ray cluster. address: of its head, or "local" for one of its own on this machine.
 
-    images: what the runs need, by name, None where a set is missing and may be. cpus, gpus: that a run takes, shares of a GPU too.
+    images: what the runs need, by name, None where a set is missing and may be. cpus, gpus: what a run takes; GPUs in shares too.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Cluster:
         return self.place.results.resolve()
 
     @property
-    def slots(self) -> int:  # type: ignore[override]
+    def slots(self) -> int:
         """As many runs as the nodes that live now can take, and one that waits: it tells a cluster that can grow to do so."""
         there, needs = self.ray.cluster_resources(), {"CPU": self.cpus, "GPU": self.gpus}
         return 1 + min(int(there.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)

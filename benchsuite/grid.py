@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from statistics import fmean
 from threading import Thread
@@ -46,7 +46,9 @@ class Place:
 class Engine(Protocol):
     """Where runs are run. A context manager: at its end no run is under way any more."""
 
-    slots: int  # runs at once
+    @property
+    def slots(self) -> int:
+        """Runs at once."""
 
     def start(self, job: Job) -> Any:
         """Begin a run; returns a key for it."""
@@ -168,6 +170,7 @@ class Local:
     def start(self, job: Job) -> Any:
         reader, writer = self.context.Pipe(duplex=False)
         process = self.context.Process(target=_work, args=(writer, dict(os.environ), job, self.place))
+        resource_tracker.ensure_running()  # where it has to be started, it changes the mask
         # Processes inherit the mask: Ctrl-C, which a terminal sends to every one of them, is for this one to deal with.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:

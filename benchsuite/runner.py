@@ -229,6 +229,7 @@ class _Run:
         self.method: Method = self.strategy.method
         self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
         n_images = [len(experience.images.labels) for experience in self.stream.train]
+        self.began, self.beat, self.trained = time.monotonic(), -math.inf, 0  # of this process: since when, last said, images
         self.images = [sum(n_images)] if self.method.trains_jointly else n_images
         self.done = 0
         self.code = code_of(job)
@@ -272,7 +273,7 @@ class _Run:
 
     def finish(self, note: str = "") -> RunRecord:
         note = self._resume() or note
-        self.began, self.beat, self.trained = time.monotonic(), -math.inf, 0
+        self.began = time.monotonic()
         revision = source_revision()
         if revision not in self.progress["revisions"]:
             self.progress["revisions"].append(revision)
