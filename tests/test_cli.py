@@ -246,7 +246,7 @@ def test_failing_and_killed_runs_do_not_stop_the_others(folder, capfd):
     failed = [line for line in capfd.readouterr().err.splitlines() if line.startswith("benchsuite: failed")]
     assert len(failed) == 2
     assert "as it was told" in failed[0]
-    assert "killed seed 1: its process was killed" in failed[1]
+    assert "killed seed 1: its process was killed 3 times" in failed[1]
     runs = folder / "runs" / "split-digits" / "smoke"
     assert {r.job.method for r in read_all(runs)} == {"finetune"}
     assert (runs / "leaderboard" / "accuracy.csv").exists()
