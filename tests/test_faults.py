@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -39,7 +40,7 @@ class Faulty(Method):
     """Raises where it is told to; counts where it was asked."""
 
     where = ""
-    asked: set = set()  # noqa: RUF012
+    asked: ClassVar = set()
 
 
 def breaks(name):

@@ -194,18 +194,18 @@ def test_other_seeds_are_refused(text):
 
 
 def tiny(method, seed, **settings):
-    tiny = {"tasks": 4, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
+    tiny = {"tasks": 3, "train_per_class": 16, "test_per_class": 8, "epochs": 2, "batch_size": 16}
     return resolve("split-digits", "smoke", method, seed, overrides=tiny | settings)
 
 
 def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
     """Of two processes at once some are killed: before their first task, in a training, while they write, or at their end."""
     rng = random.Random(0)
-    jobs = [tiny(method, seed) for method in ("finetune", "cacl", "agem") for seed in (1, 2)]
+    jobs = [tiny(method, seed) for method in ("finetune", "cacl") for seed in (1, 2, 3)]
     place = Place(results=tmp_path / "killed", data_dir=None, device="cpu", threads=1)
     alone = {str(job.folder): run(job, results=tmp_path / "alone") for job in jobs[::2]}  # undisturbed
     typical = 0.7 * sum(sum(map(sum, record.seconds.values())) for record in alone.values()) / len(alone)
-    engine, done, kills, over = Local(2, place), [], [], Event()
+    engine, said, kills, over = Local(2, place), [], [], Event()
 
     def killer():
         while len(kills) < 20 and not over.wait(rng.random() * typical):
@@ -223,11 +223,13 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
                 shutil.rmtree(place.results)
             elif not left:
                 break
-            done.append(run_all(left, results=place.results, engine=engine))
+            run_all(left, results=place.results, engine=engine, report=said.append)
     finally:
         over.set()
         thread.join()
     assert len(kills) == 20
+    assert sum(isinstance(line, str) for line in said) >= 10  # control: most met a run, and some of these one with a checkpoint
+    assert any(event.epoch == 0 and event.stage > 0 for event in said if not isinstance(event, str))
     assert not missing(jobs, place.results)
     for job in jobs:
         folder = place.results / job.folder
