@@ -64,14 +64,14 @@ class Cluster:
         self.jobs: dict[Any, Job] = {}
 
     def __enter__(self) -> Cluster:
+        self._answers()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"include_dashboard": False} if self.address == "local" else {}
         handler = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in place
         try:
             self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise UserError(f"no Ray cluster answers at {self.address!r} ({what}); start one with `ray start --head`") from None
+            raise UserError(self._silence(" ".join(str(error).split())[:200])) from None
         finally:
             signal.signal(signal.SIGTERM, handler)
         try:
@@ -88,6 +88,20 @@ class Cluster:
         self.texts = {path.name: path.read_bytes() for path in self.place.method_files}
         self.remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0, num_returns="streaming")(on_node)
         return self
+
+    def _answers(self) -> None:
+        """Ray itself would try for minutes."""
+        host, colon, port = self.address.rpartition(":")
+        if colon and port.isdecimal() and "/" not in host:
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except (OSError, OverflowError) as error:
+                raise UserError(self._silence(str(error))) from None
+        elif self.address not in ("local", "auto") and "://" not in self.address:
+            raise UserError(f"--ray takes the HOST:PORT of a cluster's head, or local, got {self.address!r}")
+
+    def _silence(self, what: str) -> str:
+        return f"no Ray cluster answers at {self.address!r} ({what}); start one with `ray start --head`, or use --ray local"
 
     def _results(self) -> Path:
         self.place.results.mkdir(parents=True, exist_ok=True)

@@ -221,12 +221,15 @@ def test_a_node_with_other_source_refuses(own_cache, tmp_path):
         (["--ray", "local", "--jobs", "2"], "--jobs is for this machine"),
         (["--ray", "local", "--gpus-per-run", "-1"], "must not be negative"),
         (["--ray", "local", "--cpus-per-run", "0"], "must be positive"),
+        pytest.param(["--ray", "127.0.0.1:1"], "no Ray cluster answers at '127.0.0.1:1'", marks=needs_ray),
+        pytest.param(["--ray", "somewhere"], "HOST:PORT", marks=needs_ray),
     ],
 )
 def test_options_that_do_not_fit_are_refused(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["leaderboard", "--tier", "smoke", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert main(["leaderboard", "--tier", "smoke", "--method", "finetune", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 def test_without_ray_one_line_says_how_to_get_it(monkeypatch, tmp_path):
