@@ -21,7 +21,6 @@ from benchsuite import records
 from benchsuite.cli import seeds
 from benchsuite.grid import Local, Place, cores, missing, run_all
 from benchsuite.records import Job
-from benchsuite.runner import run
 from benchsuite.settings import resolve
 
 # A leaderboard whose one worker never gets beyond its start.
