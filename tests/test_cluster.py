@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -62,9 +64,12 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Not one that the system, or Ray, may give to somebody else a moment later."""
+    for port in random.Random(os.getpid()).sample(range(20_000, 32_000), 100):
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("", port))
+            return port
+    raise OSError("no free port")
 
 
 def kill(mark):
@@ -104,10 +109,10 @@ def nodes(tmp_path):
             time.sleep(0.1)
         return marks[name]
 
-    start.address = f"127.0.0.1:{port}"
     try:
         head = ["--head", "--port", str(port), "--num-cpus", "0", "--temp-dir", place, "--include-dashboard", "false"]
         start("head", *head)
+        start.address = re.search(r"--address='([^']+)'", (tmp_path / "head.log").read_text())[1]
         yield start
     finally:
         for mark in marks.values():
