@@ -8,6 +8,7 @@ one whose node dies goes on elsewhere from its last task. Elsewhere it works in 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -54,6 +55,11 @@ class Cluster:
     def __init__(
         self, address: str, place: Place, images: Mapping[str, sets.ImageSet | None], *, cpus: float = 1, gpus: float = 0
     ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+            # Nobody else may run anything there. A token of its own: the file that Ray would leave behind in the home folder has
+            # later clusters ask for one, too.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         try:
             import ray
         except ImportError:
@@ -65,7 +71,6 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         self._answers()
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"include_dashboard": False} if self.address == "local" else {}
         handler = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in place
         try:

@@ -83,8 +83,9 @@ def kill(mark):
 
 
 @pytest.fixture
-def nodes(tmp_path):
+def nodes(tmp_path, monkeypatch):
     """Starts nodes by name, the head first; all of them are gone at the end, whatever happened."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # whatever the home folder holds
     ray = Path(sys.executable).with_name("ray")
     port, place, marks, started = free_port(), f"/tmp/r{os.getpid()}", {}, []  # Ray's sockets need a short path
 
