@@ -20,7 +20,8 @@ EPILOG = """examples:
   benchsuite run --protocol split-cifar100 --tier lite --method cacl --seed 1
   benchsuite run --method ./my_method.py --set strength=0.5
   benchsuite run --method cacl+hosvd --set epsilon=0.9      CACL with compressed activation maps
-  benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1,2,3,4,5
+  benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1-5
+  benchsuite status                                        what is done, running, failed, interrupted
   benchsuite tune --protocol split-cifar100 --method ewc --trials 12
   benchsuite new-method my_method && benchsuite check ./my_method.py
 """
@@ -33,10 +34,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"seeds must be whole numbers with commas between, got {text!r}") from None
+    """1,2,5 or 1-5 or 1-3,7."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"seeds must be whole numbers or ranges with commas between (1-3,7), got {text!r}")
+        if dash and int(last) < int(first):
+            raise argparse.ArgumentTypeError(f"seeds must run upwards, got {part.strip()!r}")
+        if dash and int(last) - int(first) >= 10_000:
+            raise argparse.ArgumentTypeError(f"seeds: {part.strip()!r} are more than 10,000")
+        found += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(found))
 
 
 def parser() -> Parser:
@@ -83,17 +92,28 @@ def parser() -> Parser:
         "--method", required=True, help="a registered method, or a Python file that registers one; +MODIFIER after it"
     )
     one.add_argument("--seed", type=int, default=1)
-    board = commands.add_parser("leaderboard", parents=[where, how, data], help="run what is missing, then rank all results")
-    board.add_argument(
+    many = Parser(add_help=False)
+    many.add_argument(
         "--method",
         dest="methods",
         action="append",
         metavar="METHOD",
-        help="run only these; repeatable (default: every registered one)",
+        help="only these; repeatable (default: every registered one)",
     )
-    board.add_argument("--seeds", type=seeds, help="with commas between (default: 1,2,3)")
+    many.add_argument("--seeds", type=seeds, help="1,2,5 or 1-5 or 1-3,7 (default: 1-3)")
+    board = commands.add_parser(
+        "leaderboard", parents=[where, how, data, many], help="run what is missing, then rank all results"
+    )
     board.add_argument(
-        "--workers", type=int, default=None, help="processes at once (default: one a core on the CPU, one on a GPU)"
+        "--jobs", type=int, metavar="N", help="runs at once on this machine (default: one a core on the CPU, one on a GPU)"
+    )
+    board.add_argument("--ray", metavar="ADDRESS", help="run on the Ray cluster with this address; local: one on this machine")
+    board.add_argument("--cpus-per-run", type=float, metavar="N", help="cores that a run takes on a Ray cluster (default: 1)")
+    board.add_argument(
+        "--gpus-per-run",
+        type=float,
+        metavar="N",
+        help="GPUs that a run takes on a Ray cluster, a share too: 0.125 (default: 1 with --device cuda, else 0)",
     )
     board.add_argument("--no-run", action="store_true", help="rank the records that are there, run nothing")
     board.add_argument(
@@ -103,6 +123,14 @@ def parser() -> Parser:
         " one, from below",
     )
     board.add_argument("--output", type=Path, metavar="DIR", help="folder for tables and figures (default: beside the records)")
+    state = commands.add_parser(
+        "status",
+        parents=[how, data, many],
+        help="what is done, running, failed, interrupted, stale; with --protocol also what is missing",
+    )
+    state.add_argument("--protocol", help="this protocol alone, and what `leaderboard` with the same options would still run")
+    state.add_argument("--tier", help="this tier alone (with --protocol: paper, unless given)")
+    state.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     search = commands.add_parser("tune", parents=[place, how, data], help="search a method's settings on training images alone")
     search.add_argument("--tier", default="lite", help="paper (the full recipe), lite (default) or smoke")
     search.add_argument("--method", required=True, help="a registered method, or a Python file that registers one")
@@ -256,8 +284,16 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     protocol = protocols.get(arguments.protocol)
     if arguments.tier not in protocol.tiers:
         raise UserError(f"no tier is called {arguments.tier!r}; {suggest(arguments.tier, protocol.tiers)}")
-    if arguments.workers is not None and arguments.workers < 1:
-        raise UserError(f"workers must be at least 1, got {arguments.workers}")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"jobs must be at least 1, got {arguments.jobs}")
+    if arguments.ray is None and (arguments.cpus_per_run is not None or arguments.gpus_per_run is not None):
+        raise UserError("--cpus-per-run and --gpus-per-run are for a Ray cluster; name it with --ray, or use --jobs")
+    if arguments.ray is not None and arguments.jobs is not None:
+        raise UserError("--jobs is for this machine; on a Ray cluster --cpus-per-run and --gpus-per-run say how many runs fit")
+    if not (arguments.cpus_per_run is None or arguments.cpus_per_run > 0):
+        raise UserError(f"cpus-per-run must be positive, got {arguments.cpus_per_run}")
+    if not (arguments.gpus_per_run is None or arguments.gpus_per_run >= 0):
+        raise UserError(f"gpus-per-run must not be negative, got {arguments.gpus_per_run}")
     failed: dict[str, str] = {}
     match: Any = arguments.match_size or ""
     if arguments.no_run and match:
@@ -350,18 +386,14 @@ def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
     return failed | run_missing(protocol, arguments, wide), matched
 
 
-def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Run what the board lacks; returns the errors by run folder. chosen: the methods, each with the settings given for it."""
-    from .data import load
-    from .grid import cores, missing, run_all
-    from .method import methods
-    from .progress import Display
-    from .runner import choose_device, identify
-    from .settings import Unfit, recipe_of, resolve
+def jobs_of(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """The jobs of a grid. chosen: the methods, each with the settings given for it; one that cannot run like this is said."""
+    from .runner import identify
+    from .settings import Unfit, resolve
 
     refuse_tuning_seeds(arguments.seeds or ())
     jobs, unfit = [], {}
-    for seed in dict.fromkeys(arguments.seeds or SEEDS):
+    for seed in arguments.seeds or SEEDS:
         for name, words in chosen.items():
             try:
                 job = resolve(protocol.name, arguments.tier, name, seed, overrides=words, precision=arguments.precision)
@@ -371,28 +403,72 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
                 jobs.append(identify(job, arguments.data_dir))
     for reason in unfit.values():
         print(f"benchsuite: n/a: {reason}", file=sys.stderr)
+    return jobs
+
+
+def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Run what the board lacks; returns the errors by run folder. chosen: the methods, each with the settings given for it."""
+    from .data import load
+    from .data.sets import MissingData
+    from .grid import Engine, Local, Place, cores, missing, run_all
+    from .method import methods
+    from .progress import Display
+    from .runner import choose_device
+    from .settings import recipe_of
+
+    jobs = jobs_of(protocol, arguments, chosen)
     note_slow_precision(arguments)
-    on_gpu = choose_device(arguments.device, arguments.precision).type == "cuda"
-    left = missing(jobs, arguments.results)
+    left = missing(jobs, arguments.results, lambda line: print(f"benchsuite: {line}", file=sys.stderr))
     if not left:
         return {}
-    for job in left:  # before any worker starts: one clear line, and one process that decodes
+    images: dict[str, Any] = {}
+    for job in left:  # before any run starts: one clear line, and one process that decodes
         recipe = recipe_of(job.settings)
         for name in dict.fromkeys(protocol.tasks[i].dataset for i in protocol.order(job.seed)[: recipe.tasks]):
-            if not recipe.partial_data:
-                load(name, arguments.data_dir)
-    workers = arguments.workers or (1 if on_gpu else cores())
-    files = [path for name in chosen if (path := methods.file(name))]
+            try:
+                images[name] = images.get(name) or load(name, arguments.data_dir, partial=recipe.partial_data)
+            except MissingData:
+                if not recipe.partial_data:
+                    raise
+                images[name] = None
+    files = tuple(path for name in chosen if (path := methods.file(name)))
+    place = partial(Place, results=arguments.results, data_dir=arguments.data_dir, method_files=files)
+    engine: Engine
+    if arguments.ray is None:
+        device = choose_device(arguments.device, arguments.precision).type
+        slots = arguments.jobs or (1 if device == "cuda" else cores())
+        engine = Local(slots, place(device=device, threads=max(1, cores() // slots)))
+    else:
+        from .cluster import Cluster
+
+        cpus = 1.0 if arguments.cpus_per_run is None else arguments.cpus_per_run
+        gpus = float(arguments.device == "cuda") if arguments.gpus_per_run is None else arguments.gpus_per_run
+        where = place(device=arguments.device, threads=max(1, int(cpus)))
+        engine = Cluster(arguments.ray, where, images, cpus=cpus, gpus=gpus)
     with Display(left) as display:
-        return run_all(
-            left,
-            results=arguments.results,
-            data_dir=arguments.data_dir,
-            device=arguments.device,
-            workers=workers,
-            method_files=files,
-            report=display,
-        )
+        return run_all(left, results=arguments.results, engine=engine, report=display)
+
+
+def command_status(arguments: argparse.Namespace) -> None:
+    from .status import boards, lines
+
+    jobs: list[Any] = []
+    if arguments.protocol:
+        from .protocol import protocols
+        from .registry import suggest
+
+        arguments.tier, arguments.match_size = arguments.tier or "paper", None
+        protocol = protocols.get(arguments.protocol)
+        if arguments.tier not in protocol.tiers:
+            raise UserError(f"no tier is called {arguments.tier!r}; {suggest(arguments.tier, protocol.tiers)}")
+        jobs = jobs_of(protocol, arguments, shares(arguments, parse_settings(arguments)))
+    elif arguments.methods or arguments.seeds or arguments.settings:
+        raise UserError("--method, --seeds and --set say what should be there; name the --protocol too")
+    found = boards(arguments.results, arguments.protocol, arguments.tier, [job.folder for job in jobs])
+    if not found:
+        print(f"no runs below {arguments.results}; start some with `benchsuite leaderboard`, or name their folder with --results")
+    for line in lines(found):
+        print(line)
 
 
 def command_tune(arguments: argparse.Namespace) -> int:

@@ -1,21 +1,65 @@
-"""Many runs: those without a record, in local processes; a finished one is never lost, a failed one never stops the others."""
+"""Many runs: those without a record, longest first; a finished one is never lost, a failed one never stops the others.
+
+An engine says where: `Local` in processes of this machine, `cluster.Cluster` on Ray. Each run has a process of its own, so that
+nothing of one run reaches another, and a process that is killed costs the task in training of its own run.
+"""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
-import pickle
 import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
+from statistics import fmean
 from threading import Thread
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 from .errors import UserError
-from .records import Job, read_of
+from .records import Job, held, read, read_of
+from .source import stale
+
+RETRIES = 2  # of a run whose process was killed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What every run of a grid shares.
+
+    device: "cpu" or "cuda". threads: of each run, whatever is left to run, because a result must not depend on that.
+    method_files: the files of methods that lie outside of any package.
+    """
+
+    results: Path
+    data_dir: Path | None
+    device: str
+    threads: int
+    method_files: tuple[Path, ...] = ()
+
+
+class Engine(Protocol):
+    """Where runs are run. A context manager: at its end no run is under way any more."""
+
+    @property
+    def slots(self) -> int:
+        """Runs at once."""
+
+    def start(self, job: Job) -> Any:
+        """Begin a run; returns a key for it."""
+
+    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Wait for the runs of these keys, and return what some of them have to say: their `runner.Event`s, at the end what went
+        wrong ("" for nothing), or None where the process was killed before that."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None: ...
 
 
 def cores() -> int:
@@ -23,136 +67,183 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def missing(jobs: Sequence[Job], results: Path) -> list[Job]:
-    """The jobs that have no record yet. Raises UserError where there is one that cannot be trusted or is of another job."""
+def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lambda line: None) -> list[Job]:
+    """The jobs without a record that counts, longest first; those that nothing is known of come before all others.
+
+    say: is told which of them are stale, and which failed before and why.
+    Raises UserError where there is a record that cannot be trusted or is of another job.
+    """
     left = []
     for job in jobs:
         path = results / job.folder / "record.json"
         if path.exists():
-            read_of(job, path)
-        else:
-            left.append(job)
-    return left
+            if not (changed := stale(read_of(job, path))):
+                continue
+            say(f"stale: {job}: {', '.join(changed)} changed since; it is run again, the old record is kept beside the new one")
+        elif reason := failure(path.parent):
+            say(f"failed before: {job}: {reason}; it is run again")
+        left.append(job)
+    known = {folder: measured(results / folder) for folder in dict.fromkeys(job.folder.parent for job in left)}
+    return sorted(left, key=lambda job: -expected(job, known[job.folder.parent]))
+
+
+def failure(folder: Path) -> str:
+    """Why the last run in this folder failed, "" if it did not."""
+    try:
+        return str(json.loads((folder / "failure.json").read_text())["error"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its failure.json cannot be read"
+
+
+def measured(folder: Path) -> list[tuple[str, float]]:
+    """Configuration and seconds (wall clock, training and evaluation) of each record of a method, stale ones too."""
+    found = []
+    for path in folder.glob("*/record*.json"):
+        with suppress(UserError):  # it is refused where its run is asked for
+            record = read(path)
+            found.append((record.job.config, sum(map(sum, record.seconds.values()))))
+    return found
+
+
+def expected(job: Job, known: Sequence[tuple[str, float]]) -> float:
+    """Seconds that a run will take: as its configuration took, else as its method did; infinite where neither was measured."""
+    times = [seconds for config, seconds in known if config == job.config] or [seconds for _, seconds in known]
+    return fmean(times) if times else float("inf")
 
 
 def run_all(
-    jobs: Sequence[Job],
-    *,
-    results: Path,
-    data_dir: Path | None,
-    device: str,
-    workers: int,
-    method_files: Sequence[Path] = (),
-    report: Callable[[Any], None] = lambda event: None,
+    left: Sequence[Job], *, results: Path, engine: Engine, report: Callable[[Any], None] = lambda event: None
 ) -> dict[str, str]:
-    """Run every job that has no record. Returns what went wrong, by the run's folder, where the error is on record too.
+    """Run these jobs in their order. Returns what went wrong, by the run's folder, where the error is on record too.
 
-    workers: processes at once; they share the cores evenly. report is called with each run's `runner.Event`s.
+    report: called with each run's `runner.Event`s, and with lines of text.
     """
-    left = missing(jobs, results)
+    queue, running = list(left), dict[Any, Job]()
     errors: dict[str, str] = {}
-    shared = (results, data_dir, device, method_files)
-    threads = max(1, cores() // workers)  # whatever is left to run: a result must not depend on it
-    survivors = _round(left, min(workers, len(left)), threads, shared, report, errors)
-    for job in survivors:  # a worker died: one at a time, to find out with which job
-        if _round([job], 1, threads, shared, report, errors):
-            errors[str(job.folder)] = f"{job}: its process was killed (out of memory?); run the same command to resume it"
+    killed: Counter[str] = Counter()
+    with engine:
+        while queue or running:
+            while queue and len(running) < engine.slots:
+                # What another command has in hand comes later: by then it may be done.
+                free = (i for i, job in enumerate(queue) if not held(results / job.folder / "lock"))
+                job = queue.pop(next(free, 0))
+                running[engine.start(job)] = job
+            for key, message in engine.messages(list(running)):
+                if message is not None and not isinstance(message, str):
+                    report(message)
+                    continue
+                job = running.pop(key)
+                folder = str(job.folder)
+                if message:
+                    errors[folder] = message
+                elif message is None:
+                    killed[folder] += 1
+                    if killed[folder] > RETRIES:
+                        errors[folder] = (
+                            f"{job}: its process was killed {killed[folder]} times (out of memory?); "
+                            "run the same command to resume it"
+                        )
+                    else:
+                        report(f"{job}: its process was killed; goes on after its last finished task")
+                        # The last time it waits until there is most room for it.
+                        queue.insert(0 if killed[folder] < RETRIES else len(queue), job)
     return errors
 
 
-def _round(
-    jobs: Sequence[Job],
-    workers: int,
-    threads: int,
-    shared: tuple[Any, ...],
-    report: Callable[[Any], None],
-    errors: dict[str, str],
-) -> list[Job]:
-    """Run jobs in a pool; returns those whose outcome is unknown because a worker process died."""
-    if not jobs:
-        return []
-    context = multiprocessing.get_context("spawn")
-    # A pipe of each round's own: a worker that is killed may leave half a message and the lock taken, and its pool ends with it.
-    reader, writer = context.Pipe(duplex=False)
-    start = (threads, context.Lock(), writer, *shared)
-    listener = Thread(target=_listen, args=(reader, report), daemon=True)
-    unknown = []
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=start) as pool:
+class Local:
+    """Processes of this machine, `slots` at once; several share one GPU."""
+
+    def __init__(self, slots: int, place: Place) -> None:
+        self.slots, self.place = slots, place
+        # A server that has everything imported forks the processes, which takes no time; what has seen a GPU cannot be forked.
+        forks = place.device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
+        self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        if forks:
+            self.context.set_forkserver_preload(["benchsuite.runner"])
+        self.processes: dict[Any, Any] = {}
+
+    def __enter__(self) -> Local:
+        return self
+
+    def start(self, job: Job) -> Any:
+        reader, writer = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_work, args=(writer, dict(os.environ), job, self.place))
+        resource_tracker.ensure_running()  # where it has to be started, it changes the mask
+        # Processes inherit the mask: Ctrl-C, which a terminal sends to every one of them, is for this one to deal with.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            process.start()
+            self.processes[reader] = process
+        finally:
+            writer.close()  # the process has its own: when it has gone, the reader comes to the end
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return reader
+
+    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        for reader in connection.wait(keys):
+            assert isinstance(reader, connection.Connection)
             try:
-                # Workers inherit the mask: Ctrl-C, which a terminal sends to every process, is for this one to deal with.
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-                try:
-                    futures = {pool.submit(_work, job): job for job in jobs}
-                finally:
-                    writer.close()  # the workers have theirs: when the last one has gone, the listener reads the end
-                    listener.start()
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                for future in as_completed(futures):
-                    try:
-                        error = future.result()
-                    except BrokenProcessPool:
-                        unknown.append(futures[future])
-                    else:
-                        if error:
-                            errors[str(futures[future].folder)] = error
-            except BaseException:
-                for process in list(pool._processes.values()):
-                    process.terminate()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        if listener.ident:
-            listener.join()
-    return unknown
+                message = reader.recv()
+            except (EOFError, OSError):  # OSError: killed in the middle of a message
+                message = None
+            if message is None or isinstance(message, str):
+                self._bury(reader)
+            yield reader, message
+
+    def _bury(self, reader: Any) -> None:
+        reader.close()
+        process = self.processes.pop(reader)
+        process.join(10)  # it may be writing its last words
+        if process.is_alive():
+            process.kill()
+            process.join()
+        process.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for reader in list(self.processes):
+            self._bury(reader)
 
 
-def _listen(reader: Any, report: Callable[[Any], None]) -> None:
-    """Pass on what the workers tell, until the last of them has gone."""
-    with reader, suppress(EOFError, OSError):  # OSError: one was killed in the middle of a message
-        while True:
-            message = reader.recv_bytes()
-            report(pickle.loads(message))
+def _work(pipe: Any, environment: dict[str, str], job: Job, place: Place) -> None:
+    """In a process of its own: one run."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    Thread(target=_follow_parent, daemon=True).start()
+    os.environ.clear()  # the server may have been started with another one
+    os.environ.update(environment)
+
+    def tell(message: Any) -> None:
+        with suppress(OSError):  # nobody listens any more: no reason for a run to fail
+            pipe.send(message)
+
+    tell(outcome(job, place, tell))
 
 
 def _follow_parent() -> None:
-    """In a worker: go when the parent goes, however it was killed; finished tasks are in the checkpoint."""
+    """Go when the parent goes, however it was killed; finished tasks are in the checkpoint."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-_shared: tuple[Any, ...] = ()
-
-
-def _start(threads: int, lock: Any, writer: Any, *shared: Any) -> None:
-    """In a worker, once: its share of the cores, and the methods that live in files."""
-    global _shared
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    Thread(target=_follow_parent, daemon=True).start()
+def outcome(job: Job, place: Place, tell: Callable[[Any], None]) -> str:
+    """Run a job in this thread; returns what went wrong, or "". tell: called with the run's `runner.Event`s."""
     import torch
 
     from .method import methods
-
-    torch.set_num_threads(min(threads, torch.get_num_threads()))  # torch's own number heeds OMP_NUM_THREADS
-    for path in shared[-1]:
-        methods.load_file(path)
-    _shared = (lock, writer, *shared)
-
-
-def _work(job: Job) -> str:
-    """In a worker: one run; returns what went wrong, or ""."""
-    from .runner import Event, RunFailed, run
-
-    lock, writer, results, data_dir, device, _ = _shared
-
-    def tell(event: Event) -> None:
-        with lock, suppress(OSError):  # nobody listens any more: no reason for a run to fail
-            writer.send_bytes(pickle.dumps(event))
+    from .runner import RunFailed, run
 
     try:
-        run(job, results=results, data_dir=data_dir, device=device, report=tell)
+        torch.set_num_threads(min(place.threads, torch.get_num_threads()))  # torch's own number heeds OMP_NUM_THREADS
+        for path in place.method_files:
+            methods.load_file(path)
+        run(job, results=place.results, data_dir=place.data_dir, device=place.device, report=tell)
     except (UserError, RunFailed) as error:
         return str(error)
+    except Exception as error:
+        return f"{job}: {' '.join(f'{type(error).__name__}: {error}'.split())}"
     return ""

@@ -14,8 +14,9 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ class RunRecord:
         steps. Older records have less, or nothing.
     seconds: {"train": [...], "evaluate": [...]}, wall clock for each task.
     data: one entry {name, digest, complete, note} per image set; `note` says what is partial or substituted.
-    environment: device, device_name, threads, versions, source revision, date.
+    environment: device, device_name, threads, versions, source revision, date, and `code`: digests of the source of its method
+        and protocol (`benchsuite.source`); absent in older records.
     facts: what the method reports of itself (its rank table, other sizes, ...).
     artifact_sha256: of the exported artifact's file.
     """
@@ -254,6 +256,28 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def held(path: Path) -> bool:
+    """Whether a process holds the lock at `path` at this moment. Leaves everything as it is."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def set_aside(folder: Path) -> Path:
+    """Give the files of a run that no longer counts other names in its folder, the record last. Returns the record's."""
+    number = next(n for n in count(1) if not (folder / f"record.stale-{n}.json").exists())
+    for name in ("artifact.safetensors", "record.json"):
+        stem, _, ending = name.rpartition(".")
+        with suppress(FileNotFoundError):
+            os.replace(folder / name, folder / f"{stem}.stale-{number}.{ending}")
+    return folder / f"record.stale-{number}.json"
 
 
 def to_json(record: RunRecord) -> str:

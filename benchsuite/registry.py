@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 from .errors import UserError
 
 T = TypeVar("T")
+USER_MODULE = "benchsuite_user_"  # how the modules of files outside of any package begin
 
 
 class Registry(Generic[T]):
@@ -60,7 +61,7 @@ class Registry(Generic[T]):
             if not path.is_file():
                 raise UserError(f"{path}: no such file; give a registered name or a Python file")
             before = set(self._known)
-            spec = importlib.util.spec_from_file_location(f"benchsuite_user_{path.stem}", path)
+            spec = importlib.util.spec_from_file_location(USER_MODULE + path.stem, path)
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)

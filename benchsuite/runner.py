@@ -1,7 +1,9 @@
 """One run: (protocol, method, seed, settings) to a RunRecord, with a checkpoint after every task.
 
 Files of a run, in its folder below the results folder: record.json (the result, written last), artifact.safetensors (the
-servable network), and, while it is under way, lock and checkpoint.pt; failure.json after a failure, until a later run succeeds.
+servable network), and, while it is under way, lock, checkpoint.pt and progress.json (what `benchsuite status` shows of it);
+failure.json after a failure, until a later run succeeds. A record, or a checkpoint, of a method or protocol whose source has
+changed since is stale: it is kept under another name, and the run begins anew.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import platform
+import socket
 import subprocess
 import time
 import traceback
@@ -26,13 +30,14 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from torch import nn
 
-from . import records
+from . import records, source
 from .accounting import macs
 from .artifact import Artifact
 from .data.sets import MissingData, has_one_form, load
 from .data.stream import TaskStream, build_stream
 from .errors import Diverged, UserError
-from .method import Method
+from .method import Method, methods
+from .modifiers import Modified
 from .nn.guard import FrozenGuard
 from .nn.multihead import MultiHead
 from .protocol import Protocol, Task, protocols
@@ -41,6 +46,8 @@ from .records import Job, RunRecord, write_atomic
 from .settings import method_of, recipe_of
 from .strategy import Strategy, Watch
 
+BEAT = 2.0  # seconds between two states of a run on disk, at least
+
 
 class RunFailed(Exception):
     """A run stopped without a result; failure.json in its folder says why."""
@@ -48,7 +55,11 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Progress: `epoch` of `epochs` of stage `stage` of `stages` has ended; epoch 0 is the start of a run or of a resumed one."""
+    """Progress: `epoch` of `epochs` of stage `stage` of `stages` has ended; epoch 0 is the start of a run or of a resumed one.
+
+    images_per_second, seconds_left: by what this process has trained so far, evaluation included; None before that.
+    note: a line for the user.
+    """
 
     job: Job
     stage: int
@@ -56,6 +67,9 @@ class Event:
     epoch: int
     epochs: int
     loss: float = float("nan")
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    note: str = ""
 
 
 def run(
@@ -77,10 +91,14 @@ def run(
     chosen = choose_device(device, job.precision)
     with records.locked(folder / "lock"):  # a second process that wants the same run waits, and then finds the record
         done = folder / "record.json"
+        note = ""
         if done.exists():
-            return records.read_of(job, done)
+            record = records.read_of(job, done)
+            if not (changed := source.stale(record)):
+                return record
+            note = f"{', '.join(changed)} changed since; the old record is kept as {records.set_aside(folder)}"
         try:
-            record = _Run(job, folder, data_dir, chosen, report, plugins).finish()
+            record = _Run(job, folder, data_dir, chosen, report, plugins).finish(note)
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -94,8 +112,9 @@ def run(
             }
             with suppress(UserError):  # a folder that cannot be written any more is no reason to hide the failure itself
                 write_atomic(folder / "failure.json", json.dumps(failure, indent=1) + "\n")
+            (folder / "progress.json").unlink(missing_ok=True)
             raise RunFailed(f"{job}: {what}; see {folder / 'failure.json'}") from error
-        for leftover in ("failure.json", "checkpoint.pt"):
+        for leftover in ("failure.json", "checkpoint.pt", "progress.json"):
             (folder / leftover).unlink(missing_ok=True)
         return record
 
@@ -115,6 +134,13 @@ def identify(job: Job, data_dir: Path | None) -> Job:
         with suppress(MissingData) if recipe.partial_data else nullcontext():
             found[name] = load(name, data_dir, partial=recipe.partial_data).digest
     return replace(job, data=records.digest(found)[:12])
+
+
+def code_of(job: Job) -> dict[str, str]:
+    """Digests of the source that this job would be run by now."""
+    cls = methods.get(job.method)
+    modifier = cls.modifier if issubclass(cls, Modified) else None
+    return source.made_by(cls, modifier, protocols.get(job.protocol))
 
 
 def choose_device(device: str, precision: str) -> torch.device:
@@ -202,7 +228,11 @@ class _Run:
         self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *plugins])
         self.method: Method = self.strategy.method
         self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
+        n_images = [len(experience.images.labels) for experience in self.stream.train]
+        self.began, self.beat, self.trained = time.monotonic(), -math.inf, 0  # of this process: since when, last said, images
+        self.images = [sum(n_images)] if self.method.trains_jointly else n_images
         self.done = 0
+        self.code = code_of(job)
         self.progress: dict[str, Any] = {
             "correct": [[None] * n for _ in range(n)],
             "stored": [None] * n,
@@ -213,19 +243,46 @@ class _Run:
             "revisions": [],
         }
 
-    def _tell(self, stage: int, epoch: int, loss: float = float("nan")) -> None:
-        self.report(Event(job=self.job, stage=stage, stages=len(self.stages), epoch=epoch, epochs=self.recipe.epochs, loss=loss))
+    def _tell(self, stage: int, epoch: int, loss: float = float("nan"), note: str = "") -> None:
+        epochs = self.recipe.epochs
+        self.trained += self.images[stage] if epoch else 0
+        rate = self.trained / max(time.monotonic() - self.began, 1e-9) or None
+        left = sum(self.images[stage:]) * epochs - sum(self.images[stage : stage + 1]) * epoch
+        self.event = Event(
+            job=self.job,
+            stage=stage,
+            stages=len(self.stages),
+            epoch=epoch,
+            epochs=epochs,
+            loss=loss,
+            images_per_second=rate,
+            seconds_left=left / rate if rate else None,
+            note=note,
+        )
+        if time.monotonic() - self.beat > BEAT:
+            self._beat()
+        self.report(self.event)
 
-    def finish(self) -> RunRecord:
-        self._resume()
+    def _beat(self) -> None:
+        """Say on disk how far the run is; `kept` stages are safe. That this fails is no reason for a run to fail."""
+        state = {k: v for k, v in vars(self.event).items() if k not in ("job", "loss", "note")}
+        content = {**state, "kept": self.done, "host": socket.gethostname(), "date": _now()}
+        with suppress(UserError):
+            write_atomic(self.folder / "progress.json", json.dumps(content) + "\n")
+        self.beat = time.monotonic()
+
+    def finish(self, note: str = "") -> RunRecord:
+        note = self._resume() or note
+        self.began = time.monotonic()
         revision = source_revision()
         if revision not in self.progress["revisions"]:
             self.progress["revisions"].append(revision)
-        self._tell(self.done, 0)
+        self._tell(self.done, 0, note=note)
         for stage in range(self.done, len(self.stages)):
             self._learn(stage)
             self.done = stage + 1
             self._checkpoint()
+            self._beat()
         artifact = self.folder / "artifact.safetensors"
         self._artifact().write(artifact)
         record = self._record(artifact)
@@ -266,6 +323,7 @@ class _Run:
         content = {
             "config": self.job.config,
             "made_with": self._made_with(),
+            "code": self.code,
             "threads": torch.get_num_threads(),  # they decide how sums are rounded
             "done": self.done,
             "model": model.state_dict(),
@@ -281,10 +339,11 @@ class _Run:
         torch.save(content, buffer)
         write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
 
-    def _resume(self) -> None:
+    def _resume(self) -> str:
+        """Take up the checkpoint. Returns why not, where there is one that does not count any more."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
-            return
+            return ""
         try:
             content = torch.load(path, map_location=self.device, weights_only=True)
             config, made_with = content["config"], content["made_with"]
@@ -294,6 +353,9 @@ class _Run:
             raise UserError(f"{path}: belongs to another configuration; delete it to start this run again")
         if made_with != self._made_with():
             raise UserError(f"{path}: was made from other images or on another kind of device; delete it to start this run again")
+        if changed := source.changes(content.get("code", {})):
+            kept = path.replace(path.with_name("checkpoint.stale.pt"))
+            return f"{', '.join(changed)} changed meanwhile; begins anew, what it had is kept as {kept}"
         torch.set_num_threads(content["threads"])
         self.done, self.progress = content["done"], content["progress"]
         model = self.method.model.train()
@@ -309,6 +371,7 @@ class _Run:
             for name, state in content["optimizer"].items():
                 self.strategy.optimizer.state[model.get_parameter(name)] = state
         self.strategy.clock.train_exp_counter = self.done
+        return ""
 
     def _dense_macs(self) -> int:
         """Multiply-accumulates of one image through the backbone as it is without any method, and the first task's head."""
@@ -357,7 +420,7 @@ class _Run:
                 for name in sorted({t.dataset for t in self.protocol.tasks} - {s.name for s in self.stream.sets})
                 if self.recipe.partial_data
             ],
-            environment=environment(self.device, p["revisions"]),
+            environment={**environment(self.device, p["revisions"]), "code": self.code},
             facts=facts,
             artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
         )

@@ -137,7 +137,7 @@ BAD = [
     (["leaderboard", "--seeds", "1,1002"], ["seed 1002", "another"]),
     ([*RUN, "--method", "finetune", "--seed", "1002"], ["seed 1002", "another"]),
     (["leaderboard", "--tier", "smoke", "--set", "epoch=1"], ["'epoch'", "did you mean 'epochs'?"]),
-    (["leaderboard", "--workers", "0"], ["workers", "at least 1"]),
+    (["leaderboard", "--jobs", "0"], ["jobs", "at least 1"]),
     (["leaderboard", "--no-run"], ["no finished runs"]),
     (["leaderboard", "--no-run", "--seeds", "1,2,3"], ["--no-run", "--seeds"]),
     (["leaderboard", "--no-run", "--method", "cacl", "--set", "lr=1"], ["--no-run", "--method, --set"]),
@@ -241,12 +241,12 @@ def test_a_file_that_is_no_method_is_refused(text, folder, capsys):
 
 
 def test_failing_and_killed_runs_do_not_stop_the_others(folder, capfd):
-    grid = ["--method", "./broken.py", "--method", "./killed.py", "--method", "finetune", "--seeds", "1", "--workers", "1"]
+    grid = ["--method", "./broken.py", "--method", "./killed.py", "--method", "finetune", "--seeds", "1", "--jobs", "1"]
     assert call("leaderboard", *TINY, *grid) == 1
     failed = [line for line in capfd.readouterr().err.splitlines() if line.startswith("benchsuite: failed")]
     assert len(failed) == 2
     assert "as it was told" in failed[0]
-    assert "killed seed 1: its process was killed" in failed[1]
+    assert "killed seed 1: its process was killed 3 times" in failed[1]
     runs = folder / "runs" / "split-digits" / "smoke"
     assert {r.job.method for r in read_all(runs)} == {"finetune"}
     assert (runs / "leaderboard" / "accuracy.csv").exists()
@@ -295,7 +295,7 @@ def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(meth
 
 
 def test_a_board_without_any_run_says_why(folder, capfd):
-    assert call("leaderboard", *TINY, "--method", "./broken.py", "--seeds", "1", "--workers", "1") == 1
+    assert call("leaderboard", *TINY, "--method", "./broken.py", "--seeds", "1", "--jobs", "1") == 1
     err = capfd.readouterr().err
     assert "benchsuite: failed" in err
     assert "as it was told" in err

@@ -1,16 +1,27 @@
-"""Worker processes: how many, and that none outlives the command that started it."""
+"""Many runs: in which order, in how many processes, and what becomes of them when some are killed."""
 
+import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
+from test_leaderboard import run as leaderboard_run
 
-from benchsuite.grid import cores
+from benchsuite import records
+from benchsuite.cli import seeds
+from benchsuite.grid import Local, Place, cores, missing, run_all
+from benchsuite.records import Job
+from benchsuite.settings import resolve
 
 # A leaderboard whose one worker never gets beyond its start.
 COMMAND = """
@@ -18,13 +29,12 @@ import signal
 from pathlib import Path
 
 from benchsuite import cli
-from benchsuite.grid import run_all
+from benchsuite.grid import Local, Place, run_all
 from benchsuite.records import Job
 
 job = Job(protocol="split-digits", tier="smoke", method="slow", seed=1, precision="fp32", settings={})
-cli.run_missing = lambda *_: run_all(
-    [job], results=Path("runs"), data_dir=None, device="cpu", workers=1, method_files=[Path("slow.py")]
-)
+place = Place(results=Path("runs"), data_dir=None, device="cpu", threads=1, method_files=(Path("slow.py"),))
+cli.run_missing = lambda *_: run_all([job], results=place.results, engine=Local(1, place))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
 raise SystemExit(cli.main(["leaderboard", "--tier", "smoke"]))
 """
@@ -86,3 +96,165 @@ def test_no_worker_outlives_its_command(number, code, tmp_path):
 def test_only_the_cores_that_may_be_used_count(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
     assert cores() == 2
+
+
+class Scripted:
+    """An engine whose runs do as they are told: `script` names, by method, what their processes come to one after another."""
+
+    def __init__(self, slots, script):
+        self.slots, self.script = slots, {name: list(ends) for name, ends in script.items()}
+        self.started, self.most = [], 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def start(self, job):
+        self.started.append(job.method)
+        return len(self.started) - 1
+
+    def messages(self, keys):
+        self.most = max(self.most, len(keys))
+        key = min(keys)
+        yield key, self.script[self.started[key]].pop(0)
+
+
+def named(method, seed=1, **settings):
+    return Job(protocol="p", tier="t", method=method, seed=seed, precision="fp32", settings=settings)
+
+
+def test_a_killed_run_is_tried_twice_more_and_the_others_go_on(tmp_path):
+    script = {"once": [None, ""], "twice": [None, None, ""], "thrice": [None, None, None], "bad": ["bad: why"], "good": [""]}
+    engine, said = Scripted(2, script), []
+    errors = run_all([named(name) for name in script], results=tmp_path, engine=engine, report=said.append)
+    assert engine.most == 2
+    assert engine.started[:3] == ["once", "twice", "once"]  # at once
+    assert engine.started[-2:] == ["twice", "thrice"]  # the last time when there is room
+    assert {name: engine.started.count(name) for name in script} == {"once": 2, "twice": 3, "thrice": 3, "bad": 1, "good": 1}
+    assert [error.partition(" (")[0] for error in errors.values()] == [
+        "bad: why",
+        "p/t thrice seed 1: its process was killed 3 times",
+    ]
+    assert len(said) == 1 + 2 + 2
+
+
+def test_what_another_command_has_in_hand_comes_later(tmp_path):
+    jobs = [named("a"), named("b"), named("c")]
+    engine = Scripted(1, {"a": [""], "b": [""], "c": [""]})
+    with records.locked(tmp_path / jobs[0].folder / "lock"):
+        assert run_all(jobs, results=tmp_path, engine=engine) == {}
+    assert engine.started == ["b", "c", "a"]
+    assert not records.held(tmp_path / jobs[0].folder / "lock")
+
+
+def measured_record(method, seed, seconds, results, **settings):
+    record = replace(leaderboard_run(method, seed=seed, settings=settings), seconds={"train": [seconds], "evaluate": [1.0]})
+    records.write(record, results / record.job.folder / "record.json")
+    return record.job
+
+
+def test_the_longest_come_first_and_the_unknown_before_all(tmp_path):
+    known = {name: measured_record(name, 1, s, tmp_path) for name, s in (("short", 5), ("long", 500), ("middle", 50))}
+    measured_record("middle", 1, 5000, tmp_path, lr=1)  # another configuration of it: only where nothing better is known
+    more = [replace(known[name], seed=2) for name in ("short", "middle", "long")]
+    other = replace(known["short"], settings={"lr": 2}, seed=1)
+    new = replace(known["short"], method="new")
+    left = missing([*known.values(), *more, other, new], tmp_path)
+    assert [(job.method, job.seed) for job in left] == [("new", 1), ("long", 2), ("middle", 2), ("short", 2), ("short", 1)]
+    assert left[-1] == other
+
+
+def test_what_failed_is_shown_with_its_reason_and_tried_again(tmp_path):
+    job, said = named("a"), []
+    folder = tmp_path / job.folder
+    folder.mkdir(parents=True)
+    for text, reason in ((json.dumps({"error": "the loss became nan"}), "the loss became nan"), ("", "cannot be read")):
+        (folder / "failure.json").write_text(text)
+        assert missing([job], tmp_path, said.append) == [job]
+        assert reason in said[-1]
+    (folder / "failure.json").unlink()
+    assert missing([job], tmp_path, said.append) == [job]
+    assert len(said) == 2  # control
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("1-5", [1, 2, 3, 4, 5]), ("1,2,5", [1, 2, 5]), ("1-3,7", [1, 2, 3, 7]), ("2,1-2", [2, 1])]
+)
+def test_seeds_are_numbers_and_ranges(text, found):
+    assert seeds(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "1-", "-1", "5-1", "1..5", "a", "1-2-3", "0-99999999"])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match="seeds"):
+        seeds(text)
+
+
+def tiny(method, seed, **settings):
+    tiny = {"tasks": 3, "train_per_class": 16, "test_per_class": 8, "epochs": 2, "batch_size": 16}
+    return resolve("split-digits", "smoke", method, seed, overrides=tiny | settings)
+
+
+def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
+    """Of two processes at once some are killed: before their first task, in a training, while they write, or at their end."""
+    rng = random.Random(0)
+    jobs = [tiny(method, seed) for method in ("finetune", "cacl") for seed in (1, 2, 3)]
+    place = Place(results=tmp_path / "killed", data_dir=None, device="cpu", threads=1)
+    undisturbed = replace(place, results=tmp_path / "alone")
+    run_all(jobs[:1], results=undisturbed.results, engine=Local(2, undisturbed))  # now the server is there
+    start = time.monotonic()
+    assert run_all(jobs[1:], results=undisturbed.results, engine=Local(2, undisturbed)) == {}
+    typical = 2 * (time.monotonic() - start) / len(jobs[1:])  # of one process, from its start to its end
+    engine, said, kills, over = Local(2, place), [], [], Event()
+
+    def killer():
+        while len(kills) < 20 and not over.wait(rng.random() * 1.5 * typical):
+            if processes := list(engine.processes.values()):
+                with suppress(ProcessLookupError, ValueError):  # it has ended by itself meanwhile
+                    os.kill(rng.choice(processes).pid, signal.SIGKILL)
+                    kills.append(time.monotonic())
+
+    thread = Thread(target=killer)
+    thread.start()
+    try:
+        for _ in range(20):  # what was killed too often waits for the next command
+            left = missing(jobs, place.results)
+            if not left and len(kills) < 20:  # all of it once more
+                shutil.rmtree(place.results)
+            elif not left:
+                break
+            run_all(left, results=place.results, engine=engine, report=said.append)
+    finally:
+        over.set()
+        thread.join()
+    assert len(kills) == 20
+    assert sum(isinstance(line, str) for line in said) >= 10  # control: most met a run, and some of these one with a checkpoint
+    assert any(event.epoch == 0 and event.stage > 0 for event in said if not isinstance(event, str))
+    assert not missing(jobs, place.results)
+    for job in jobs:
+        folder = place.results / job.folder
+        assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "record.json"]
+        expected = records.read(undisturbed.results / job.folder / "record.json")
+        assert records.same_numbers(records.read(folder / "record.json"), expected)
+        artifacts = [(r / job.folder / "artifact.safetensors").read_bytes() for r in (place.results, undisturbed.results)]
+        assert artifacts[0] == artifacts[1]
+
+
+def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
+    jobs = [tiny(method, seed, tasks=2) for method in ("finetune", "ewc") for seed in (1, 2)]
+    place = Place(results=tmp_path, data_dir=None, device="cpu", threads=1)
+    said, errors = [], []
+    boards = [
+        Thread(target=lambda: errors.append(run_all(jobs, results=tmp_path, engine=Local(1, place), report=said.append)))
+        for _ in range(2)
+    ]
+    for board in boards:
+        board.start()
+    for board in boards:
+        board.join()
+    assert errors == [{}, {}]
+    assert not missing(jobs, tmp_path)
+    starts = [str(event.job.folder) for event in said if event.epoch == 0]
+    assert sorted(starts) == sorted(str(job.folder) for job in jobs)

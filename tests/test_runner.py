@@ -295,6 +295,8 @@ def change(**values):
         (lambda text: text.replace('"iterations": [\n  ', '"iterations": [\n  1'), "was changed after it was written"),
         (change(schema=99), "has record schema 99"),
         (lambda text: text[: len(text) // 2], "is not a JSON file"),
+        (lambda text: "", "is not a JSON file"),
+        (lambda text: text.replace('"activation_bytes": ', '"activation_bytes": NaN, "was": '), "was changed after"),
         (lambda text: "[]", "is not a run record"),
     ],
 )

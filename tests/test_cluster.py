@@ -1,0 +1,247 @@
+"""Runs on Ray: a head and two workers that are processes of their own, one of which is killed; and what a node does by itself."""
+
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchsuite import records
+from benchsuite.cli import main
+from benchsuite.data import cache, sets
+from benchsuite.errors import UserError
+from benchsuite.grid import Place, run_all
+from benchsuite.runner import code_of, run
+from benchsuite.settings import resolve
+
+TINY = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
+SLOWLY = """
+import time
+
+from benchsuite import Method, register
+
+
+@register
+class Slowly(Method):
+    def before_training_iteration(self, strategy, **kwargs):
+        time.sleep(0.1)
+"""
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'benchsuite[ray]'"
+)
+
+
+def job_of(name="finetune", seed=1, **settings):
+    return resolve("split-digits", "smoke", name, seed, overrides=TINY | settings)
+
+
+def images(n=40, classes=10):
+    """A small set that no file holds."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (n, 28, 28, 1), dtype=np.uint8), np.arange(n, dtype=np.int64) % classes
+    arrays = cache.Arrays(x, y, x[::-1].copy(), y[::-1].copy())
+    return sets.ImageSet(name="mnist", **arrays._asdict(), digest=cache.digest(arrays), complete=True, note="")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCHSUITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sets, "given", {})
+    return tmp_path / "cache"
+
+
+def free_port():
+    """Not one that the system, or Ray, may give to somebody else a moment later."""
+    for port in random.Random(os.getpid()).sample(range(20_000, 32_000), 100):
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("", port))
+            return port
+    raise OSError("no free port")
+
+
+def kill(mark):
+    """Kill every process that has this in its environment."""
+    for _ in range(3):  # what one of them is just starting is found the next time
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if mark.encode() in environ.read_bytes() and int(environ.parent.name) != os.getpid():
+                    os.kill(int(environ.parent.name), signal.SIGKILL)
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def nodes(tmp_path, monkeypatch):
+    """Starts nodes by name, the head first; all of them are gone at the end, whatever happened."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # whatever the home folder holds
+    ray = Path(sys.executable).with_name("ray")
+    port, place, marks, started = free_port(), f"/tmp/r{os.getpid()}", {}, []  # Ray's sockets need a short path
+
+    def start(name, *words):
+        marks[name] = f"BENCHSUITE_TEST_NODE={os.getpid()}-{name}-"
+        key, _, value = marks[name].partition("=")
+        own = {
+            key: value,
+            "BENCHSUITE_CACHE": str(tmp_path / name),
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_raylet_start_wait_time_s": "120",
+        }
+        common = ["--disable-usage-stats", "--object-store-memory", "80000000", "--node-ip-address", "127.0.0.1", "--block"]
+        log = tmp_path / f"{name}.log"
+        with log.open("w") as out:
+            command = [ray, "start", *words, *common]
+            process = subprocess.Popen(command, env=os.environ | own, stdout=out, stderr=out, start_new_session=True)
+        started.append(process)
+        while "Ray runtime started" not in log.read_text():  # one after another: two that start at once can hinder each other
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        return marks[name]
+
+    try:
+        head = ["--head", "--port", str(port), "--num-cpus", "0", "--temp-dir", place, "--include-dashboard", "false"]
+        start("head", *head)
+        start.address = re.search(r"--address='([^']+)'", (tmp_path / "head.log").read_text())[1]
+        yield start
+    finally:
+        for mark in marks.values():
+            kill(mark)
+        for process in started:
+            process.wait(10)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find a node's processes")
+def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_path):
+    from benchsuite.cluster import Cluster
+
+    (tmp_path / "slowly.py").write_text(SLOWLY)
+    own_methods.load_file(tmp_path / "slowly.py")
+    foreign = {"tasks": 1, "partial_data": True, "train_per_class": 2, "test_per_class": 2, "epochs": 1}
+    seed = next(s for s in range(100) if resolve_first(s) == "mnist")
+    jobs = [job_of("slowly", seed=1), job_of("slowly", seed=2)]
+    jobs.append(replace(resolve("five-datasets", "smoke", "finetune", seed, overrides=foreign), data="0" * 12))
+    results = tmp_path / "results"
+    place = Place(results=results, data_dir=tmp_path / "nowhere", device="cpu", threads=1, method_files=(tmp_path / "slowly.py",))
+    marks = [nodes(name, "--address", nodes.address, "--num-cpus", "1") for name in ("one", "two")]
+    said, ready = [], threading.Event()
+
+    def report(event):
+        said.append(event)
+        if not ready.is_set() and all((results / job.folder / "checkpoint.pt").exists() for job in jobs[:2]):
+            ready.set()  # both workers are in the middle of a run
+            kill(marks[1])
+
+    engine = Cluster(nodes.address, place, {"mnist": images()})
+    assert run_all(jobs, results=results, engine=engine, report=report) == {}
+    assert ready.is_set()
+    lines = [line for line in said if isinstance(line, str)]
+    assert [("its process was killed" in line) for line in lines] == [True]
+    again = [e for e in said if not isinstance(e, str) and e.epoch == 0 and e.stage > 0]
+    assert len(again) == 1  # from its last task
+    sets.given["mnist"] = images()
+    for job in jobs:
+        alone = run(job, results=tmp_path / "alone")
+        assert records.same_numbers(alone, records.read(results / job.folder / "record.json"))
+    assert not list(results.rglob("lock")) + list(results.rglob(".shared*"))
+    stored = [tmp_path / name / "arrays" / "mnist" / images().digest[:16] / "train_x.npy" for name in ("one", "two")]
+    assert any(path.exists() for path in stored)  # the images came by themselves
+
+
+def resolve_first(seed):
+    from benchsuite.protocol import protocols
+
+    protocol = protocols.get("five-datasets")
+    return protocol.tasks[protocol.order(seed)[0]].dataset
+
+
+def on_node(job, tmp_path, mark, **changed):
+    from benchsuite import cluster
+
+    place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
+    given = {"texts": {}, "images": {}, "code": code_of(job), **changed}
+    return list(cluster.on_node(job, place, given["texts"], given["images"], mark, given["code"]))
+
+
+def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
+    from benchsuite.cluster import Cluster
+
+    job = job_of()
+    *messages, last = on_node(job, tmp_path, tmp_path / "elsewhere" / "mark")
+    assert last == ""
+    assert not (tmp_path / "results").exists()
+    assert not (own_cache / "runs" / job.folder).exists()  # cleared once it was sent
+    sent = [message for message in messages if isinstance(message, dict)]
+    assert set(sent[-1]) == {"artifact.safetensors", "record.json"}
+    assert json.loads(sent[0]["progress.json"])["stages"] == 3
+    driver = Cluster.__new__(Cluster)
+    driver.place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
+    driver.jobs, driver.locks = {"key": job}, {}
+    folder = tmp_path / "results" / job.folder
+    driver._keep("key", sent[0])
+    assert records.held(folder / "lock")
+    assert (folder / "progress.json").exists()
+    driver._keep("key", sent[-1])
+    driver._forget("key")
+    assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "record.json"]
+    assert records.same_numbers(records.read(folder / "record.json"), run(job, results=tmp_path / "alone"))
+    driver.jobs = {"late": job}
+    driver._keep("late", {"record.json": b"of a run that counts no more"})  # what is there stays
+    driver._forget("late")
+    assert records.read(folder / "record.json").job == job
+
+
+def test_with_shared_storage_a_run_works_there(own_cache, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "mark").touch()
+    *messages, last = on_node(job_of(), tmp_path, tmp_path / "results" / "mark")
+    assert last == ""
+    assert not any(isinstance(message, dict) for message in messages)
+    assert (tmp_path / "results" / job_of().folder / "record.json").exists()
+
+
+def test_a_node_with_other_source_refuses(own_cache, tmp_path):
+    job = job_of()
+    messages = on_node(job, tmp_path, tmp_path / "mark", code=code_of(job) | {"benchsuite.methods.finetune": "0" * 12})
+    assert "has another benchsuite.methods.finetune; install the same benchsuite everywhere" in messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpus-per-run", "0.5"], "name it with --ray"),
+        (["--ray", "local", "--jobs", "2"], "--jobs is for this machine"),
+        (["--ray", "local", "--gpus-per-run", "-1"], "must not be negative"),
+        (["--ray", "local", "--cpus-per-run", "0"], "must be positive"),
+        pytest.param(["--ray", "127.0.0.1:1"], "no Ray cluster answers at '127.0.0.1:1'", marks=needs_ray),
+        pytest.param(["--ray", "somewhere"], "HOST:PORT", marks=needs_ray),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["leaderboard", "--tier", "smoke", "--method", "finetune", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_without_ray_one_line_says_how_to_get_it(monkeypatch, tmp_path):
+    from benchsuite.cluster import Cluster
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    place = Place(results=tmp_path, data_dir=None, device="cpu", threads=1)
+    with pytest.raises(UserError, match=r"pip install 'benchsuite\[ray\]'"):
+        Cluster("local", place, {})

@@ -1,0 +1,189 @@
+"""Faults to survive: what breaks says so in one line, and what was there before is there after it."""
+
+import errno
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from benchsuite import records
+from benchsuite.cli import main
+from benchsuite.errors import UserError
+from benchsuite.method import Method, register
+from benchsuite.runner import RunFailed, run
+from benchsuite.settings import resolve
+
+TINY = {"tasks": 2, "train_per_class": 8, "test_per_class": 8, "epochs": 1, "batch_size": 16}
+WORDS = ["--tier", "smoke", *(word for name, value in TINY.items() for word in ("--set", f"{name}={value}"))]
+TRAINING = [
+    f"{when}_{what}"
+    for what in ("training", "training_exp", "train_dataset_adaptation", "training_epoch", "training_iteration")
+    for when in ("before", "after")
+] + [f"{when}_{what}" for what in ("forward", "backward", "update") for when in ("before", "after")]
+EVALUATION = [
+    f"{when}_{what}"
+    for what in ("eval", "eval_dataset_adaptation", "eval_exp", "eval_iteration", "eval_forward")
+    for when in ("before", "after")
+]
+VERBS = ["prepare", "artifact", "restore", "facts", "state", "alternatives"]
+
+
+def job_of(name="finetune", seed=1, **settings):
+    return resolve("split-digits", "smoke", name, seed, overrides=TINY | settings)
+
+
+class Faulty(Method):
+    """Raises where it is told to; counts where it was asked."""
+
+    where = ""
+    asked: ClassVar = set()
+
+
+def breaks(name):
+    def hook(self, *args, **kwargs):
+        Faulty.asked.add(name)
+        if name == Faulty.where:
+            raise RuntimeError(f"in {name}")
+        return plain(self, *args, **kwargs)
+
+    plain = vars(Method)[name].__func__ if isinstance(vars(Method).get(name), classmethod) else getattr(Method, name)
+    return classmethod(hook) if isinstance(vars(Method).get(name), classmethod) else hook
+
+
+for each in [*TRAINING, *EVALUATION, *VERBS]:
+    setattr(Faulty, each, breaks(each))
+
+
+@pytest.fixture
+def faulty(own_methods, monkeypatch):
+    register(Faulty)
+    monkeypatch.setattr(Faulty, "asked", set())
+    return monkeypatch
+
+
+@pytest.mark.parametrize("where", [*TRAINING, *EVALUATION, *VERBS])
+def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, tmp_path):
+    faulty.setattr(Faulty, "where", where)
+    job = job_of("faulty", tasks=1)
+    with pytest.raises(RunFailed, match=f"RuntimeError: in {where}"):
+        run(job, results=tmp_path)
+    folder = tmp_path / job.folder
+    assert f"in {where}" in json.loads((folder / "failure.json").read_text())["traceback"]
+    assert {path.name for path in folder.iterdir()} <= {"failure.json", "checkpoint.pt", "artifact.safetensors"}
+    faulty.setattr(Faulty, "where", "")
+    record = run(job, results=tmp_path)  # mended, it goes on
+    assert where in Faulty.asked
+    assert record.correct == run(job_of(tasks=1), results=tmp_path).correct
+    assert {path.name for path in folder.iterdir()} == {"record.json", "artifact.safetensors"}
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "artifact.safetensors", "record.json", "progress.json"])
+def test_a_disk_that_fills_up_costs_one_task_at_most(file, tmp_path, monkeypatch):
+    job, replace, calls = job_of("ewc"), os.replace, []
+
+    def full(source, target):
+        if Path(target).name == file:
+            calls.append(target)
+            if len(calls) == (2 if file == "checkpoint.pt" else 1):  # the first task has been stored
+                raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        if file == "progress.json":  # it can wait
+            run(job, results=tmp_path)
+        else:
+            with pytest.raises(UserError, match="No space left on device") as error:
+                run(job, results=tmp_path)
+            assert "\n" not in str(error.value)
+            assert not (tmp_path / job.folder / "record.json").exists()
+    assert calls
+    assert not list(tmp_path.rglob(".writing*"))
+    events = []
+    record = run(job, results=tmp_path, report=events.append)
+    if file != "progress.json":
+        assert events[0].stage == (1 if file == "checkpoint.pt" else 2)  # what was stored is kept
+    assert records.same_numbers(record, run(job, results=tmp_path / "alone"))
+    assert {path.name for path in (tmp_path / job.folder).iterdir()} == {"record.json", "artifact.safetensors"}
+
+
+def test_a_clock_that_goes_backwards_changes_no_number(tmp_path, monkeypatch):
+    job = job_of("ewc")
+    alone = run(job, results=tmp_path / "alone")
+    now = [4e9]
+
+    def back():
+        now[0] -= 3600
+        return now[0]
+
+    def stop(event):
+        os.utime(tmp_path / "alone", (now[0], now[0]))
+        if event.stage == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "time", back)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, results=tmp_path, report=stop)
+    checkpoint = tmp_path / job.folder / "checkpoint.pt"
+    os.utime(checkpoint, (5e9, 5e9))  # from the future
+    events = []
+    record = run(job, results=tmp_path, report=events.append)
+    assert events[0].stage == 1
+    assert records.same_numbers(record, alone)
+    assert all(seconds >= 0 for times in record.seconds.values() for seconds in times)
+
+
+def as_nobody(act):
+    """What `act()` returns, as text, in a process that must not write where only root may."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            os.write(writer, act().encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        text = file.read()
+    os.waitpid(child, 0)
+    return text
+
+
+def test_a_results_folder_that_is_read_only_is_one_line_and_can_be_ranked(capsys):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        results = Path(name)
+        run(job_of(), results=results)
+        before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
+        for path in [*results.rglob("*"), results]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        try:
+
+            def new():
+                try:
+                    run(job_of(seed=2), results=results)
+                except UserError as error:
+                    return str(error)
+                return "it was written"
+
+            said = as_nobody(new)
+            assert said.startswith(f"cannot write to {results}")
+            assert "--results" in said
+            assert "\n" not in said
+            assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
+            with tempfile.TemporaryDirectory() as output:
+                command = ["leaderboard", "--tier", "smoke", "--no-run", "--results", name, "--output", output]
+                assert main(command) == 0
+                assert (Path(output) / "accuracy.md").exists()
+            assert main(["status", "--results", name]) == 0
+            assert "1 done" in capsys.readouterr().out
+        finally:
+            for path in [results, *results.rglob("*")]:
+                path.chmod(0o755)

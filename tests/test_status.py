@@ -1,0 +1,139 @@
+"""`benchsuite status`: every state a run can be in, from what is on disk."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchsuite import records
+from benchsuite.cli import main
+from benchsuite.runner import run
+from benchsuite.settings import resolve
+from benchsuite.status import boards, duration, lines, ranges, state_of
+
+TINY = {"tasks": 2, "train_per_class": 8, "test_per_class": 8, "epochs": 1, "batch_size": 16}
+WORDS = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
+
+
+def job_of(name="finetune", seed=1):
+    return resolve("split-digits", "smoke", name, seed, overrides=TINY)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Done: finetune 1. Running: finetune 2. Interrupted: finetune 3, in its second task. Failed: ewc 1. Stale: mas 1."""
+    run(job_of(), results=tmp_path)
+
+    def stop(event):
+        if event.stage == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job_of(seed=3), results=tmp_path, report=stop)
+    folder = tmp_path / job_of("ewc").folder
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text(json.dumps({"error": "the loss became nan"}))
+    record = run(job_of("mas"), results=tmp_path)
+    code = {**record.environment["code"], "benchsuite.methods.mas": "0" * 12}
+    other = records.RunRecord(**{**vars(record), "environment": {**record.environment, "code": code}})
+    records.write(other, tmp_path / job_of("mas").folder / "record.json")
+    state = {"stage": 1, "stages": 2, "epoch": 3, "epochs": 10, "kept": 1, "images_per_second": 1234.5, "seconds_left": 600}
+    running = tmp_path / job_of(seed=2).folder
+    with records.locked(running / "lock"):
+        (running / "progress.json").write_text(json.dumps({**state, "host": "here"}))
+        yield tmp_path
+    assert not records.held(running / "lock")
+
+
+def test_every_state(results):
+    (found,) = boards(results).values()
+    states = {(run.method, run.seed): run.state for run in found}
+    assert states == {
+        ("finetune", 1): "done",
+        ("finetune", 2): "running",
+        ("finetune", 3): "interrupted",
+        ("ewc", 1): "failed",
+        ("mas", 1): "stale",
+    }
+    text = "\n".join(lines(boards(results)))
+    assert "split-digits/smoke: 1 running, 1 failed, 1 stale, 1 interrupted, 1 done" in text
+    assert "task 2 of 2, epoch 3 of 10, 1,234 images/s, 10 min left, heard of 0 s ago on here" in text.replace(
+        "1 s ago", "0 s ago"
+    )
+    assert "the loss became nan" in text
+    assert "benchsuite.methods.mas changed since" in text
+    assert "1 of 2 tasks are kept" in text
+
+
+def test_what_is_missing_is_what_the_board_would_run(results, capsys):
+    grid = ["--protocol", "split-digits", "--tier", "smoke", *WORDS, "--method", "finetune", "--method", "si", "--seeds", "1-4"]
+    assert main(["status", "--results", str(results), *grid]) == 0
+    out = capsys.readouterr().out
+    assert "1 running, 1 failed, 1 stale, 1 interrupted, 5 missing, 1 done" in out
+    assert "  missing      finetune  seed 4\n" in out
+    assert "  missing      si        seed 1-4\n" in out
+    assert main(["status", "--results", str(results)]) == 0
+    assert "missing" not in capsys.readouterr().out  # control: nobody said what should be there
+    assert main(["status", "--results", str(results), "--seeds", "1"]) == 2
+    assert main(["status", "--results", str(results / "none")]) == 0
+    assert "no runs below" in capsys.readouterr().out
+
+
+def test_a_clock_that_was_set_back_and_a_kill_show_nothing_as_running(results):
+    folder = results / job_of(seed=2).folder
+    os.utime(folder / "progress.json", (time.time() + 86400,) * 2)  # heard of tomorrow
+    assert state_of(folder)[0] == "running"
+    assert "heard of 0 s ago" in state_of(folder)[1]
+    other = results / job_of(seed=3).folder
+    (other / "lock").touch()  # of a process that was killed
+    os.utime(other / "progress.json", (time.time() + 86400,) * 2)
+    assert state_of(other)[0] == "interrupted"
+    with records.locked(other / "lock"):
+        assert state_of(other)[0] == "running"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"stage": "x"}'])
+def test_a_damaged_state_is_no_reason_to_fail(text, results):
+    for seed, state in ((2, "running"), (3, "interrupted")):
+        (results / job_of(seed=seed).folder / "progress.json").write_text(text)
+        assert state_of(results / job_of(seed=seed).folder)[0] == state
+
+
+def test_a_record_that_cannot_be_read_is_said(results):
+    path = results / job_of().folder / "record.json"
+    path.write_text("")
+    state, detail = state_of(path.parent)
+    assert state == "unreadable"
+    assert "is not a JSON file" in detail
+
+
+def test_a_run_says_how_far_it_is_and_clears_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchsuite.runner.BEAT", -1.0)
+    job, seen = job_of(), []
+    path = tmp_path / job.folder / "progress.json"
+    run(job, results=tmp_path, report=lambda event: seen.append((state_of(path.parent), json.loads(path.read_text()))))
+    assert [state["kept"] for _, state in seen] == [0, 0, 1]
+    assert all(words[0] == "running" for words, _ in seen)
+    assert seen[0][1]["images_per_second"] is None
+    assert seen[1][1]["images_per_second"] > 0
+    assert seen[1][1]["seconds_left"] > 0
+    assert seen[2][1]["seconds_left"] == 0
+    assert not path.exists()
+
+
+def test_words():
+    assert ranges([3, 1, 2, 7, 9, 10]) == "1-3,7,9-10"
+    assert [duration(s) for s in (3, 600, 7200)] == ["3 s", "10 min", "2.0 h"]
+
+
+def test_status_needs_no_torch(tmp_path):
+    code = (
+        "import sys; from benchsuite.cli import main; main(['status', '--results', 'results'])\n"
+        "assert not {'torch', 'avalanche', 'matplotlib'} & set(sys.modules)"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert "split-cifar100/lite:" in done.stdout
