@@ -75,7 +75,7 @@ class LayerInputs(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.conv2d, F.linear) and torch.is_grad_enabled():
-            x, weight, *_ = [*args, *(kwargs or {}).values()]
+            x, weight = _operands(*args, **(kwargs or {}))
             known = any(version == x._version and read() is x for read, version in self._read)
             if weight.requires_grad and not known:
                 self._read.append((weakref.ref(x), x._version))
@@ -83,6 +83,10 @@ class LayerInputs(TorchFunctionMode):
                 size = torch.get_autocast_dtype(kind).itemsize if torch.is_autocast_enabled(kind) else x.element_size()
                 self.bytes += x.numel() * size
         return func(*args, **(kwargs or {}))
+
+
+def _operands(input: Tensor, weight: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    return input, weight
 
 
 class StepMemory:
