@@ -41,7 +41,8 @@ def forgetting(R: np.ndarray) -> float:
     """
     if len(R) == 1:
         return np.nan
-    return float(np.mean([R[i:-1, i].max() - R[-1, i] for i in range(len(R) - 1)]))
+    since = np.where(np.tri(len(R) - 1, dtype=bool), R[:-1, :-1], -np.inf)
+    return float((since.max(axis=0) - R[-1, :-1]).mean())
 
 
 def learning_accuracy(R: np.ndarray) -> float:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,11 @@ class Job:
     method_source: str = ""
     data: str = ""
 
-    @property
+    @cached_property
     def config(self) -> str:
         """Twelve hexadecimal digits for everything but the seed: runs that may be averaged share it."""
-        parts = {k: v for k, v in asdict(self).items() if k not in ("seed", "origins") and (k, v) != ("data", "")}
-        return digest(parts)[:12]
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("seed", "origins")}
+        return digest({k: v for k, v in parts.items() if (k, v) != ("data", "")})[:12]
 
     @property
     def folder(self) -> Path:
@@ -103,7 +104,8 @@ class RunRecord:
         n = len(self.tasks)
         if n == 0 or len(self.correct) != n or any(len(row) != n for row in self.correct) or len(self.stored) != n:
             raise ValueError("accuracy matrix and stored bytes must have one row for each task")
-        if any(c is not None and not 0 <= c <= self.tasks[i]["test"] for row in self.correct for i, c in enumerate(row)):
+        images = [task["test"] for task in self.tasks]
+        if any(c is not None and not 0 <= c <= n for row in self.correct for c, n in zip(row, images, strict=True)):
             raise ValueError("a count of correct answers lies outside 0..test images")
         if any(s is not None and (set(s) != set(PARTS) or min(s.values()) < 0) for s in self.stored):
             raise ValueError(f"stored bytes must be split into {', '.join(PARTS)}")
@@ -114,6 +116,18 @@ class RunRecord:
         last = self.stored[-1]
         assert last is not None, "a finished run has an artifact"
         return sum(last.values())
+
+    @cached_property
+    def task_names(self) -> list[str]:
+        """The tasks in an order of their own: seeds shuffle the same ones. With `tasks` set, each seed takes the first of its own."""
+        if self.job.settings.get("tasks") is not None:
+            return [f"{len(self.tasks)} tasks"]
+        return sorted(f"{task.get('dataset', '')} {task['name']}" for task in self.tasks)
+
+    @cached_property
+    def sample(self) -> str:
+        """A digest of the tasks and images, equal for runs that may be averaged."""
+        return digest([self.task_names, sorted([entry["name"], entry["digest"]] for entry in self.data)])
 
 
 def digest(content: Any) -> str:
