@@ -62,8 +62,8 @@ class Leaderboard:
     """Four boards, best row first, of numbers as computed: `benchsuite.report` formats them.
 
     Beside a statistic `x` stand `x_ci`, half the width of its 95 % interval over seeds (Student's t; NaN for one seed),
-    `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`. Beside a ranked one (`BETTER`
-    says which end is the better) stand `x_p`, the p-value of "as good as the best row", of `significance.bootstrap_p` and
+    `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`. Beside a ranked one
+    (`BETTER` says which end is the better) stand `x_p`, the p-value of "as good as the best row", by `significance.bootstrap_p`,
     corrected by Holm's method over all rows compared with it, and `x_paired`, on how many seeds that both rows have it rests.
     x_p is NaN for the best row and where so few seeds could not tell any two rows apart; of sizes that are the same for every
     seed it is 0 or 1. Only rows that `compete` are compared: measured ones that learn task after task.
@@ -75,7 +75,8 @@ class Leaderboard:
         inverse compression, added (megabytes for each task after the first), macs (millions for one image as served, mean
         over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy, matched_accuracy (where sizes are
         matched); pareto marks the sequential rows that no other such row beats in size without losing accuracy.
-    training_memory: step_seconds, wall clock of one step, mean over the training; megabytes of one training step as `RunRecord.memory` has them, the largest over tasks: held, peak, formula
+    training_memory: step_seconds, wall clock of one step, mean over the training;
+        megabytes of one training step as `RunRecord.memory` has them, the largest over tasks: held, peak, formula
         (under modifiers only); step_time relative to the unmodified method, from the wall clock of both trainings where they
         ran on the same kind of machine; training_megabytes, what is there between two steps; accuracy; pareto as above, with
         held for the size.
@@ -135,7 +136,9 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
     )
     seeds = [[run.job.seed for run in runs] for runs in rows.values()]
     for name in (name for name in BETTER if name not in ("compression", "matched_accuracy")):
-        values = pd.DataFrame({i: pd.Series(samples[label][name].to_numpy(float), index=seeds[i]) for i, label in enumerate(rows)})
+        values = pd.DataFrame(
+            {i: pd.Series(samples[label][name].to_numpy(float), index=seeds[i]) for i, label in enumerate(rows)}
+        )
         board[[f"{name}_p", f"{name}_paired"]] = _against_best(name, board, values)
     board["compression_p"], board["compression_paired"] = board["ratio_p"], board["ratio_paired"]  # its inverse
     board = board.copy()  # in one piece again
@@ -176,7 +179,8 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
             measured.assign(pareto=partial(_pareto, size="held")).sort_values(
                 ["pareto", "held", "method"], ascending=[False, True, True]
             ),
-            "held held_ci peak peak_ci formula formula_ci step_time step_time_ci step_seconds step_seconds_ci training_megabytes training_megabytes_ci "
+            "held held_ci peak peak_ci formula formula_ci step_time step_time_ci step_seconds step_seconds_ci "
+            "training_megabytes training_megabytes_ci "
             "accuracy accuracy_ci pareto",
         ),
         protocol=records[0].job.protocol,
@@ -319,7 +323,7 @@ def _statistics(run: RunRecord, reference: RunRecord | None, unmodified: RunReco
         "added": _added(run),
         "macs": float(np.mean(run.macs)),
         "training_megabytes": run.training_state_bytes,
-        **{name: max(run.memory.get(name) or [np.nan]) for name in ("held", "peak", "formula")},
+        **{name: max(run.memory.get(name) or [], default=np.nan) for name in ("held", "peak", "formula")},
         "step_seconds": _step_seconds(run),
         "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
     }

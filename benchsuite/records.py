@@ -7,6 +7,7 @@ from it later (`benchsuite.metrics`). A digest over the whole content tells a re
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -119,7 +120,7 @@ class RunRecord:
 
     @cached_property
     def task_names(self) -> list[str]:
-        """The tasks in an order of their own: seeds shuffle the same ones. With `tasks` set, each seed takes the first of its own."""
+        """The tasks in an order of their own: seeds shuffle the same ones. With `tasks` set each seed takes the first of its own."""
         if self.job.settings.get("tasks") is not None:
             return [f"{len(self.tasks)} tasks"]
         return sorted(f"{task.get('dataset', '')} {task['name']}" for task in self.tasks)
@@ -226,7 +227,14 @@ def read_of(job: Job, path: Path) -> RunRecord:
 
 def read_all(folder: Path) -> list[RunRecord]:
     """Every record below `folder`, in the order of their paths. Raises UserError for one that was copied or moved there."""
-    records = {path: read(path) for path in sorted(folder.rglob("record.json"))}
+    paths = sorted(folder.rglob("record.json"))
+    collected = gc.isenabled()
+    gc.disable()  # records have no cycles, but there are thousands of lists in each, through which it would go again and again
+    try:
+        records = {path: read(path) for path in paths}
+    finally:
+        if collected:
+            gc.enable()
     for path, record in records.items():
         own = record.job.folder / "record.json"
         if path.absolute().parts[-len(own.parts) :] != own.parts:

@@ -1,4 +1,4 @@
-"""Is a method worse than the best one, or do the seeds leave that open? Paired by seed, bootstrapped, corrected for many methods."""
+"""Is a method worse than the best one, or do the seeds leave that open? A bootstrap of differences, paired by seed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def bootstrap_p(differences: np.ndarray) -> np.ndarray:
     `RESAMPLES` are drawn, from a generator of its own seed, and the data count as one more.
 
     A resample of equal differences has s* = 0: it tells nothing against the hypothesis and counts as |t*| = infinity. So no p
-    is below `smallest_p`, n^(1-n): 0.5, 0.11, 0.016, 0.0016 for 2, 3, 4, 5 seeds. Two or three seeds can show nothing at 0.05, four only
-    among at most 3 methods, five among at most 31. (Without dividing by s* the bootstrap would call a quarter of all equal
-    methods different at n = 3, where three differences often agree in sign by chance; so called, 1.6 % are at n = 4 and 2.2 %
-    at n = 5, if differences are normal: the test errs towards "not distinguishable".)
+    is below `smallest_p`, n^(1-n): 0.5, 0.11, 0.016, 0.0016 for 2, 3, 4, 5 seeds. Two or three seeds can show nothing at 0.05,
+    four only among at most 3 methods compared with the best, five among at most 31. Without dividing by s* the bootstrap would
+    call a quarter of all equal methods different at n = 3, where differences often agree in sign by chance. This one calls
+    1.6 % so at n = 4 and 2.2 % at n = 5, if differences are normal: it errs towards "not distinguishable".
 
     Differences that are all 0 give 1, equal ones other than 0 the smallest p there is. Raises ValueError for n < 2.
     """
