@@ -120,7 +120,7 @@ class RunRecord:
 
     @cached_property
     def task_names(self) -> list[str]:
-        """The tasks in an order of their own: seeds shuffle the same ones. With `tasks` set each seed takes the first of its own."""
+        """The tasks in an order of their own: seeds shuffle them. With `tasks` set each seed takes the first of its own order."""
         if self.job.settings.get("tasks") is not None:
             return [f"{len(self.tasks)} tasks"]
         return sorted(f"{task.get('dataset', '')} {task['name']}" for task in self.tasks)

@@ -43,9 +43,7 @@ def main() -> None:
     print(f"{len(records):,} records, {len(board.accuracy)} rows, {loaded} torch")
     for name, since, until, most in (("read", start, read, between), ("boards", read, end, peak()), ("both", start, end, peak())):
         wall, busy = (b - a for a, b in zip(since, until, strict=True))
-        print(
-            f"{name:6} {wall:7.2f} s, of which this process had a core for {busy:6.2f} s; peak {most:5.0f} MB, {before:.0f} before"
-        )
+        print(f"{name:6} {wall:6.2f} s ({busy:.2f} s of a core), peak {most:.0f} MB ({before:.0f} MB before)")
 
 
 def clocks() -> tuple[float, float]:

@@ -149,12 +149,12 @@ def caption(board: Leaderboard, kind: str) -> str:
     elif untested:
         most, among = max(untested), len({row for group in untested.values() for row in group})
         if most < 2:
-            text += "With a single seed nothing can be said of differences, so nothing is marked as not distinguishable."
+            text += "Without two seeds in common nothing can be said of differences: nothing is marked as not distinguishable."
         else:
             text += (
-                f"A bootstrap of the differences paired by seed, {_span(sorted(untested))} in common (smallest p possible"
-                f" {smallest_p(most):.2g}, before Holm's correction over {among} methods), could tell no two rows apart at {ALPHA}, so"
-                " nothing is marked as not distinguishable."
+                f"The studentised bootstrap of differences paired by seed, {_span(sorted(untested))} in common, could tell no two rows"
+                f" apart at {ALPHA} (its smallest p is {smallest_p(most):.2g}, before Holm's correction over {among} methods): nothing is"
+                " marked as not distinguishable."
             )
     return text.strip()
 
@@ -191,10 +191,11 @@ def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[st
     listed = "".join(f"\\item {_latex(note)}\n" for note in notes)
     listed = f"\\section*{{Notes}}\n\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n" if notes else ""
     body = "\n\\clearpage\n".join("\n".join(shown[i : i + 2]) for i in range(0, len(shown), 2))
+    title = _latex(title)
     return (
         "\\documentclass{article}\n\\usepackage{array,booktabs,graphicx}\n"
         "\\usepackage[margin=2cm]{geometry}\n\\sloppy\n"
-        f"\\title{{{_latex(title)}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle\n{listed}\\clearpage\n{body}\n\\end{{document}}\n"
+        f"\\title{{{title}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle\n{listed}\\clearpage\n{body}\n\\end{{document}}\n"
     )
 
 
@@ -370,7 +371,7 @@ _LATEX = str.maketrans(
         "–": "--",
         "`": r"\textasciigrave{}",
         "|": r"\textbar{}",
-        '"': r"\textquotedbl{}",
+        '"': "''",
         "<": "$<$",
         ">": "$>$",
         DAGGER: r"$^\dagger$",
