@@ -20,7 +20,7 @@ from scipy.special import stdtrit  # quantile of Student's t; scipy.stats has it
 from . import metrics
 from .errors import UserError
 from .records import PARTS, Job, RunRecord
-from .significance import ALPHA, bootstrap_p, holm, smallest_p
+from .significance import bootstrap_p, holm
 
 REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
@@ -65,7 +65,7 @@ class Leaderboard:
     `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`. Beside a ranked one
     (`BETTER` says which end is the better) stand `x_p`, the p-value of "as good as the best row", by `significance.bootstrap_p`,
     corrected by Holm's method over all rows compared with it, and `x_paired`, on how many seeds that both rows have it rests.
-    x_p is NaN for the best row and where so few seeds could not tell any two rows apart; of sizes that are the same for every
+    x_p is NaN for the best row and with fewer than two seeds in common; of sizes that are the same for every
     seed it is 0 or 1. Only rows that `compete` are compared: measured ones that learn task after task.
 
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
@@ -295,14 +295,11 @@ def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.Da
         answer.loc[known, "p"] = (differences[known].abs().max() == 0).astype(float)
         others = others.drop(known)
 
-    smallest = answer.loc[others, "paired"].map(smallest_p)
-    tested = smallest.index[smallest <= ALPHA]
+    tested = others[answer.loc[others, "paired"] >= 2]
     p = pd.Series(np.nan, index=tested)
     for _, group in differences[tested].notna().T.groupby(list(differences.index)):  # rows with the same seeds
         p[group.index] = bootstrap_p(differences[group.index].dropna().to_numpy())
-    # Corrected for all that were tested, the least that such seeds can give may still be too much.
-    p = pd.Series(holm(p.to_numpy()), index=tested)
-    answer.loc[tested, "p"] = p.where(holm(smallest[tested].to_numpy()) <= ALPHA)
+    answer.loc[tested, "p"] = holm(p.to_numpy())
     return answer
 
 

@@ -16,6 +16,7 @@ COLUMNS = [
     *("protocol", "published", "source", "measure", "value"),
     *("ours", "tier", "precision", "n", "mean", "ci", "verdict", "reason"),
 ]
+ROUNDING = 0.005  # figures are printed with two decimals
 VERDICTS = ("not reproduced", "undecided", "reproduced", "no run yet", "not comparable")
 RULE = (
     "A figure is reproduced where it lies inside the 95 % interval of our seeds (Student's t) and our mean differs from it by at"
@@ -127,22 +128,17 @@ def _why_not(figure: Published, runs: list[RunRecord]) -> str:
 
 
 def _verdict(published: float, measure: str, mean: float, half: float) -> tuple[str, str]:
-    rounding = 0.5 * 10.0 ** -_decimals(published)  # the figure was printed with so many decimals
     off = abs(mean - published)
-    near = off <= rounding + (0.15 * published if measure == "megabytes" else 1.5)
+    near = off <= ROUNDING + (0.15 * published if measure == "megabytes" else 1.5)
     unit = "MB" if measure == "megabytes" else "points"
     if np.isnan(mean):
         return "not comparable", "not measured after every task"
     if np.isnan(half):
         where = "within" if near else "beyond"
         return ("reproduced" if near else "not reproduced"), f"one seed, off by {off:.2f} {unit}, {where} {TOLERANCE[measure]}"
-    if off > half + rounding:
+    if off > half + ROUNDING:
         where = "though within" if near else "and beyond"
         return "not reproduced", f"off by {off:.2f} {unit}, outside our interval, {where} {TOLERANCE[measure]}"
     if near:
         return "reproduced", "inside our interval"
     return "undecided", f"inside our interval, but off by {off:.2f} {unit}, beyond {TOLERANCE[measure]}: more seeds are needed"
-
-
-def _decimals(value: float) -> int:
-    return len(f"{value:g}".partition(".")[2])

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..leaderboard import BETTER, SIZES, Leaderboard
 from ..ledger import NAMES, RULE, summary
-from ..significance import ALPHA, smallest_p
+from ..significance import ALPHA
 
 
 @dataclass(frozen=True)
@@ -129,33 +129,20 @@ def caption(board: Leaderboard, kind: str) -> str:
     ]
     text += f"; rows {' or '.join(out)} do not compete. " if out else ". "
 
-    tested, ns = False, set()
-    untested: dict[int, dict[str, None]] = {}  # rows, by how many seeds they share with the best
+    compared: dict[int, dict[str, None]] = {}  # rows, by how many seeds they share with the best
     for name in statistics:
-        for _, row in rivals[rivals[f"{name}_paired"].notna()].iterrows():
-            if pd.notna(row[f"{name}_p"]):
-                tested = True
-                ns.add(int(row[f"{name}_paired"]))
-            elif pd.notna(row[name]):
-                untested.setdefault(int(row[f"{name}_paired"]), {})[row["method"]] = None
+        for row in rivals[rivals[f"{name}_paired"].notna()].to_dict("records"):
+            compared.setdefault(int(row[f"{name}_paired"]), {})[row["method"]] = None
+    tested = sorted(n for n in compared if n > 1)
+    few = dict.fromkeys(row for n in compared if n < 2 for row in compared[n])
     if tested:
         text += (
-            f"{DAGGER} not distinguishable from the best (p > {ALPHA}): studentised bootstrap of the differences paired by seed,"
-            f" {_span(sorted(ns))} seeds in common, Holm's correction over the methods compared. "
+            f"{DAGGER} not distinguishable from the best (p > {ALPHA}): smoothed studentised bootstrap of the differences paired"
+            f" by seed, {_span(tested)} seeds in common, Holm's correction over the methods compared. "
         )
-        if untested:
-            rows = dict.fromkeys(row for group in untested.values() for row in group)
-            text += f"Not tested, for too few seeds in common with the best: {', '.join(rows)}."
-    elif untested:
-        most, among = max(untested), len({row for group in untested.values() for row in group})
-        if most < 2:
-            text += "Without two seeds in common nothing can be said of differences: nothing is marked as not distinguishable."
-        else:
-            text += (
-                f"The studentised bootstrap of differences paired by seed, {_span(sorted(untested))} in common, could tell no two rows"
-                f" apart at {ALPHA} (its smallest p is {smallest_p(most):.2g}, before Holm's correction over {among} methods): nothing is"
-                " marked as not distinguishable."
-            )
+    if few:
+        text += "Without two seeds in common with the best nothing can be said of differences"
+        text += f": so of {', '.join(few)}." if tested else ", so nothing is marked as not distinguishable."
     return text.strip()
 
 
