@@ -111,7 +111,7 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
     if tier != "paper" or changed or not all(entry["complete"] for r in records for entry in r.data):
         published = ()
 
-    references, plain = _by(_pair, (r for r in records if r.job.method == REFERENCE)), _by(_pair_of_method, records)
+    references, plain = _by(_pair, (r for r in records if _may_be_reference(r))), _by(_pair_of_method, records)
     samples = {
         label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain)) for run in runs])
         for label, runs in rows.items()
@@ -389,6 +389,10 @@ def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str |
     return measured.loc[plainest], [*chosen, plainest]
 
 
+def _may_be_reference(run: RunRecord) -> bool:
+    return run.job.method == REFERENCE and "width" not in run.job.settings
+
+
 def _reference(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of `individual` to compare with: same seed, precision, tasks and images, same value of every setting that
     both have (the recipe), networks of the protocol's own width. Of several, the one with the fewest settings changed from
@@ -399,11 +403,10 @@ def _reference(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRec
         return (
             run.tasks == other.tasks
             and [entry["digest"] for entry in run.data] == [entry["digest"] for entry in other.data]
-            and "width" not in other.job.settings
             and all(run.job.settings[name] == other.job.settings[name] for name in common)
         )
 
-    if run.job.method == REFERENCE and "width" not in run.job.settings:
+    if _may_be_reference(run):
         return run
     matches = [other for other in references.get(_pair(run), []) if agree(other)]
     return min(matches, key=lambda r: (r.job.method_source, len(r.job.origins), r.job.config), default=None)

@@ -27,7 +27,7 @@ RULE = (
 
 
 def ledger(records: Iterable[RunRecord], published: Mapping[str, Sequence[Published]]) -> pd.DataFrame:
-    """One row for each published figure and each configuration of ours that stands beside it; one row where there is none.
+    """One row for each published figure and each configuration of ours that stands beside it; one more where none of them counts.
 
     records: of any protocols and tiers. published: the figures of each protocol, by its name.
     Columns: protocol, published (the method as its source calls it), source, measure (accuracy in per cent, bwt in points,
@@ -42,13 +42,14 @@ def ledger(records: Iterable[RunRecord], published: Mapping[str, Sequence[Publis
         for figure in figures:
             tiers = runs.get((protocol, figure.ours), {}) if figure.ours else {}
             ours = [(label, group) for tier in sorted(tiers, key=_paper_first) for label, group in _rows(tiers[tier])]
+            judged = [group for _, group in ours if not _why_not(figure, group)]
             for measure in TOLERANCE:
                 if (value := getattr(figure, measure)) is None:
                     continue
                 row = {"protocol": protocol, "published": figure.method, "source": figure.source, "measure": measure}
                 row["value"] = value
                 rows += [{**row, **_compared(figure, measure, label, group)} for label, group in ours]
-                if not ours:
+                if not (ours if not figure.comparable else judged):
                     rows.append({**row, **_nothing(figure)})
     return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("value", "n", "mean", "ci"), float))
 
@@ -57,16 +58,22 @@ def summary(frame: pd.DataFrame) -> list[str]:
     """In plain words, what is reproduced and what is not: one line for each verdict that there is.
 
     A figure with several rows counts once, by the strongest of its verdicts; what one run contradicts no other hides."""
-    said: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    said: dict[str, dict[str, list[str]]] = {verdict: {} for verdict in VERDICTS}
     for (protocol, method, measure), group in frame.groupby(["protocol", "published", "measure"], sort=False):
-        strongest = next(verdict for verdict in said if (group["verdict"] == verdict).any())
-        said[strongest].append(f"{method} {NAMES[str(measure)]} on {protocol}")
-    total = sum(map(len, said.values()))
-    words = {"no run yet": "without a run that could show it", "not comparable": "not comparable"}
-    return [f"{words.get(v, v)}: {len(which)} of {total} figures ({', '.join(which)})" for v, which in said.items() if which]
+        strongest = next(verdict for verdict in VERDICTS if (group["verdict"] == verdict).any())
+        said[strongest].setdefault(f"{method} on {protocol}", []).append(NAMES[str(measure)])
+    total = sum(len(measures) for which in said.values() for measures in which.values())
+    words = {"no run yet": "without a run that could show it", "not comparable": "not comparable, measured under other protocols"}
+    return [
+        f"{words.get(verdict, verdict)}: {sum(map(len, which.values()))} of {total} figures ("
+        + "; ".join(f"{who}: {', '.join(measures)}" for who, measures in which.items())
+        + ")"
+        for verdict, which in said.items()
+        if which
+    ]
 
 
-NAMES = {"accuracy": "accuracy (%)", "bwt": "backward transfer", "megabytes": "MB"}
+NAMES = {"accuracy": "accuracy", "bwt": "BWT", "megabytes": "MB"}
 
 
 def _paper_first(tier: str) -> tuple[bool, str]:
@@ -81,7 +88,8 @@ def _nothing(figure: Published) -> dict[str, object]:
     if not figure.comparable:
         verdict, reason = "not comparable", "measured under another protocol"
     else:
-        verdict, reason = "no run yet", "" if figure.ours else "no method here corresponds to it"
+        verdict = "no run yet"
+        reason = "no `paper` run with the published settings" if figure.ours else "no method here corresponds to it"
     return {
         "ours": None,
         "tier": None,

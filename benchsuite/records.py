@@ -55,7 +55,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where this job keeps its files, below the results folder."""
-        return Path(self.protocol) / self.tier / self.method / f"{self.config}-seed{self.seed}"
+        return Path(self.protocol, self.tier, self.method, f"{self.config}-seed{self.seed}")
 
     def __str__(self) -> str:
         return f"{self.protocol}/{self.tier} {self.method} seed {self.seed}"
@@ -106,7 +106,8 @@ class RunRecord:
         if n == 0 or len(self.correct) != n or any(len(row) != n for row in self.correct) or len(self.stored) != n:
             raise ValueError("accuracy matrix and stored bytes must have one row for each task")
         images = [task["test"] for task in self.tasks]
-        if any(c is not None and not 0 <= c <= n for row in self.correct for c, n in zip(row, images, strict=True)):
+        columns = [[c for c in column if c is not None] for column in zip(*self.correct, strict=True)]
+        if any(counts and not 0 <= min(counts) <= max(counts) <= n for counts, n in zip(columns, images, strict=True)):
             raise ValueError("a count of correct answers lies outside 0..test images")
         if any(s is not None and (set(s) != set(PARTS) or min(s.values()) < 0) for s in self.stored):
             raise ValueError(f"stored bytes must be split into {', '.join(PARTS)}")
@@ -227,7 +228,8 @@ def read_of(job: Job, path: Path) -> RunRecord:
 
 def read_all(folder: Path) -> list[RunRecord]:
     """Every record below `folder`, in the order of their paths. Raises UserError for one that was copied or moved there."""
-    paths = sorted(folder.rglob("record.json"))
+    found = (os.path.join(place, "record.json") for place, _, files in os.walk(folder) if "record.json" in files)
+    paths = [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
     collected = gc.isenabled()
     gc.disable()  # records have no cycles, but there are thousands of lists in each, through which it would go again and again
     try:

@@ -61,7 +61,14 @@ def test_sizes_and_backward_transfer_are_judged_too():
 )
 def test_other_runs_never_count(changes, reason):
     assert verdicts(paper(80)) == [("reproduced", "one seed, off by 0.00 points, within 1.5 points")]  # control
-    assert verdicts(paper(80, **changes)) == [("not comparable", reason)]
+    none = ("no run yet", "no `paper` run with the published settings")
+    assert verdicts(paper(80, **changes)) == [("not comparable", reason), none]
+    assert summary(ledger(paper(80, **changes), {"split-digits": [FIGURE]}))[0].startswith(
+        "without a run that could show it: 1 of 1"
+    )
+    both = verdicts([*paper(80, **changes), *paper(80, precision="bf16")])
+    assert [verdict for verdict, _ in both].count("reproduced") == 1
+    assert none not in both
 
 
 def test_a_value_of_its_own_from_the_command_line_changes_nothing():
@@ -70,27 +77,28 @@ def test_a_value_of_its_own_from_the_command_line_changes_nothing():
 
 
 def test_what_no_run_can_show_is_said():
-    assert verdicts([run("y", tier="paper")]) == [("no run yet", "")]
+    none = ("no run yet", "no `paper` run with the published settings")
+    assert verdicts([run("y", tier="paper")]) == [none]
     assert verdicts(paper(80), Published(method="Z", accuracy=1.0)) == [("no run yet", "no method here corresponds to it")]
     elsewhere = Published(method="X", ours="x", accuracy=80.0, comparable=False)
     assert verdicts(paper(80), elsewhere) == [("not comparable", "measured under another protocol")]
-    assert verdicts([run("x+hosvd", tier="paper")]) == [("no run yet", "")]  # a modifier makes another method
+    assert verdicts([run("x+hosvd", tier="paper")]) == [none]  # a modifier makes another method
 
 
 def test_the_summary_says_what_is_not_reproduced_first_and_plainly():
     figures = [FIGURE, Published(method="Y", ours="y", accuracy=80.0), Published(method="Z", accuracy=1.0)]
     frame = ledger([*paper(95), run("y", tier="paper", correct=((80, None), (80, 80)))], {"split-digits": figures})
     assert summary(frame) == [
-        "not reproduced: 1 of 3 figures (X accuracy (%) on split-digits)",
-        "reproduced: 1 of 3 figures (Y accuracy (%) on split-digits)",
-        "without a run that could show it: 1 of 3 figures (Z accuracy (%) on split-digits)",
+        "not reproduced: 1 of 3 figures (X on split-digits: accuracy)",
+        "reproduced: 1 of 3 figures (Y on split-digits: accuracy)",
+        "without a run that could show it: 1 of 3 figures (Z on split-digits: accuracy)",
     ]
     # a second configuration that fits hides nothing
     both = ledger([*paper(95), *paper(80, precision="bf16")], {"split-digits": [FIGURE]})
     assert sorted(both["verdict"]) == ["not reproduced", "reproduced"]
     assert summary(both)[0].startswith("not reproduced: 1 of 1")
     text = ledger_markdown(frame)
-    assert "| X, split-digits | accuracy (%) | 80.00 | x, paper, fp32 | 95.00 | 1 | not reproduced |" in text
+    assert "| X, split-digits | accuracy | 80.00 | x, paper, fp32 | 95.00 | 1 | not reproduced |" in text
     assert "their paper" in text
     assert r"\toprule" in ledger_latex(frame)
 

@@ -123,7 +123,7 @@ def test_latex():
     assert r"individual & \textbf{93.00 $\pm$ 0.00}" in text
     assert text.count(r"\textbf") == text.count(r"\underline") == 3
     assert r"& $-$2.00" in text.replace(r"\underline{", "")
-    assert r"\par\footnotesize split\_x, tier lite; seeds: 1, 2" in text
+    assert r"\par\raggedright\footnotesize split\_x, tier lite; seeds: 1, 2" in text
     assert text.rstrip().endswith(r"\end{table}")
 
 

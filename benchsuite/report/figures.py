@@ -148,7 +148,7 @@ def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) 
     series = {
         label: [metrics.accuracy_after_each_task(metrics.accuracy_matrix(run)) for run in group] for label, group in runs.items()
     }
-    return _over_tasks(series, "mean accuracy on them (%)", provenance)
+    return _over_tasks(series, "mean accuracy (%)", provenance)
 
 
 def forgetting_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
@@ -157,7 +157,7 @@ def forgetting_after_each_task(runs: dict[str, list[RunRecord]], provenance: str
         label: [metrics.forgetting_after_each_task(metrics.accuracy_matrix(run)) for run in group]
         for label, group in runs.items()
     }
-    return _over_tasks(series, "mean forgetting on them (points)", provenance)
+    return _over_tasks(series, "mean forgetting (points)", provenance)
 
 
 def stored_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
@@ -166,7 +166,7 @@ def stored_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) ->
         label: [np.array([np.nan if s is None else sum(s.values()) / MB for s in run.stored]) for run in group]
         for label, group in runs.items()
     }
-    return _over_tasks(series, "stored for them (MB)", provenance, log=True)
+    return _over_tasks(series, "stored (MB)", provenance, log=True)
 
 
 def _over_tasks(series: dict[str, list[np.ndarray]], heading: str, provenance: str, log: bool = False) -> Figure | None:

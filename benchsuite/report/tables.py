@@ -7,7 +7,7 @@ off, and the interval does not matter. Rows that do not compete (all tasks at on
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -88,6 +88,7 @@ COLUMNS = {
     ],
 }
 DAGGER = "†"
+LEDGER_WIDTHS = {"Published": 0.17, "Ours": 0.14, "Verdict": 0.11, "Reason": 0.24}  # shares of a line
 
 
 def numbers(board: Leaderboard, kind: str) -> pd.DataFrame:
@@ -176,7 +177,11 @@ def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[st
         for name, words in figures
     ]
     listed = "".join(f"\\item {_latex(note)}\n" for note in notes)
-    listed = f"\\section*{{Notes}}\n\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n" if notes else ""
+    listed = (
+        f"\\section*{{Notes}}\n\\renewcommand{{\\labelitemi}}{{$\\bullet$}}\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n"
+        if notes
+        else ""
+    )
     body = "\n\\clearpage\n".join("\n".join(shown[i : i + 2]) for i in range(0, len(shown), 2))
     title = _latex(title)
     return (
@@ -217,7 +222,7 @@ def ledger_latex(frame: pd.DataFrame) -> str:
     """The same as a LaTeX table for `booktabs`."""
     cells = _ledger_cells(frame).map(_latex)
     notes = [_latex(text) for text in [*summary(frame), *_sources(frame)]]
-    return _booktabs(cells, f"Reproduction ledger. {_latex(RULE)}", "tab:ledger", notes, wide=("Ours", "Reason"))
+    return _booktabs(cells, f"Reproduction ledger. {_latex(RULE)}", "tab:ledger", notes, wide=LEDGER_WIDTHS)
 
 
 def shown(board: Leaderboard, kind: str) -> list[Column]:
@@ -235,19 +240,20 @@ def _markdown(cells: pd.DataFrame) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def _booktabs(cells: pd.DataFrame, caption: str, label: str, notes: Sequence[str], wide: Sequence[str] = ()) -> str:
-    """A table of cells that are LaTeX already; long text of the first column and of `wide` ones is broken into lines."""
-    kinds = []
-    for position, heading in enumerate(cells.columns):
-        longest = max(map(len, cells[heading]), default=0)
-        broken = r"0.3\linewidth" if not position else rf"{0.5 / len(wide):.2f}\linewidth" if heading in wide else ""
-        fold = broken and longest > 36
-        kinds.append(
-            rf">{{\raggedright\arraybackslash}}p{{{broken}}}" if fold else "l" if not position or heading in wide else "r"
-        )
+def _booktabs(
+    cells: pd.DataFrame, caption: str, label: str, notes: Sequence[str], wide: Mapping[str, float] | None = None
+) -> str:
+    """A table of cells that are LaTeX already. wide: columns of text that is broken into lines, with their shares of the line;
+    by default the first one, where it is long."""
+    if wide is None:
+        wide = {"Method": 0.3} if max(map(len, cells["Method"]), default=0) > 36 else {}
+    kinds = [
+        rf">{{\raggedright\arraybackslash}}p{{{wide[heading]}\linewidth}}" if heading in wide else "r" if position else "l"
+        for position, heading in enumerate(cells.columns)
+    ]
     lines = [
         r"\begin{table}[htbp]",
-        r"\centering\footnotesize",
+        r"\centering\footnotesize" + (r"\setlength{\tabcolsep}{3pt}" if len(wide) > 1 else ""),
         rf"\caption{{{caption}}}",
         rf"\label{{{label}}}",
         rf"\begin{{tabular}}{{{''.join(kinds)}}}",
@@ -257,7 +263,7 @@ def _booktabs(cells: pd.DataFrame, caption: str, label: str, notes: Sequence[str
         *(" & ".join(row) + r" \\" for row in cells.to_numpy().tolist()),
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par\footnotesize {note}" for note in notes),
+        *(rf"\par\raggedright\footnotesize {note}" for note in notes),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
