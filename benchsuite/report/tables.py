@@ -362,7 +362,7 @@ _LATEX = str.maketrans(
         "\\": r"\textbackslash{}",
         "±": r"$\pm$",
         "–": "--",
-        "`": r"\textasciigrave{}",
+        "`": "'",  # a grave of its own would be a bitmap in many installations
         "|": r"\textbar{}",
         '"': "''",
         "<": "$<$",
