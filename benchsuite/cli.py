@@ -131,6 +131,11 @@ def parser() -> Parser:
     state.add_argument("--protocol", help="this protocol alone, and what `leaderboard` with the same options would still run")
     state.add_argument("--tier", help="this tier alone (with --protocol: paper, unless given)")
     state.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    paper = commands.add_parser("report", help="tables, figures and the reproduction ledger for a paper, from finished runs")
+    paper.add_argument("output", type=Path, metavar="DIR", help="the folder to write, a folder for each protocol and tier in it")
+    paper.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    paper.add_argument("--protocol", nargs="+", default=(), metavar="P", help="only these (default: all that have records)")
+    paper.add_argument("--tier", nargs="+", default=(), metavar="T", help="only these (default: all that have records)")
     search = commands.add_parser("tune", parents=[place, how, data], help="search a method's settings on training images alone")
     search.add_argument("--tier", default="lite", help="paper (the full recipe), lite (default) or smoke")
     search.add_argument("--method", required=True, help="a registered method, or a Python file that registers one")
@@ -324,6 +329,15 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     print_boards(board, Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160))
     print(f"tables and figures: {output}")
     return 1 if failed else 0
+
+
+def command_report(arguments: argparse.Namespace) -> None:
+    from .protocol import protocols
+    from .report import write_reports
+
+    published = {name: protocol.published for name, protocol in protocols.all().items()}
+    files = write_reports(arguments.results, arguments.output, published, protocols=arguments.protocol, tiers=arguments.tier)
+    print("\n".join(dict.fromkeys(f"{file.parent}" for file in files)))
 
 
 def shares(arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, dict[str, Any]]:

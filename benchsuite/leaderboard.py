@@ -19,11 +19,17 @@ from scipy.special import stdtrit  # quantile of Student's t; scipy.stats has it
 
 from . import metrics
 from .errors import UserError
-from .records import PARTS, Job, RunRecord, digest
+from .records import PARTS, Job, RunRecord
+from .significance import bootstrap_p, holm
 
 REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
 MB = 1e6
+BETTER = {  # which end of a ranked statistic is the better one
+    **dict.fromkeys(("accuracy", "learning_accuracy", "forward_gain", "bwt", "compression", "matched_accuracy"), "max"),
+    **dict.fromkeys(("forgetting", "megabytes", "ratio", "added", "macs", "held", "peak"), "min"),
+}
+SIZES = ("megabytes", "ratio", "compression", "added", "macs", "held", "peak")  # counted: known where seeds do not change them
 NEAR = 0.9  # a row is of matched size from this share of the size on
 # The fields of `protocol.Recipe`, spelled out since that module imports this one. Whoever changes one of them on the command
 # line no longer runs what the published figures were measured on.
@@ -38,9 +44,13 @@ class Published:
     """A figure from a paper. It is shown only beside runs of the `paper` tier on complete data, the recipe unchanged.
 
     accuracy: ACC in per cent; bwt: backward transfer in percentage points; megabytes: decimal; None where not printed.
+    ours: the registered method that it is a figure of, with the protocol's recipe and its own defaults; "" for none.
+    comparable: False where it was measured under another protocol: no run here can reproduce it or fail to.
     """
 
     method: str
+    ours: str = ""
+    comparable: bool = True
     accuracy: float | None = None
     bwt: float | None = None
     megabytes: float | None = None
@@ -52,7 +62,11 @@ class Leaderboard:
     """Four boards, best row first, of numbers as computed: `benchsuite.report` formats them.
 
     Beside a statistic `x` stand `x_ci`, half the width of its 95 % interval over seeds (Student's t; NaN for one seed),
-    `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`.
+    `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`. Beside a ranked one
+    (`BETTER` says which end is the better) stand `x_p`, the p-value of "as good as the best row", by `significance.bootstrap_p`,
+    corrected by Holm's method over all rows compared with it, and `x_paired`, on how many seeds that both rows have it rests.
+    x_p is NaN for the best row and with fewer than two seeds in common; of sizes that are the same for every
+    seed it is 0 or 1. Only rows that `compete` are compared: measured ones that learn task after task.
 
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
@@ -61,7 +75,8 @@ class Leaderboard:
         inverse compression, added (megabytes for each task after the first), macs (millions for one image as served, mean
         over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy, matched_accuracy (where sizes are
         matched); pareto marks the sequential rows that no other such row beats in size without losing accuracy.
-    training_memory: megabytes of one training step as `RunRecord.memory` has them, the largest over tasks: held, peak, formula;
+    training_memory: step_seconds, wall clock of one step, mean over the training; megabytes of one training step as
+        `RunRecord.memory` has them, the largest over tasks: held, peak, formula;
         step_time relative to the unmodified method, from the wall clock of both trainings where they
         ran on the same kind of machine; training_megabytes, what is there between two steps; accuracy; pareto as above, with
         held for the size.
@@ -96,17 +111,22 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
     if tier != "paper" or changed or not all(entry["complete"] for r in records for entry in r.data):
         published = ()
 
-    references = [r for r in records if r.job.method == REFERENCE]
+    references, plain = _by(_pair, (r for r in records if _may_be_reference(r))), _by(_pair_of_method, records)
+    samples = {
+        label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain)) for run in runs])
+        for label, runs in rows.items()
+    }
     dense = {_network(r): r.facts["dense_macs"] for r in records if "dense_macs" in r.facts}  # not all records have it
     board = pd.DataFrame(
         [
-            _row(label, runs, references, records) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
+            _row(label, runs, samples[label]) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
             for label, runs in rows.items()
         ]
         + [
             {
                 "method": f"{p.method} (published)",
                 "published": True,
+                "competes": False,
                 "accuracy": p.accuracy,
                 "bwt": p.bwt,
                 "megabytes": p.megabytes,
@@ -114,14 +134,25 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
             for p in published
         ]
     )
+    seeds = [[run.job.seed for run in runs] for runs in rows.values()]
+    for name in (name for name in BETTER if name not in ("compression", "matched_accuracy")):
+        values = pd.DataFrame(
+            {i: pd.Series(samples[label][name].to_numpy(float), index=seeds[i]) for i, label in enumerate(rows)}
+        )
+        board[[f"{name}_p", f"{name}_paired"]] = _against_best(name, board, values)
+    board["compression_p"], board["compression_paired"] = board["ratio_p"], board["ratio_paired"]  # its inverse
+    board = board.copy()  # in one piece again
 
     accuracy = board[~board["published"] | board["accuracy"].notna()]
     transfer = board[~board["published"] | board["bwt"].notna()]
     notes = _footnotes(rows, board)
-    efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, matched_accuracy=np.nan)
+    blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
+    efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
     if match:
         reference, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
         efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
+        values = pd.DataFrame({i: pd.Series(samples[label]["accuracy"].to_numpy(), seeds[i]) for i, label in enumerate(rows)})
+        efficiency[["matched_accuracy_p", "matched_accuracy_paired"]] = _against_best("matched_accuracy", efficiency, values)
         notes.append(
             f"matched size: between {NEAR:.0%} and all of the {reference['megabytes']:.3f} MB of {reference['method']}; of each"
             " method the row that comes closest, on the same tasks and in the same precision"
@@ -148,7 +179,8 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
             measured.assign(pareto=partial(_pareto, size="held")).sort_values(
                 ["pareto", "held", "method"], ascending=[False, True, True]
             ),
-            "held held_ci peak peak_ci formula formula_ci step_time step_time_ci training_megabytes training_megabytes_ci "
+            "held held_ci peak peak_ci formula formula_ci step_time step_time_ci step_seconds step_seconds_ci "
+            "training_megabytes training_megabytes_ci "
             "accuracy accuracy_ci pareto",
         ),
         protocol=records[0].job.protocol,
@@ -167,7 +199,7 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     """
     groups: dict[str, dict[tuple[str, str], dict[int, RunRecord]]] = {}
     for record in records:
-        runs = groups.setdefault(record.job.method, {}).setdefault((record.job.config, _sample(record)), {})
+        runs = groups.setdefault(record.job.method, {}).setdefault((record.job.config, record.sample), {})
         twin = runs.setdefault(record.job.seed, record)
         if twin is not record:
             dates = " and ".join(r.environment.get("date", "unknown date") for r in (twin, record))
@@ -218,29 +250,20 @@ def _traits(record: RunRecord) -> dict[str, Any]:
         "tasks": len(record.tasks),  # the setting says "all", or more than there were images for
         "precision": record.job.precision,
         "file": f"file {source[:7]}" if source else "installed",
-        "data": f"data {_sample(record)[:7]}",
+        "data": f"data {record.sample[:7]}",
         "configuration": f"configuration {record.job.config[:7]}",
     }
 
 
-def _tasks(record: RunRecord) -> list[str]:
-    """The tasks in an order of their own: seeds shuffle the same ones. With `tasks` set, each seed takes the first of its own."""
-    if record.job.settings.get("tasks") is not None:
-        return [f"{len(record.tasks)} tasks"]
-    return sorted(f"{task.get('dataset', '')} {task['name']}" for task in record.tasks)
-
-
-def _sample(record: RunRecord) -> str:
-    """A digest of the tasks and images, equal for runs that may be averaged."""
-    return digest([_tasks(record), sorted([entry["name"], entry["digest"]] for entry in record.data)])
-
-
-def _row(label: str, runs: list[RunRecord], references: list[RunRecord], records: Sequence[RunRecord]) -> dict[str, Any]:
-    """One row with every statistic of every board."""
-    values = pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, records)) for run in runs])
-    row: dict[str, Any] = {"method": label, "published": False, "n": len(runs), "width": runs[0].job.settings.get("width", 1.0)}
-    for name in values:
-        known = values[name].dropna().to_numpy(dtype=float)
+def _row(label: str, runs: list[RunRecord], values: pd.DataFrame) -> dict[str, Any]:
+    """One row with every statistic of every board. values: those of each run."""
+    first = runs[0]
+    at_once = any(row[i] is None for i, row in enumerate(first.correct))
+    row: dict[str, Any] = {"method": label, "published": False, "competes": not at_once}
+    row |= {"n": len(runs), "width": first.job.settings.get("width", 1.0)}
+    for name, column in values.items():
+        known = column.to_numpy(dtype=float)
+        known = known[~np.isnan(known)]
         row[name], row[f"{name}_ci"] = t_interval(known)
         row[f"{name}_n"] = len(known)
     # Scaled last: the mean of equal byte counts is exact, so that equal sizes stay equal.
@@ -248,8 +271,36 @@ def _row(label: str, runs: list[RunRecord], references: list[RunRecord], records
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
     for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
-        row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, runs[0])
+        row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, first)
     return row
+
+
+def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+    """For each row of `board` the p-value against the best one, and how many seeds it rests on, as `Leaderboard` describes.
+
+    values: of each run, one column for each row, by seed; NaN where a row has no run of a seed.
+    """
+    answer = pd.DataFrame(np.nan, index=board.index, columns=["p", "paired"])
+    rivals = board.index[board["competes"] & board[name].notna()]
+    if len(rivals) < 2:
+        return answer
+    best = getattr(board.loc[rivals, name], f"idx{BETTER[name]}")()
+    others = rivals.drop(best)
+    # Rounded: where only the last bits differ, as sums in another order do, there is no difference.
+    differences = values[others].rsub(values[best], axis=0).round(9)
+    answer.loc[others, "paired"] = differences.notna().sum()
+    if name in SIZES:
+        fixed = values[rivals].nunique() == 1
+        known = [i for i in others if fixed[i] and fixed[best]]
+        answer.loc[known, "p"] = (differences[known].abs().max() == 0).astype(float)
+        others = others.drop(known)
+
+    tested = others[answer.loc[others, "paired"] >= 2]
+    p = pd.Series(np.nan, index=tested)
+    for _, group in differences[tested].notna().T.groupby(list(differences.index)):  # rows with the same seeds
+        p[group.index] = bootstrap_p(differences[group.index].dropna().to_numpy())
+    answer.loc[tested, "p"] = holm(p.to_numpy())
+    return answer
 
 
 def _statistics(run: RunRecord, reference: RunRecord | None, unmodified: RunRecord | None) -> dict[str, float]:
@@ -269,31 +320,48 @@ def _statistics(run: RunRecord, reference: RunRecord | None, unmodified: RunReco
         "added": _added(run),
         "macs": float(np.mean(run.macs)),
         "training_megabytes": run.training_state_bytes,
-        "held": max(run.memory.get("held", [np.nan])),
-        "peak": max(run.memory.get("peak", [np.nan])),
-        "formula": max(run.memory.get("formula", [np.nan])),
+        **{name: max(run.memory.get(name) or [], default=np.nan) for name in ("held", "peak", "formula")},
+        "step_seconds": _step_seconds(run),
         "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
     }
 
 
 def _step_seconds(run: RunRecord) -> float:
-    return sum(run.seconds["train"]) / sum(run.iterations)
+    """Wall clock of one optimisation step, mean over the training; NaN where the record does not say."""
+    seconds, steps = sum(run.seconds.get("train", [])), sum(run.iterations)
+    return seconds / steps if seconds and steps else np.nan
 
 
-def _unmodified(run: RunRecord, records: Sequence[RunRecord]) -> RunRecord | None:
+def _by(key: Callable[[RunRecord], Any], records: Iterable[RunRecord]) -> dict[Any, list[RunRecord]]:
+    """The records by what they must share with another one to be compared with it at all: one look-up for each, not one scan."""
+    groups: dict[Any, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def _pair(run: RunRecord) -> tuple[Any, ...]:
+    return run.job.seed, run.job.precision
+
+
+def _pair_of_method(run: RunRecord) -> tuple[Any, ...]:
+    return run.job.method, *_pair(run)
+
+
+def _unmodified(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of the same method without its modifier: same seed, precision, tasks, images and settings, on a machine of the same
-    name with as many threads."""
+    name with as many threads. records: by `_pair_of_method`."""
     base, plus, _ = run.job.method.partition("+")
 
     def agree(other: RunRecord) -> bool:
         return (
-            (other.job.method, other.job.method_source) == (base, run.job.method_source)
+            other.job.method_source == run.job.method_source
             and all(run.job.settings.get(name) == value for name, value in other.job.settings.items())
-            and (other.job.seed, other.job.precision, _sample(other)) == (run.job.seed, run.job.precision, _sample(run))
+            and other.sample == run.sample
             and all(other.environment.get(name) == run.environment.get(name) for name in ("device", "device_name", "threads"))
         )
 
-    return next((other for other in records if agree(other)), None) if plus else None
+    return next((other for other in records.get((base, *_pair(run)), []) if agree(other)), None) if plus else None
 
 
 def _added(run: RunRecord) -> float:
@@ -315,29 +383,32 @@ def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str |
         raise UserError(f"no finished run of {name}, whose size is to be matched; run it first")
     plainest = min(own, key=lambda i: (len(runs[i].job.origins), measured.at[i, "method"]))
     reference, target = runs[plainest], measured.at[plainest, "megabytes"]
-    alike = runs.map(lambda run: (_sample(run), run.job.precision) == (_sample(reference), reference.job.precision))
+    alike = runs.map(lambda run: (run.sample, run.job.precision) == (reference.sample, reference.job.precision))
     small = measured[measured["megabytes"].between(NEAR * target, target) & alike & (of != name)]
     chosen = [rows["megabytes"].idxmax() for _, rows in small.groupby(of)]
     return measured.loc[plainest], [*chosen, plainest]
 
 
-def _reference(run: RunRecord, references: list[RunRecord]) -> RunRecord | None:
+def _may_be_reference(run: RunRecord) -> bool:
+    return run.job.method == REFERENCE and "width" not in run.job.settings
+
+
+def _reference(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of `individual` to compare with: same seed, precision, tasks and images, same value of every setting that
     both have (the recipe), networks of the protocol's own width. Of several, the one with the fewest settings changed from
-    their defaults."""
+    their defaults. references: by `_pair`."""
 
     def agree(other: RunRecord) -> bool:
         common = run.job.settings.keys() & other.job.settings.keys()
         return (
-            (run.job.seed, run.job.precision, run.tasks) == (other.job.seed, other.job.precision, other.tasks)
+            run.tasks == other.tasks
             and [entry["digest"] for entry in run.data] == [entry["digest"] for entry in other.data]
-            and "width" not in other.job.settings
             and all(run.job.settings[name] == other.job.settings[name] for name in common)
         )
 
-    if run.job.method == REFERENCE and "width" not in run.job.settings:
+    if _may_be_reference(run):
         return run
-    matches = [other for other in references if agree(other)]
+    matches = [other for other in references.get(_pair(run), []) if agree(other)]
     return min(matches, key=lambda r: (r.job.method_source, len(r.job.origins), r.job.config), default=None)
 
 
@@ -366,7 +437,8 @@ def _pareto(board: pd.DataFrame, size: str = "megabytes") -> pd.Series:
 
 
 def _select(board: pd.DataFrame, columns: str) -> pd.DataFrame:
-    return board[["method", *columns.split(), "n", "published"]].reset_index(drop=True)
+    ranked = [f"{name}_{part}" for name in columns.split() if name in BETTER for part in ("p", "paired")]
+    return board[["method", *columns.split(), *ranked, "n", "published", "competes"]].reset_index(drop=True)
 
 
 def _version(library: str, run: RunRecord) -> str:
@@ -403,6 +475,7 @@ def _provenance(records: Sequence[RunRecord]) -> str:
         return ", ".join(map(str, sorted({get(r) for r in records})))
 
     dates = sorted({str(r.environment.get("date", "unknown"))[:10] for r in records})
+    incomplete = sorted({entry["name"] for r in records for entry in r.data if not entry["complete"]})
     return "; ".join(
         [
             f"{records[0].job.protocol}, tier {records[0].job.tier}",
@@ -413,6 +486,7 @@ def _provenance(records: Sequence[RunRecord]) -> str:
             ", ".join(f"{library} {every(partial(_version, library))}" for library in VERSIONS),
             f"revision {every(_revision)}",
             dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
+            *([f"not the published benchmark: incomplete images of {', '.join(incomplete)}"] if incomplete else []),
         ]
     )
 
@@ -444,7 +518,7 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
         notes += differing(f"runs with different settings: {name}", partial(_setting, name))
     notes += differing("runs with different settings: precision", lambda r: r.job.precision)
 
-    notes += differing("runs on different tasks", lambda r: ", ".join(_tasks(r)))
+    notes += differing("runs on different tasks", lambda r: ", ".join(r.task_names))
 
     images = {entry["name"]: None for r in records for entry in r.data}
     for name in images:

@@ -41,7 +41,8 @@ def forgetting(R: np.ndarray) -> float:
     """
     if len(R) == 1:
         return np.nan
-    return float(np.mean([R[i:-1, i].max() - R[-1, i] for i in range(len(R) - 1)]))
+    since = np.where(np.tri(len(R) - 1, dtype=bool), R[:-1, :-1], -np.inf)
+    return float((since.max(axis=0) - R[-1, :-1]).mean())
 
 
 def learning_accuracy(R: np.ndarray) -> float:
@@ -65,3 +66,8 @@ def forward_gain(R: np.ndarray, R_individual: np.ndarray) -> float:
 def accuracy_after_each_task(R: np.ndarray) -> np.ndarray:
     """A_k = 1/k sum_{j<=k} R[k, j] for k = 1..T, in per cent (Lopez-Paz and Ranzato 2017); the last one is ACC."""
     return np.array([R[k, : k + 1].mean() for k in range(len(R))])
+
+
+def forgetting_after_each_task(R: np.ndarray) -> np.ndarray:
+    """F_k = 1/(k-1) sum_{i<k} (max_{i<=t<k} R[t, i] - R[k, i]) for k = 1..T, in percentage points: F_1 is NaN, F_T is F."""
+    return np.array([forgetting(R[: k + 1, : k + 1]) for k in range(len(R))])

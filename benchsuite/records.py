@@ -7,6 +7,7 @@ from it later (`benchsuite.metrics`). A digest over the whole content tells a re
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -57,16 +59,16 @@ class Job:
         for name in ("settings", "origins"):
             _check(isinstance(getattr(self, name), dict), f"{name} must be a mapping")
 
-    @property
+    @cached_property
     def config(self) -> str:
         """Twelve hexadecimal digits for everything but the seed: runs that may be averaged share it."""
-        parts = {k: v for k, v in asdict(self).items() if k not in ("seed", "origins") and (k, v) != ("data", "")}
-        return digest(parts)[:12]
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("seed", "origins")}
+        return digest({k: v for k, v in parts.items() if (k, v) != ("data", "")})[:12]
 
     @property
     def folder(self) -> Path:
         """Where this job keeps its files, below the results folder."""
-        return Path(self.protocol) / self.tier / self.method / f"{self.config}-seed{self.seed}"
+        return Path(self.protocol, self.tier, self.method, f"{self.config}-seed{self.seed}")
 
     def __str__(self) -> str:
         return f"{self.protocol}/{self.tier} {self.method} seed {self.seed}"
@@ -179,6 +181,18 @@ class RunRecord:
         last = self.stored[-1]
         assert last is not None, "a finished run has an artifact"
         return sum(last.values())
+
+    @cached_property
+    def task_names(self) -> list[str]:
+        """The tasks in an order of their own: seeds shuffle them. With `tasks` set each seed takes the first of its own order."""
+        if self.job.settings.get("tasks") is not None:
+            return [f"{len(self.tasks)} tasks"]
+        return sorted(f"{task.get('dataset', '')} {task['name']}" for task in self.tasks)
+
+    @cached_property
+    def sample(self) -> str:
+        """A digest of the tasks and images, equal for runs that may be averaged."""
+        return digest([self.task_names, sorted([entry["name"], entry["digest"]] for entry in self.data)])
 
 
 def _check(holds: Any, what: str) -> None:
@@ -336,7 +350,15 @@ def read_of(job: Job, path: Path) -> RunRecord:
 
 def read_all(folder: Path) -> list[RunRecord]:
     """Every record below `folder`, in the order of their paths. Raises UserError for one that was copied or moved there."""
-    records = {path: read(path) for path in sorted(folder.rglob("record.json"))}
+    found = (os.path.join(place, "record.json") for place, _, files in os.walk(folder) if "record.json" in files)
+    paths = [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
+    collected = gc.isenabled()
+    gc.disable()  # records have no cycles, but there are thousands of lists in each, through which it would go again and again
+    try:
+        records = {path: read(path) for path in paths}
+    finally:
+        if collected:
+            gc.enable()
     for path, record in records.items():
         own = record.job.folder / "record.json"
         if path.absolute().parts[-len(own.parts) :] != own.parts:

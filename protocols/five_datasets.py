@@ -45,6 +45,7 @@ register(
         published=(
             Published(
                 method="CACL",
+                ours="cacl",
                 accuracy=91.56,
                 megabytes=1.49,
                 source="official code (github pavanteja295/CACL), results/SVDNet_Test_sparse_wt0.1, lambda_s = 0.1, one seed; "

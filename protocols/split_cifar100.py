@@ -33,15 +33,16 @@ register(
         published=(
             Published(
                 method="CACL",
+                ours="cacl",
                 accuracy=86.58,
                 bwt=None,  # isolated by construction; the official code computes none
                 megabytes=8.53,
                 source="official code (github pavanteja295/CACL), README, released model, lambda_s = 0.1, one seed",
             ),
-            Published(method="HAT", accuracy=76.96, bwt=0.01, source=ACL_PROTOCOL),
-            Published(method="A-GEM", accuracy=54.38, bwt=-21.99, source=ACL_PROTOCOL),
-            Published(method="ER-RES", accuracy=66.78, bwt=-15.01, source=ACL_PROTOCOL),
-            Published(method="ACL", accuracy=78.08, bwt=0.0, source=ACL_PROTOCOL),
+            Published(method="HAT", ours="hat", comparable=False, accuracy=76.96, bwt=0.01, source=ACL_PROTOCOL),
+            Published(method="A-GEM", ours="agem", comparable=False, accuracy=54.38, bwt=-21.99, source=ACL_PROTOCOL),
+            Published(method="ER-RES", ours="er", comparable=False, accuracy=66.78, bwt=-15.01, source=ACL_PROTOCOL),
+            Published(method="ACL", comparable=False, accuracy=78.08, bwt=0.0, source=ACL_PROTOCOL),
         ),
     )
 )

@@ -32,14 +32,15 @@ register(
         published=(
             Published(
                 method="CACL",
+                ours="cacl",
                 accuracy=70.10,
                 megabytes=13.03,
                 source="official code (github pavanteja295/CACL), README, released model, lambda_s = 0.1, one seed",
             ),
-            Published(method="HAT", accuracy=59.45, bwt=-0.04, source=ACL_PROTOCOL),
-            Published(method="A-GEM", accuracy=52.43, bwt=-15.23, source=ACL_PROTOCOL),
-            Published(method="ER-RES", accuracy=57.32, bwt=-11.34, source=ACL_PROTOCOL),
-            Published(method="ACL", accuracy=62.07, bwt=0.0, source=ACL_PROTOCOL),
+            Published(method="HAT", ours="hat", comparable=False, accuracy=59.45, bwt=-0.04, source=ACL_PROTOCOL),
+            Published(method="A-GEM", ours="agem", comparable=False, accuracy=52.43, bwt=-15.23, source=ACL_PROTOCOL),
+            Published(method="ER-RES", ours="er", comparable=False, accuracy=57.32, bwt=-11.34, source=ACL_PROTOCOL),
+            Published(method="ACL", comparable=False, accuracy=62.07, bwt=0.0, source=ACL_PROTOCOL),
         ),
     )
 )

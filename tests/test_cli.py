@@ -146,6 +146,7 @@ BAD = [
     (["export", "a", "b", "--output", "c"], ["--output", "single"]),
     (["leaderboard", "--method", "cakl"], ["did you mean 'cacl'?"]),
     (["export", "nowhere"], ["nowhere"]),
+    (["report", "out", "--results", "nowhere"], ["nowhere", "has no records", "--results"]),
     (["data", "verify", "split-cifar100", "--data-dir", "empty"], ["empty", "data get"]),
     (["new-method", "cacl"], ["'cacl'", "already"]),
     (["new-method", "CACL"], ["'cacl'", "already"]),

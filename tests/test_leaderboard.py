@@ -378,3 +378,55 @@ def test_the_plain_network_is_the_same_for_all_methods():
 def test_long_fractions_are_cut_short_in_the_notes():
     one = run("a", settings={"epochs": 10, "share": 1 / 3}, origins={"share": "tuned"})
     assert "a: share = 0.3333 (tuned)" in leaderboard([one]).footnotes
+
+
+def five(method, *accuracies, size=1_000_000, **changes):
+    """One run for each accuracy, of seeds 1, 2, ..."""
+    return [run(method, seed, ((a, None), (a, a)), size, **changes) for seed, a in enumerate(accuracies, 1)]
+
+
+def test_rows_are_compared_with_the_best_by_seed_and_corrected_for_their_number():
+    best, bound = five("best", 90, 82, 91, 85, 88), five("bound", 87, 80, 88, 83, 85)
+    found = rows(leaderboard([*best, *bound, joint()]).accuracy)
+    alone = found["bound"]["accuracy_p"]
+    assert alone < 0.05
+    assert found["bound"]["accuracy_paired"] == 5
+    assert np.isnan([found["best"]["accuracy_p"], found["joint"]["accuracy_p"]]).all()  # the best row; one that does not compete
+    assert {label: row["competes"] for label, row in found.items()} == {"best": True, "bound": True, "joint": False}
+    # Control: the same accuracies with other seeds' partners.
+    shuffled = five("bound", 80, 88, 83, 85, 87)
+    assert rows(leaderboard([*best, *shuffled]).accuracy)["bound"]["accuracy_p"] > 0.05
+    # With a third method each p is Holm's: here twice the smaller one.
+    three = rows(leaderboard([*best, *bound, *five("near", 89, 84, 90, 83, 89)]).accuracy)
+    assert three["bound"]["accuracy_p"] == pytest.approx(2 * alone)
+    assert three["near"]["accuracy_p"] > 0.05
+
+
+def test_only_seeds_in_common_are_compared():
+    best = five("best", 90, 82, 91, 85, 88)
+    found = rows(leaderboard([*best, *five("two", 70, 60), run("other", 7, ((50, None), (50, 50)))]).accuracy)
+    assert [found[name]["accuracy_paired"] for name in ("two", "other")] == [2, 0]
+    assert found["two"]["accuracy_p"] > 0
+    assert np.isnan(found["other"]["accuracy_p"])
+    assert np.isnan(rows(leaderboard([run("a"), run("b")]).accuracy)["a"]["accuracy_p"])  # one seed
+
+
+def test_sizes_that_no_seed_changes_are_known_without_a_test():
+    small, large, same = five("a", 80, 81, 82), five("b", 70, 71, 72, size=1_000_100), five("c", 60, 61, 62)
+    found = rows(leaderboard([*small, *large, *same]).parameter_efficiency)
+    assert (found["b"]["megabytes_p"], found["c"]["megabytes_p"]) == (0, 1)
+    vary = [run("b", seed, size=1_500_000 + 300_000 * seed) for seed in (1, 2, 3)]
+    assert 0 < rows(leaderboard([*small, *vary]).parameter_efficiency)["b"]["megabytes_p"] < 1
+
+
+def test_accuracies_at_matched_size_are_compared_among_themselves():
+    runs = [*five("cacl", 80, 84, 83), *five("big", 99, 98, 97, size=9_000_000), *five("er", 79, 84, 82, size=950_000)]
+    found = rows(leaderboard(runs, match="cacl").parameter_efficiency)
+    assert found["er"]["matched_accuracy_p"] > 0.05
+    assert np.isnan([found[name]["matched_accuracy_p"] for name in ("cacl", "big")]).all()
+
+
+def test_records_without_times_have_no_step_time():
+    board = leaderboard([run(seconds={}), run("b")]).training_memory
+    assert np.isnan(rows(board)["finetune"]["step_seconds"])
+    assert rows(board)["b"]["step_seconds"] == 0.1

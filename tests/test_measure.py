@@ -12,7 +12,7 @@ from short_runs import make
 from torch.nn import functional as F
 
 from benchsuite.cli import main
-from benchsuite.measure import activations, bench, cacl_lite, precision, race, serving
+from benchsuite.measure import activations, bench, cacl_lite, precision, race, records, serving
 
 
 def convolutions(emulate, autocast=True):
@@ -179,3 +179,11 @@ def test_what_the_user_can_mend_is_one_line(tmp_path):
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("benchsuite: error: ")
         assert expected in done.stderr
+
+
+def test_records_are_made_up_and_ranked(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["records", "--records", "60"])
+    records.main()
+    said = capsys.readouterr().out
+    assert said.startswith("60 records, 2 rows")
+    assert re.search(r"both +[0-9.]+ s \([0-9.]+ s of a core\), peak [0-9]+ MB", said)

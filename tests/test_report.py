@@ -1,15 +1,20 @@
 import io
+import re
+import shutil
+import subprocess
+import sys
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PolyCollection
 from rich.console import Console
 
 from benchsuite.errors import UserError
 from benchsuite.leaderboard import Published, leaderboard, series
-from benchsuite.records import Job, RunRecord
-from benchsuite.report import figures, tables, write_report
+from benchsuite.records import Job, RunRecord, write
+from benchsuite.report import figures, tables, write_report, write_reports
 
 ENVIRONMENT = {
     "device": "cpu",
@@ -20,7 +25,7 @@ ENVIRONMENT = {
 }
 
 
-def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2, **changes):
+def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2, facts=None, **changes):
     """Each task is learned to `first` per cent and kept at `last`; `first` None: only the end was measured."""
     correct = [
         [None if i > t or (first is None and t < tasks - 1) else first if i == t and first else last for i in range(tasks)]
@@ -36,9 +41,10 @@ def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2,
         training_state_bytes=4_000_000,
         activation_bytes=1,
         memory={"held": [2_000_000] * tasks, "peak": [3_000_000] * tasks},
-        seconds={"train": [1.0] * tasks, "evaluate": [1.0] * tasks},
+        seconds={"train": [2.0] * tasks, "evaluate": [1.0] * tasks},
         data=[],
         environment=ENVIRONMENT,
+        facts=facts or {},
     )
 
 
@@ -64,8 +70,12 @@ def test_markdown():
 | Method | Accuracy (%) | Learning accuracy (%) | Forward gain | n |
 | --- | ---: | ---: | ---: | ---: |
 | joint | 95.00 | n/a: trains all tasks at once | n/a: trains all tasks at once | 1 |
-| individual | 93.00 ± 0.00 | 93.00 ± 0.00 | 0.00 ± 0.00 | 2 |
-| fine_tune | 80.75 ± 9.53 | 91.00 ± 12.71 | -2.00 ± 12.71 | 2 |
+| individual | **93.00 ± 0.00** | **93.00 ± 0.00** | **0.00 ± 0.00** | 2 |
+| fine_tune | <ins>80.75 ± 9.53</ins> | <ins>91.00 ± 12.71 †</ins> | <ins>-2.00 ± 12.71 †</ins> | 2 |
+
+Accuracy on split_x, tier lite; mean ± 95 % interval (Student's t) over n = 1 to 2 seeds. Best in bold, second underlined, by \
+the numbers as printed; rows trained on all tasks at once do not compete. † not distinguishable from the best (p > 0.05): \
+smoothed studentised bootstrap of the differences paired by seed, 2 seeds in common, Holm's correction over the methods compared.
 
 split_x, tier lite; seeds: 1, 2; tasks: 2; cpu (Model X); fp32; torch 2.6.0, avalanche-lib 0.6.0, benchsuite 0.1.0; \
 revision abcdef0; 2026-01-02
@@ -73,7 +83,8 @@ revision abcdef0; 2026-01-02
     )
     text = tables.to_markdown(board, "parameter_efficiency")
     assert (
-        "| fine_tune | 1.00 | 0.999 | 0.001 | 0 | 0 | 0.500 | 2.00 | – | 2.50 | – | 4.00 | 80.75 ± 9.53 | yes | 2 |" in text
+        "| fine_tune | **1.00** | 0.999 | 0.001 | 0 | 0 | **0.500** | **2.00** | – | **2.50** | – | 4.00 "
+        "| <ins>80.75 ± 9.53</ins> | yes | 2 |" in text
     )  # joint, which sees all tasks at once, is no rival
 
 
@@ -93,6 +104,11 @@ def test_csv_reads_back_equal():
                 assert set(back.pop(name)) == {getattr(board, name)}
             notes = [name for name in frame if name.endswith("_note")]  # a column of blanks has no type to read back
             pd.testing.assert_frame_equal(back.drop(columns=notes), frame.drop(columns=notes), rtol=1e-15)
+            again = pd.read_parquet(io.BytesIO(tables.parquet(tables.numbers(board, kind))))
+            assert set(again.pop("provenance")) == {board.provenance}
+            pd.testing.assert_frame_equal(
+                again.drop(columns=[*notes, "protocol", "tier"]), frame.drop(columns=notes), check_exact=True
+            )
             assert all(back[name].dropna().tolist() == frame[name].dropna().tolist() for name in notes)
 
 
@@ -100,11 +116,14 @@ def test_latex():
     board = leaderboard([*records(), run("a&b 100%", last=1)])
     text = tables.to_latex(board, "accuracy")
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{", r"\label{"))
-    assert r"fine\_tune & 80.75 $\pm$ 9.53" in text
+    assert r"fine\_tune & \underline{80.75 $\pm$ 9.53} & \underline{91.00 $\pm$ 12.71 $^\dagger$}" in text
     assert r"a\&b 100\% &" in text
-    assert r"joint & \textbf{95.00}" in text
-    assert text.count(r"\textbf") == 3
-    assert r"\par\footnotesize split\_x, tier lite; seeds: 1, 2" in text
+    assert r"joint & 95.00 & n/a & n/a &" in text  # a reference is never the best
+    assert r"n/a: trains all tasks at once (joint)" in text
+    assert r"individual & \textbf{93.00 $\pm$ 0.00}" in text
+    assert text.count(r"\textbf") == text.count(r"\underline") == 3
+    assert r"& $-$2.00" in text.replace(r"\underline{", "")
+    assert r"\par\raggedright\footnotesize split\_x, tier lite; seeds: 1, 2" in text
     assert text.rstrip().endswith(r"\end{table}")
 
 
@@ -140,10 +159,11 @@ def report(tmp_path_factory):
 
 
 def test_report_writes_every_file(report):
-    figures = ["accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task"]
+    figures = ["accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task", "forgetting_after_each_task"]
+    figures += ["stored_after_each_task", "step_time"]
     figures += [f"accuracy_matrix_{method}" for method in ("fine_tune", "joint")]
-    expected = {f"{name}.{suffix}" for name in figures for suffix in ("pdf", "png")}
-    expected |= {f"{kind}.{suffix}" for kind in tables.TITLES for suffix in ("md", "csv", "tex")} | {"leaderboard.md"}
+    expected = {f"{name}.{suffix}" for name in figures for suffix in ("pdf", "png")} | {"leaderboard.md", "report.tex"}
+    expected |= {f"{kind}.{suffix}" for kind in tables.TITLES for suffix in ("md", "csv", "parquet", "tex")}
     assert {path.name for path in report} == expected
     assert {path.name for path in report[0].parent.iterdir()} == expected
     page = (report[0].parent / "leaderboard.md").read_text()
@@ -157,11 +177,40 @@ def test_figures_are_drawn(report):
     for path in report:
         if path.suffix == ".png":
             pixels = imread(path)
-            assert pixels.shape[1] == 1050  # 3.5 inches at 300 dpi
+            assert pixels.shape[1] == 990  # 3.3 inches at 300 dpi
             assert len(np.unique(pixels[:, :, 0])) > 20  # not a blank page
         if path.suffix == ".pdf":
             assert path.stat().st_size > 5000
             assert b"CreationDate" not in path.read_bytes()
+            kinds = fonts(path.read_bytes())
+            assert set(kinds) <= {"/TrueType", "/CIDFontType2"}  # the second is what newer matplotlib makes of TrueType fonts
+            assert set(kinds.values()) == {True}
+            (box,) = re.findall(rb"/MediaBox \[ 0 0 ([0-9.]+) ", path.read_bytes())
+            assert float(box) == pytest.approx(3.3 * 72)
+
+
+def fonts(pdf):
+    """The kinds of simple fonts of a PDF, and whether every one of a kind is embedded."""
+    kinds = {}
+    for part in re.findall(rb"<<(?:(?!endobj).)*?/Type /Font\b(?:(?!endobj).)*?endobj", pdf, re.DOTALL):
+        (kind,) = re.findall(rb"/Subtype (/[A-Za-z0-9]+)", part)
+        descriptor = re.search(rb"/FontDescriptor (\d+) 0 R", part)
+        described = descriptor and re.search(rb"\b%s 0 obj(?:(?!endobj).)*" % descriptor[1], pdf, re.DOTALL)
+        embedded = bool(described and b"/FontFile" in described[0])
+        if kind != b"/Type0":  # which only names a CIDFont
+            kinds[kind.decode()] = kinds.get(kind.decode(), True) and embedded
+    return kinds
+
+
+def test_the_check_of_fonts_sees_type_3():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure, file = Figure(), io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.text(0.5, 0.5, "text")
+    figure.savefig(file, format="pdf")  # as matplotlib does without being told
+    assert "/Type3" in fonts(file.getvalue())
 
 
 def test_same_records_in_any_order_give_the_same_bytes(report, tmp_path):
@@ -195,7 +244,8 @@ def test_many_methods_have_a_legend_and_no_bands():
         assert bool(figure.legends) is not few
         if not few:
             assert {text.get_text() for text in figure.legends[0].get_texts()} == set(groups)
-        assert bool(figures.accuracy_after_each_task(groups, "").axes[0].collections) is few
+        drawn = figures.accuracy_after_each_task(groups, "").axes[0].collections
+        assert any(isinstance(one, PolyCollection) for one in drawn) is few
 
 
 def test_the_width_is_taken_from_a_label():
@@ -205,13 +255,164 @@ def test_the_width_is_taken_from_a_label():
     assert series("b") == "b"
 
 
-def test_runs_of_fewer_tasks_are_drawn_apart(tmp_path):
+def test_runs_of_fewer_tasks_are_drawn_apart(tmp_path, undrawn):
     mixed = [run("a", 1, tasks=3), run("a", 2, tasks=2)]
     files = write_report(leaderboard(mixed), mixed, tmp_path)
     assert {tmp_path / f"accuracy_matrix_a-tasks={n}.png" for n in (2, 3)} <= {*files}
 
 
-def test_unwritable_folder(tmp_path):
+def test_unwritable_folder(tmp_path, undrawn):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
         write_report(leaderboard([run("a")]), [run("a")], tmp_path / "file" / "report")
+
+
+def seeds(method, *accuracies, **changes):
+    return [run(method, seed, last, last, **changes) for seed, last in enumerate(accuracies, 1)]
+
+
+def five():
+    """Over five seeds `close` cannot be told from `best`; `far` can, and `bound`, which differs by almost the same each time."""
+    return [
+        *seeds("best", 90, 82, 91, 85, 88),
+        *seeds("close", 87, 84, 90, 83, 89),
+        *seeds("bound", 80, 73, 81, 75, 78),
+        *seeds("far", 40, 42, 41, 40, 43),
+    ]
+
+
+def test_a_dagger_stands_at_what_the_seeds_cannot_tell_from_the_best():
+    board = leaderboard(five())
+    rows = [line.split(" | ") for line in tables.to_markdown(board, "accuracy").splitlines() if line.startswith("| ")]
+    marked = {row[0]: "†" in row[1] for row in rows}
+    assert [marked[f"| {name}"] for name in ("best", "close", "bound", "far")] == [False, True, False, False]
+    text = tables.to_latex(board, "accuracy")
+    assert r"close & \underline{86.60 $\pm$" in text
+    assert r"$^\dagger$}" in text
+    assert r"$^\dagger$ not distinguishable from the best (p $>$ 0.05): smoothed studentised" in text
+    assert "paired by seed, 5 seeds in common, Holm's correction over the methods compared" in text
+    # Control: with the seeds of one row in another order `bound` is no longer bound to the best.
+    loose = [*five()[:10], *seeds("bound", 73, 81, 75, 80, 78), *five()[15:]]
+    assert any("bound" in line and "†" in line for line in tables.to_markdown(leaderboard(loose), "accuracy").splitlines())
+
+
+def test_no_dagger_stands_where_nothing_can_be_said():
+    text = tables.to_markdown(leaderboard([record for record in five() if record.job.seed == 1]), "accuracy")
+    assert "†" not in text
+    assert "one seed, so no intervals" in text
+    assert "nothing can be said of differences, so nothing is marked as not distinguishable" in text
+    mixed = tables.to_markdown(leaderboard([*five(), run("new", 1, 85, 85)]), "accuracy")
+    assert "nothing can be said of differences: so of new." in mixed
+    assert "†" not in next(line for line in mixed.splitlines() if line.startswith("| new"))
+
+
+def test_best_and_second_are_what_is_printed():
+    close = [run("a", size=1_000_000), run("b", size=1_000_400), run("c", size=1_100_000), run("d", size=1_100_100)]
+    rows = {line[:1]: line for line in tables.to_latex(leaderboard(close), "parameter_efficiency").splitlines()}
+    assert [r"\textbf{1.00}" in rows[name] for name in "abcd"] == [True, True, False, False]
+    assert [r"\underline{1.10}" in rows[name] for name in "abcd"] == [False, False, True, True]
+    alone = tables.to_latex(leaderboard([run("a")]), "parameter_efficiency")
+    assert "textbf" not in alone  # the best of one is no news
+    paper = leaderboard([run("a", tier="paper"), run("b", last=1, tier="paper")], [Published(method="HAT", accuracy=99.0)])
+    assert "**" not in next(line for line in tables.to_markdown(paper, "accuracy").splitlines() if "HAT" in line)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
+def test_the_report_compiles(tmp_path):
+    odd = [run('a&b_100% {x} ~^\\ "quoted" <|> λ', s, settings={"a": "~" * 60}) for s in (1, 2)]
+    many = [*five(), *odd, run("joint", 1, None, 95)]
+    for folder in (tmp_path, tmp_path / "split_x" / "lite"):
+        if folder == tmp_path:
+            for record in many:
+                write(record, tmp_path / "runs" / record.job.folder / "record.json")
+            published = {"split_x": [Published(method="B_x", ours="best", accuracy=88.0, megabytes=1.0, source="p. 3 & 4")]}
+            write_reports(tmp_path / "runs", tmp_path, published)
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert "Overfull \\hbox" not in done.stdout
+        assert (folder / "report.pdf").stat().st_size > 10_000
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """What is drawn takes most of the time."""
+    monkeypatch.setattr(figures, "render", lambda figure: {"pdf": b"", "png": b""})
+
+
+def test_reports_of_several_protocols_and_tiers(tmp_path, undrawn):
+    for record in (run("a"), run("b"), run("a", tier="paper")):
+        write(record, tmp_path / "runs" / record.job.folder / "record.json")
+    held = {"split_x": Published(method="A", ours="a", accuracy=80.0, source="p. 1")}
+    held["other"] = Published(method="B", accuracy=1.0, source="p. 2")
+    published = {name: [figure] for name, figure in held.items()}
+    files = write_reports(tmp_path / "runs", tmp_path / "all", published)
+    assert {file.parent.relative_to(tmp_path / "all").as_posix() for file in files} == {"split_x/lite", "split_x/paper", "."}
+    ledger = pd.read_csv(tmp_path / "all" / "ledger.csv")
+    assert ledger["protocol"].tolist() == ["split_x", "split_x", "other"]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "all" / "ledger.parquet"), ledger, check_dtype=False)
+
+    some = write_reports(tmp_path / "runs", tmp_path / "some", published, protocols=["split_x"], tiers=["lite"])
+    assert {file.parent.name for file in some} == {"lite", "some"}
+    assert len(pd.read_csv(tmp_path / "some" / "ledger.csv")) == 2  # the ledger knows of the paper run all the same
+    for chosen, words in (
+        ({"protocols": ["split_y"]}, "no records of a protocol 'split_y'; did you mean 'split_x'"),
+        ({"tiers": ["smoke"]}, "no records of a tier 'smoke'; there are lite, paper"),
+        ({"protocols": ["other"]}, "no records of other"),
+    ):
+        with pytest.raises(UserError, match=words):
+            write_reports(tmp_path / "runs", tmp_path / "none", published, **chosen)
+    with pytest.raises(UserError, match="has no records; run `benchsuite leaderboard`"):
+        write_reports(tmp_path / "nowhere", tmp_path / "none", published)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_report_command_loads_no_torch(tmp_path):
+    record = run("a", tasks=1)
+    write(record, tmp_path / "runs" / record.job.folder / "record.json")
+    code = (
+        "import sys; from benchsuite.cli import main\n"
+        "assert main(['report', 'out', '--results', 'runs', '--tier', 'lite']) == 0\n"
+        "assert not {'torch', 'avalanche'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["out/split_x/lite", "out"]
+
+
+def test_ranks_of_banks_and_of_single_networks_are_drawn():
+    bank = {"ranks": {"conv1": [3, 5], "conv2": [4, 4]}}
+    figure = figures.rank_growth("a", [run("a", facts=bank), run("a", 2, facts=bank)], "")
+    lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    assert lines == {"conv1": [3, 5], "conv2": [4, 4]}
+    tucker = {"ranks": [{"conv1": [3, 2]}, {"conv1": [5, 4]}]}  # of each task's own network: summed
+    figure = figures.rank_growth("b", [run("b", facts=tucker)], "")
+    assert [axes.lines[0].get_ydata().tolist() for axes in figure.axes] == [[3, 8], [2, 6]]
+    for other in ({}, {"ranks": {"conv1": [1]}}, {"ranks": {"conv1": "full"}}, {"ranks": []}, {"ranks": 3}):
+        assert figures.rank_growth("c", [run("c", facts=other)], "") is None
+
+
+def test_looks_differ_in_grey_and_text_is_of_one_size():
+    looks = figures._looks([f"m{i}" for i in range(27)])
+    assert len({(look["marker"], look["fillstyle"]) for look in looks.values()}) == 27
+    assert len({look["linestyle"] for look in looks.values()}) == 3
+    groups = {name: [r for r in DRAWN if r.job.method == name] for name in ("fine_tune", "joint")}
+    for figure in (figures.accuracy_after_each_task(groups, ""), figures.step_time(leaderboard(DRAWN))):
+        sizes = {label.get_fontsize() for axes in figure.axes for label in (*axes.get_xticklabels(), axes.xaxis.label)}
+        assert sizes == {8}
+
+
+def test_stored_sizes_and_forgetting_over_tasks():
+    one = run("a", tasks=3)
+    one.stored[:2] = [{"weights": n, "heads": 0, "masks": 0, "other": 0} for n in (10**6, 2 * 10**6)]
+    line = figures.stored_after_each_task({"a": [one]}, "").axes[0].lines[0]
+    assert line.get_ydata().tolist() == [1, 2, 1]
+    line = figures.forgetting_after_each_task({"a": [one]}, "").axes[0].lines[0]
+    assert line.get_ydata()[1:].tolist() == [10, 10]
+    assert figures.forgetting_after_each_task({"a": [run("a", tasks=1)]}, "") is None
+    older = run("a", tasks=1)
+    older.seconds.clear()
+    older.memory.clear()
+    board = leaderboard([older])
+    assert figures.step_time(board) is None
+    assert "| a | – | – | 4.00 | 90.00 |" in tables.to_markdown(board, "training_memory")

@@ -1,14 +1,60 @@
-"""A leaderboard as files: tables in Markdown, CSV and LaTeX, figures in PDF and PNG."""
+"""Leaderboards as files: tables in LaTeX, Markdown, CSV and parquet, figures in PDF and PNG, the reproduction ledger."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from ..leaderboard import Leaderboard, configurations
-from ..records import RunRecord, digest, write_atomic
+from ..errors import UserError
+from ..leaderboard import Leaderboard, Published, configurations, leaderboard
+from ..ledger import ledger
+from ..records import RunRecord, digest, read_all, write_atomic
+from ..registry import suggest
 from . import tables
+
+
+def write_reports(
+    results: Path,
+    output: Path,
+    published: Mapping[str, Sequence[Published]],
+    *,
+    protocols: Collection[str] = (),
+    tiers: Collection[str] = (),
+) -> list[Path]:
+    """Write a report on every protocol and tier of the results folder that has records, or on those named, each into
+    `output`/protocol/tier, and the ledger of their protocols into `output`; returns the files.
+
+    published: the figures of every known protocol, by its name. The ledger sees all tiers, whichever are reported on.
+    Raises UserError, before anything is written, where a record cannot be trusted or a named protocol or tier has none.
+    """
+    found = {path.parents[2].relative_to(results).parts for path in results.glob("*/*/*/*/record.json")}
+    for words, there, given in (("protocol", {p for p, _ in found}, protocols), ("tier", {t for _, t in found}, tiers)):
+        for name in given:
+            if name not in there and not (words == "protocol" and name in published):
+                raise UserError(
+                    f"{results}: has no records of a {words} {name!r}; {suggest(name, there) if there else 'run it first'}"
+                )
+    if not found:
+        raise UserError(f"{results}: has no records; run `benchsuite leaderboard` first, or name the folder with --results")
+    records = {key: read_all(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
+    boards = {key: leaderboard(runs, published.get(key[0], ())) for key, runs in records.items() if not tiers or key[1] in tiers}
+    if not boards:
+        raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}; run it first")
+    files = [file for key, board in boards.items() for file in write_report(board, records[key], output.joinpath(*key))]
+
+    figures = {name: figures for name, figures in published.items() if not protocols or name in protocols}
+    frame = ledger([run for runs in records.values() for run in runs], figures)
+    return files + _write(
+        output,
+        {
+            "ledger.md": tables.ledger_markdown(frame),
+            "ledger.tex": tables.ledger_latex(frame),
+            "ledger.csv": tables.csv(frame),
+            "ledger.parquet": tables.parquet(frame),
+            "report.tex": tables.latex_document("Reproduction ledger", ["ledger"], [], []),
+        },
+    )
 
 
 def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path) -> list[Path]:
@@ -24,21 +70,34 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
     for kind in tables.TITLES:
         files[f"{kind}.md"] = tables.to_markdown(board, kind)
         files[f"{kind}.csv"] = tables.to_csv(board, kind)
+        files[f"{kind}.parquet"] = tables.parquet(tables.numbers(board, kind))
         files[f"{kind}.tex"] = tables.to_latex(board, kind)
 
+    where = f"on {board.protocol}, tier {board.tier}"
     drawings = {
-        "accuracy_vs_size": figures.accuracy_vs_size(board),
-        "accuracy_after_each_task": figures.accuracy_after_each_task(runs, board.provenance),
+        "accuracy_vs_size": (figures.accuracy_vs_size(board), f"Accuracy against stored size {where}."),
+        "accuracy_after_each_task": (figures.accuracy_after_each_task(runs, board.provenance), f"Accuracy over tasks {where}."),
+        "forgetting_after_each_task": (
+            figures.forgetting_after_each_task(runs, board.provenance),
+            f"Forgetting over tasks {where}.",
+        ),
+        "stored_after_each_task": (figures.stored_after_each_task(runs, board.provenance), f"Stored size over tasks {where}."),
+        "step_time": (figures.step_time(board), f"Wall clock of a training step {where}."),
     }
     if board.training_memory["held"].notna().any():
-        drawings["accuracy_vs_memory"] = figures.accuracy_vs_memory(board)
+        drawings["accuracy_vs_memory"] = (figures.accuracy_vs_memory(board), f"Accuracy against memory for training {where}.")
     for label, group in runs.items():
         name = re.sub(r"[^\w.+=-]+", "-", label).strip("-")
         if len(name) > 100:  # a file's name has its limits
             name = f"{name[:80]}-{digest(label)[:8]}"
-        drawings[f"accuracy_matrix_{name}"] = figures.accuracy_matrix(label, group, board.provenance)
-    for name, drawing in drawings.items():
-        files |= {f"{name}.{suffix}": content for suffix, content in figures.render(drawing).items()}
+        ranks = figures.rank_growth(label, group, board.provenance)
+        drawings[f"rank_growth_{name}"] = (ranks, f"Components of each layer over tasks: {label} {where}.")
+        matrix = figures.accuracy_matrix(label, group, board.provenance)
+        drawings[f"accuracy_matrix_{name}"] = (matrix, f"Accuracy on each task after each task: {label} {where}.")
+    shown = [(name, words) for name, (drawing, words) in drawings.items() if drawing]
+    for name, (drawing, _) in drawings.items():
+        if drawing:
+            files |= {f"{name}.{suffix}": content for suffix, content in figures.render(drawing).items()}
 
     files["leaderboard.md"] = "\n".join(
         [
@@ -46,12 +105,19 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
             *(tables.to_markdown(board, kind, footnotes=False) for kind in tables.TITLES),
             *(["## Notes\n\n" + "".join(f"- {note}\n" for note in board.footnotes)] if board.footnotes else []),
             "## Figures\n",
-            *(f"[![{name}]({name}.png)]({name}.pdf)\n" for name in drawings),
+            *(f"[![{name}]({name}.png)]({name}.pdf)\n" for name, _ in shown),
         ]
     )
-    for name, content in files.items():
-        write_atomic(folder / name, content)
-    for old in folder.glob("accuracy_matrix_*"):  # of rows that are no longer there, or are called otherwise now
+    title = f"{board.protocol}, tier {board.tier}"
+    files["report.tex"] = tables.latex_document(title, list(tables.TITLES), shown, board.footnotes)
+    written = _write(folder, files)
+    for old in (*folder.glob("accuracy_matrix_*"), *folder.glob("rank_growth_*")):  # of rows that are no longer there
         if old.name not in files and old.suffix in (".pdf", ".png"):
             old.unlink()
+    return written
+
+
+def _write(folder: Path, files: Mapping[str, bytes | str]) -> list[Path]:
+    for name, content in files.items():
+        write_atomic(folder / name, content)
     return [folder / name for name in files]

@@ -21,15 +21,19 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from .. import metrics
-from ..leaderboard import Leaderboard, series, t_interval
+from ..leaderboard import MB, Leaderboard, series, t_interval
 from ..records import RunRecord
 
-WIDTH = 3.5  # inches: one column of the usual two-column layouts
-FONT, SMALL = 7, 5  # points
+WIDTH = 3.3  # inches: one column of the usual two-column layouts
+FONT, SMALL = 8, 5  # points: all that is read, and the provenance in small print
+FINE = 80  # characters of small print in a line
 FEW = 8  # methods that can be told apart by labels beside points, and by bands
-LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.6, "handletextpad": 0.5}
+LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.8, "handletextpad": 0.5, "labelspacing": 0.2}
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#7F7F7F"]  # Okabe and Ito 2008
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]  # nine: no pair of colour and marker returns before 72 rows
+# In grey, marker, filling and line tell rows apart: 27 of them; with the colour no look returns before 216.
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
+FILLS, LINES = ["full", "none", "left"], ["-", "--", ":"]
+OUTSIDE = ["x", "+", "1", "2", "3", "4"]  # of published rows, in black: strokes, where measured ones have shapes
 
 
 def accuracy_vs_size(board: Leaderboard) -> Figure:
@@ -55,42 +59,38 @@ def _trade_off(frame: pd.DataFrame, heading: str, provenance: str) -> Figure:
     for row in rows:
         name = row["series"] if len(largest) <= FEW else ""
         row["text"] = name if row is largest[row["series"]] else f"×{row['width']:g}"
-    looks = _looks(sorted(largest, key=lambda name: (largest[name]["published"], name)))
+    looks = _looks([name for name in sorted(largest) if not largest[name]["published"]])
+    others = [name for name in sorted(largest) if largest[name]["published"]]
+    looks |= {name: {"color": "black", "marker": OUTSIDE[i % len(OUTSIDE)], "linestyle": ""} for i, name in enumerate(others)}
     columns = _columns(looks)
     legend = -(-len(looks) // columns) if len(looks) > FEW else 0
-    figure, axes = _figure(f"{provenance}; dashed: Pareto front", height=2.9 + 0.12 * legend)
+    figure, axes = _figure(f"{provenance}; dashed: Pareto front", height=2.7 + 0.14 * legend)
     front = sorted((row["x"], row["accuracy"]) for row in rows if row["pareto"])
     axes.plot(*np.array(front).reshape(-1, 2).T, drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
     for name in looks:
         line = [(row["x"], row["accuracy"]) for row in rows if row["series"] == name]
         axes.plot(*np.array(line).T, color=looks[name]["color"], linewidth=0.8)
-        axes.plot([], [], **looks[name], linestyle="", markersize=4, label=textwrap.fill(name, 60))
+        axes.plot([], [], **{**looks[name], "linestyle": ""}, markersize=4, label=textwrap.fill(name, 50))
     for row in rows:
         look = looks[row["series"]]
         axes.errorbar(
             row["x"],
             row["accuracy"],
-            xerr=np.nan_to_num(row["x_ci"]),
-            yerr=np.nan_to_num(row["accuracy_ci"]),
-            color=look["color"],
-            marker=look["marker"],
+            xerr=row["x_ci"] or None if pd.notna(row["x_ci"]) else None,
+            yerr=row["accuracy_ci"] if pd.notna(row["accuracy_ci"]) else None,
+            **look,
             markersize=5,
-            markerfacecolor="white" if row["published"] else look["color"],
             elinewidth=0.8,
             capsize=1.5,
         )
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(0.2, 0.12)
-    low, high = axes.get_xlim()
-    dense = [1 + 0.5 * i for i in range(18)]  # between close sizes 1, 2, 5 would leave one tick or none
-    axes.xaxis.set_major_locator(LogLocator(subs=dense if high < 5 * low else [1, 2, 5]))
+    _plain_ticks(axes.xaxis, *axes.get_xlim())
     axes.set_xlabel(heading, fontsize=FONT)
     axes.set_ylabel("accuracy (%)", fontsize=FONT)
     _bound(axes)
     if legend:
-        figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT - 1, **LEGEND)
+        figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT, **LEGEND)
     _label_points(figure, axes, rows, looks)
     return figure
 
@@ -120,11 +120,12 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
         axes.set_xlabel("epsilon", fontsize=FONT)
         axes.set_ylabel(heading, fontsize=FONT)
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.tick_params(labelsize=FONT)
         axes.grid(color="0.9", linewidth=0.5)
         axes.set_axisbelow(True)
-        axes.legend(fontsize=FONT - 1, **LEGEND)
-    figure.supxlabel(textwrap.fill(provenance, 95), fontsize=SMALL, color="0.4")
+        axes.legend(fontsize=FONT, **LEGEND)
+    figure.supxlabel(textwrap.fill(provenance, FINE), fontsize=SMALL, color="0.4")
     return figure
 
 
@@ -140,41 +141,155 @@ def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figur
     axes.grid(False)
     axes.set_xlabel("accuracy on task", fontsize=FONT)
     axes.set_ylabel("after learning task", fontsize=FONT)
-    axes.set_title(textwrap.fill(f"{label}, n = {len(runs)}", 60), fontsize=FONT)
+    axes.set_title(textwrap.fill(f"{label}, n = {len(runs)}", 48), fontsize=FONT)
     if n <= 10:
         for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True):
             colour = "black" if mean[t, i] > 50 else "white"
-            axes.text(i, t, f"{mean[t, i]:.1f}", ha="center", va="center", fontsize=FONT - 1 - n / 10, color=colour)
+            axes.text(i, t, f"{mean[t, i]:.1f}", ha="center", va="center", fontsize=FONT - 1 - n / 5, color=colour)
     bar = figure.colorbar(image, shrink=0.8)
     bar.set_label("%", fontsize=FONT)
     bar.ax.tick_params(labelsize=FONT)
     return figure
 
 
-def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure:
-    """A_k (%) against k, mean over seeds; a method that is measured only at the end is a point. Up to `FEW` methods have their
-    95 % bands."""
-    looks = _looks(list(runs))
-    columns = _columns(runs)
-    figure, axes = _figure(provenance, height=2.5 + 0.12 * -(-len(runs) // columns))
-    for label, group in runs.items():
-        after = np.stack([metrics.accuracy_after_each_task(metrics.accuracy_matrix(run)) for run in group])
-        mean, half = t_interval(after)
+def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
+    """A_k (%) against k, mean over seeds, with 95 % bands; a method that is measured only at the end is a point."""
+    series = {
+        label: [metrics.accuracy_after_each_task(metrics.accuracy_matrix(run)) for run in group] for label, group in runs.items()
+    }
+    return _over_tasks(series, "mean accuracy (%)", provenance)
+
+
+def forgetting_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
+    """F_k (points) against k, mean over seeds, with 95 % bands; None where no method has it."""
+    series = {
+        label: [metrics.forgetting_after_each_task(metrics.accuracy_matrix(run)) for run in group]
+        for label, group in runs.items()
+    }
+    return _over_tasks(series, "mean forgetting (points)", provenance)
+
+
+def stored_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
+    """MB (log axis) of the artifact that serves the first k tasks against k, mean over seeds, with 95 % bands."""
+    series = {
+        label: [np.array([np.nan if s is None else sum(s.values()) / MB for s in run.stored]) for run in group]
+        for label, group in runs.items()
+    }
+    return _over_tasks(series, "stored (MB)", provenance, log=True)
+
+
+def _over_tasks(series: dict[str, list[np.ndarray]], heading: str, provenance: str, log: bool = False) -> Figure | None:
+    """A line for each row. Bands of more than `FEW` rows would hide one another: then only the last point has its interval."""
+    summaries = {label: t_interval(np.stack(values)) for label, values in series.items()}
+    if all(np.isnan(mean).all() for mean, _ in summaries.values()):
+        return None
+    looks = _looks(list(series))
+    columns = _columns(series)
+    figure, axes = _figure(provenance, height=2.4 + 0.14 * -(-len(series) // columns))
+    for place, (label, (mean, half)) in enumerate(summaries.items()):
         k = np.arange(1, len(mean) + 1)
-        axes.plot(k, mean, label=textwrap.fill(label, 60), markersize=3, linewidth=0.9, **looks[label])
-        known = ~np.isnan(half)
-        if len(runs) > FEW:
-            continue
-        if known.sum() == 1:
-            axes.errorbar(k[known], mean[known], yerr=half[known], color=looks[label]["color"], elinewidth=0.8, capsize=1.5)
-        else:
+        every = max(1, len(k) // 5)  # markers of their own places: not all rows' on top of one another
+        axes.plot(
+            k,
+            mean,
+            label=textwrap.fill(label, 50),
+            markersize=3.5,
+            linewidth=0.9,
+            markevery=(place % every, every) if (~np.isnan(mean)).sum() > every else None,
+            **looks[label],
+        )
+        known = np.flatnonzero(~np.isnan(half))
+        if len(known) > 1 and len(series) <= FEW:
             axes.fill_between(k, mean - half, mean + half, color=looks[label]["color"], alpha=0.15, linewidth=0)
+        elif len(known):
+            last = known[-1]
+            axes.errorbar(k[last], mean[last], yerr=half[last], color=looks[label]["color"], elinewidth=0.8, capsize=1.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.set_xlabel("tasks learned", fontsize=FONT)
-    axes.set_ylabel("mean accuracy on them (%)", fontsize=FONT)
-    _bound(axes)
-    figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT - 1, **LEGEND)
+    axes.set_ylabel(heading, fontsize=FONT)
+    if log:
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis, *axes.get_ylim())
+    else:
+        _bound(axes)
+    figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT, **LEGEND)
     return figure
+
+
+def step_time(board: Leaderboard) -> Figure | None:
+    """Milliseconds of a training step (log axis), wall clock, a row each with its 95 % interval; None where no record has it."""
+    frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
+    if frame.empty:
+        return None
+    figure, axes = _figure(
+        f"{board.provenance}; wall clock of whole trainings, on machines that may have had other work meanwhile",
+        height=0.9 + 0.16 * len(frame),
+    )
+    y = np.arange(len(frame))
+    axes.errorbar(
+        1000 * frame["step_seconds"],
+        y,
+        xerr=1000 * np.nan_to_num(frame["step_seconds_ci"]),
+        linestyle="",
+        marker="o",
+        markersize=4,
+        color=COLOURS[0],
+        elinewidth=0.8,
+        capsize=1.5,
+    )
+    axes.set_xscale("log", nonpositive="clip")
+    _plain_ticks(axes.xaxis, *axes.get_xlim())
+    axes.set_yticks(y, [textwrap.shorten(name, 34, placeholder=" …") for name in frame["method"]])
+    axes.set_ylim(-0.7, len(frame) - 0.3)
+    axes.set_xlabel("a training step (ms)", fontsize=FONT)
+    return figure
+
+
+def rank_growth(label: str, runs: list[RunRecord], provenance: str) -> Figure | None:
+    """How many components each layer holds after task k against k, mean over seeds; None where the records do not say.
+
+    Of a bank that grows, `facts["ranks"]` has the cumulative ranks of each layer, for each task; of networks that were cut
+    one by one, those of each network, which are summed here. A kernel with two ranks (Tucker's) has a panel for each.
+    """
+    found = [_ranks(run) for run in runs]
+    if not all(found):
+        return None
+    layers = {name: t_interval(np.stack([one[name] for one in found])) for name in found[0] if all(name in one for one in found)}
+    modes = max(mean.shape[1] for mean, _ in layers.values())
+    kinds = {1: ["components"], 2: ["output components", "input components"]}
+    names = kinds.get(modes, [f"components, mode {m + 1}" for m in range(modes)])
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(1, modes, squeeze=False)[0])
+    looks = _looks(list(layers))
+    for mode, axes in enumerate(panels):
+        for name, (mean, half) in layers.items():
+            k, m = np.arange(1, len(mean) + 1), min(mode, mean.shape[1] - 1)
+            axes.plot(k, mean[:, m], label=name, markersize=3, markevery=max(1, len(k) // 5), linewidth=0.9, **looks[name])
+            axes.fill_between(k, (mean - half)[:, m], (mean + half)[:, m], color=looks[name]["color"], alpha=0.15, linewidth=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axes.set_xlabel("tasks learned", fontsize=FONT)
+        axes.set_ylabel(names[mode], fontsize=FONT)
+        axes.set_ylim(bottom=0)
+        _plain(axes)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=_columns(layers), fontsize=FONT, **LEGEND
+    )
+    figure.supxlabel(textwrap.fill(f"{label}, n = {len(runs)}; {provenance}", FINE), fontsize=SMALL, color="0.4")
+    return figure
+
+
+def _ranks(run: RunRecord) -> dict[str, np.ndarray]:
+    """Of each layer the components that it holds after each of T tasks (T, modes); empty where the facts say nothing of them."""
+    facts: Any = run.facts.get("ranks")
+    try:
+        if isinstance(facts, list):  # of each task's own network
+            layers = {name: np.cumsum([one[name] for one in facts], axis=0) for name in facts[0]}
+        else:
+            layers = {name: np.array(ranks, dtype=float).reshape(len(ranks), -1) for name, ranks in facts.items()}
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):  # other methods may call other things ranks
+        return {}
+    return layers if all(ranks.ndim == 2 and len(ranks) == len(run.tasks) for ranks in layers.values()) else {}
 
 
 def render(figure: Figure) -> dict[str, bytes]:
@@ -192,16 +307,31 @@ def _figure(provenance: str, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    _plain(axes)
+    figure.supxlabel(textwrap.fill(provenance, FINE), fontsize=SMALL, color="0.4")
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=FONT)
     axes.grid(color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
-    figure.supxlabel(textwrap.fill(provenance, 95), fontsize=SMALL, color="0.4")
-    return figure, axes
+
+
+def _plain_ticks(axis: Any, low: float, high: float) -> None:
+    """Ticks of a log axis as plain numbers, a few of them whatever its range."""
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+    dense = [1 + 0.5 * i for i in range(18)]  # between close sizes 1, 2, 5 would leave one tick or none
+    steps = ((1.6, dense), (5, [1, 1.5, 2, 3, 4, 5, 7]), (200, [1, 2, 5]))
+    axis.set_major_locator(LogLocator(subs=next((subs for ratio, subs in steps if high < ratio * low), [1])))
 
 
 def _columns(labels: Iterable[str]) -> int:
     """How many columns of a legend fit."""
-    return max(1, min(4, 76 // (max(map(len, labels)) + 8)))
+    names = list(labels)
+    most = max(1, min(4, 62 // (max(map(len, names)) + 7)))
+    return -(-len(names) // -(-len(names) // most))  # as few as these rows need
 
 
 def _bound(axes: Axes) -> None:
@@ -211,8 +341,17 @@ def _bound(axes: Axes) -> None:
 
 
 def _looks(labels: list[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker by position: published rows come last, so that measured ones look the same in every figure."""
-    return {label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, label in enumerate(labels)}
+    """Colour, marker, filling and line by position in the alphabet, so that a row looks the same in every figure."""
+    turn = len(MARKERS)
+    return {
+        label: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % turn],
+            "fillstyle": FILLS[i // turn % len(FILLS)],
+            "linestyle": LINES[i // turn % len(LINES)],
+        }
+        for i, label in enumerate(labels)
+    }
 
 
 def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str, dict[str, Any]]) -> None:
@@ -250,7 +389,7 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
             (row["x"], row["accuracy"]),
             xytext=(0, 0),
             textcoords="offset points",
-            fontsize=FONT - 1,
+            fontsize=FONT,
             color=looks[row["series"]]["color"],
         )
         text.set_in_layout(False)

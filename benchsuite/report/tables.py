@@ -1,7 +1,13 @@
-"""Leaderboards as Markdown, CSV, LaTeX (booktabs) and on the screen. Nothing is computed here, only written."""
+"""Leaderboards and the ledger as LaTeX (booktabs), Markdown, CSV, parquet and on the screen: written, not computed.
+
+Best and second are decided by what is printed: rows whose numbers read alike share bold or underline, whatever digits were cut
+off, and the interval does not matter. Rows that do not compete (all tasks at once, published ones) have neither.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..leaderboard import Leaderboard
+from ..leaderboard import BETTER, SIZES, Leaderboard
+from ..ledger import NAMES, RULE, summary
+from ..significance import ALPHA
 
 
 @dataclass(frozen=True)
@@ -17,17 +25,20 @@ class Column:
     """How a statistic is printed.
 
     digits: decimals; None for two, three below 1 (sizes and ratios span orders of magnitude).
-    best: "max" or "min" where one end is better: bold in LaTeX.
     optional: left out where no row has it.
-    screen: whether it is among the columns shown on the screen, which is narrower than a page.
+    screen: whether it is among the columns of the screen and of LaTeX, which are narrow.
     """
 
     heading: str
     name: str
     digits: int | None = None
-    best: str = ""
     screen: bool = True
     optional: bool = False
+
+    @property
+    def best(self) -> str:
+        """ "max" or "min" where one end is better, else ""."""
+        return BETTER.get(self.name, "")
 
 
 TITLES = {
@@ -38,97 +49,180 @@ TITLES = {
 }
 COLUMNS = {
     "accuracy": [
-        Column("Accuracy (%)", "accuracy", 2, "max"),
-        Column("Learning accuracy (%)", "learning_accuracy", 2, "max"),
-        Column("Forward gain", "forward_gain", 2, "max"),
+        Column("Accuracy (%)", "accuracy", 2),
+        Column("Learning accuracy (%)", "learning_accuracy", 2),
+        Column("Forward gain", "forward_gain", 2),
         Column("n", "n", 0),
     ],
     "backward_transfer": [
-        Column("Backward transfer", "bwt", 2, "max"),
-        Column("Forgetting", "forgetting", 2, "min"),
+        Column("Backward transfer", "bwt", 2),
+        Column("Forgetting", "forgetting", 2),
         Column("n", "n", 0),
     ],
     "parameter_efficiency": [
-        Column("MB", "megabytes", None, "min"),
+        Column("MB", "megabytes"),
         Column("Weights (MB)", "weights", screen=False),
         Column("Heads (MB)", "heads", screen=False),
         Column("Masks (MB)", "masks", screen=False),
         Column("Other (MB)", "other", screen=False),
-        Column("Size / individual", "ratio", None, "min"),
-        Column("Compression", "compression", None, "max", screen=False),  # the inverse of the column before
-        Column("MB / task", "added", None, "min", screen=False),
-        Column("MACs (M)", "macs", None, "min"),
-        Column("Dense MACs (M)", "dense_macs", None, screen=False),
+        Column("Size / individual", "ratio"),
+        Column("Compression", "compression", screen=False),  # the inverse of the column before
+        Column("MB / task", "added", screen=False),
+        Column("MACs (M)", "macs"),
+        Column("Dense MACs (M)", "dense_macs", screen=False),
         Column("Training MB", "training_megabytes", screen=False),
-        Column("Accuracy (%)", "accuracy", 2, "max"),
-        Column("At matched size (%)", "matched_accuracy", 2, "max", optional=True),
+        Column("Accuracy (%)", "accuracy", 2),
+        Column("At matched size (%)", "matched_accuracy", 2, optional=True),
         Column("Pareto", "pareto"),
         Column("n", "n", 0),
     ],
     "training_memory": [
-        Column("Held (MB)", "held", None, "min"),
-        Column("Peak (MB)", "peak", None, "min"),
-        Column("Formula (MB)", "formula", None, optional=True),  # what a paper counts: never without the other two
+        Column("Held (MB)", "held"),
+        Column("Peak (MB)", "peak"),
+        Column("Formula (MB)", "formula", optional=True),  # what a paper counts: never without the other two
         Column("Step time / unmodified", "step_time", 2, optional=True),
         Column("Training MB", "training_megabytes", screen=False),
-        Column("Accuracy (%)", "accuracy", 2, "max"),
+        Column("Accuracy (%)", "accuracy", 2),
         Column("Pareto", "pareto"),
         Column("n", "n", 0),
     ],
 }
+DAGGER = "†"
+LEDGER_WIDTHS = {"Published": 0.17, "Ours": 0.14, "Verdict": 0.11, "Reason": 0.24}  # shares of a line
+
+
+def numbers(board: Leaderboard, kind: str) -> pd.DataFrame:
+    """One board (`kind` is a key of TITLES), unformatted, in full precision; each row says where it is from."""
+    return getattr(board, kind).assign(protocol=board.protocol, tier=board.tier, provenance=board.provenance)
 
 
 def to_csv(board: Leaderboard, kind: str) -> str:
-    """The numbers of one board (`kind` is a key of TITLES), unformatted, in full precision; each row says where it is from."""
-    frame = getattr(board, kind).assign(protocol=board.protocol, tier=board.tier, provenance=board.provenance)
+    return csv(numbers(board, kind))
+
+
+def csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, lineterminator="\n")
 
 
+def parquet(frame: pd.DataFrame) -> bytes:
+    """The same numbers for other tools (`pandas.read_parquet`): typed, no parsing."""
+    file = io.BytesIO()
+    frame.to_parquet(file, index=False)
+    return file.getvalue()
+
+
+def caption(board: Leaderboard, kind: str) -> str:
+    """What a reader must know of the marks of one table: n, the interval, the test and what it can tell."""
+    frame = getattr(board, kind)
+    statistics = [c.name for c in shown(board, kind) if c.best and c.name not in SIZES]
+    rivals = frame[frame["competes"]]
+    n = sorted(int(n) for n in frame["n"].dropna().unique())
+    text = f"{TITLES[kind]} on {board.protocol}, tier {board.tier}; "
+    text += "one seed, so no intervals. " if n[-1] == 1 else f"mean ± 95 % interval (Student's t) over n = {_span(n)} seeds. "
+    if len(rivals) < 2:
+        return text.strip()
+    text += "Best in bold, second underlined, by the numbers as printed"
+    absent = frame[~frame["competes"]]
+    out = [
+        words
+        for there, words in ((~absent["published"], "trained on all tasks at once"), (absent["published"], "published"))
+        if there.any()
+    ]
+    text += f"; rows {' or '.join(out)} do not compete. " if out else ". "
+
+    compared: dict[int, dict[str, None]] = {}  # rows, by how many seeds they share with the best
+    for name in statistics:
+        for row in rivals[rivals[f"{name}_paired"].notna()].to_dict("records"):
+            compared.setdefault(int(row[f"{name}_paired"]), {})[row["method"]] = None
+    tested = sorted(n for n in compared if n > 1)
+    few = dict.fromkeys(row for n in compared if n < 2 for row in compared[n])
+    if tested:
+        text += (
+            f"{DAGGER} not distinguishable from the best (p > {ALPHA}): smoothed studentised bootstrap of the differences paired"
+            f" by seed, {_span(tested)} seeds in common, Holm's correction over the methods compared. "
+        )
+    if few:
+        text += "Without two seeds in common with the best nothing can be said of differences"
+        text += f": so of {', '.join(few)}." if tested else ", so nothing is marked as not distinguishable."
+    return text.strip()
+
+
 def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
-    """One board as a Markdown table, with its provenance below."""
-    cells = _cells(board, kind).map(lambda text: text.replace("|", r"\|"))
-    rule = ["---", *["---:"] * (len(cells.columns) - 1)]
-    lines = [" | ".join(row) for row in [list(cells.columns), rule, *cells.to_numpy().tolist()]]
+    """One board as a Markdown table, with its caption and provenance below."""
+    wrap = {"best": "**{}**", "second": "<ins>{}</ins>"}
     notes = "".join(f"- {note}\n" for note in board.footnotes) if footnotes else ""
-    table = "".join(f"| {line} |\n" for line in lines)
-    return f"## {TITLES[kind]}\n\n{table}\n{board.provenance}\n" + (f"\n{notes}" if notes else "")
+    table = _markdown(_marked(board, kind, wrap, lambda text: text.replace("|", r"\|")))
+    return f"## {TITLES[kind]}\n\n{table}\n{caption(board, kind)}\n\n{board.provenance}\n" + (f"\n{notes}" if notes else "")
 
 
 def to_latex(board: Leaderboard, kind: str) -> str:
-    """One board as a LaTeX table for the `booktabs` package; the best value of a column is bold, notes stand below."""
-    frame, cells = getattr(board, kind), _cells(board, kind)
-    bold = pd.DataFrame("", index=cells.index, columns=cells.columns)
-    for column in shown(board, kind):
-        if column.best:
-            best = cells.loc[frame[column.name] == frame[column.name].agg(column.best), column.heading]
-            bold.loc[cells[column.heading].isin(best), column.heading] = "textbf: --rwrap"
-    style = cells.style.format(_latex).format_index(_latex, axis="columns").hide(axis="index")
-    table = style.apply(lambda _: bold, axis=None).to_latex(
-        hrules=True,
-        position_float="centering",
-        column_format="l" + "r" * (len(cells.columns) - 1),
-        caption=f"{TITLES[kind]} on {_latex(board.protocol)}, tier {_latex(board.tier)}.",
-        label=f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}",
+    """One board as a LaTeX table for the `booktabs` package, ready for `\\input`; provenance stands below."""
+    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
+    cells = _marked(board, kind, wrap, _latex, narrow=True)
+    reasons: dict[str, list[str]] = {}  # too long for a cell: they go below the table
+    for _, row in cells.iterrows():
+        for text in dict.fromkeys(text for text in row.iloc[1:] if text.startswith("n/a: ")):
+            reasons.setdefault(text, []).append(row.iloc[0])
+    notes = [f"{reason} ({', '.join(rows)})" for reason, rows in reasons.items()]
+    cells = cells.map(lambda text: "n/a" if text in reasons else text)
+    label = f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}"
+    return _booktabs(cells, _latex(caption(board, kind)), label, [*notes, _latex(board.provenance)])
+
+
+def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:
+    """A document that shows files beside it, tables and then figures, by name; it compiles by itself."""
+    shown = [f"\\input{{{name}}}" for name in tables]
+    shown += [
+        f"\\begin{{figure}}[htbp]\\centering\\includegraphics{{{{{name}}}.pdf}}\\caption{{{_latex(words)}}}\\end{{figure}}"
+        for name, words in figures
+    ]
+    listed = "".join(f"\\item {_latex(note)}\n" for note in notes)
+    listed = (
+        f"\\section*{{Notes}}\n\\renewcommand{{\\labelitemi}}{{$\\bullet$}}\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n"
+        if notes
+        else ""
     )
-    notes = "".join(f"\n\\par\\footnotesize {_latex(note)}" for note in [board.provenance, *board.footnotes])
-    return table.replace("\n\\end{table}", f"{notes}\n\\end{{table}}")
+    body = "\n\\clearpage\n".join("\n".join(shown[i : i + 2]) for i in range(0, len(shown), 2))
+    title = _latex(title)
+    return (
+        "\\documentclass{article}\n\\usepackage{array,booktabs,graphicx}\n"
+        "\\usepackage[margin=2cm]{geometry}\n\\sloppy\n"
+        f"\\title{{{title}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle\n{listed}\\clearpage\n{body}\n\\end{{document}}\n"
+    )
 
 
 def print_boards(board: Leaderboard, console: Console) -> None:
     """The four boards on the screen, each with its provenance, then the footnotes."""
     for kind, title in TITLES.items():
-        cells = _cells(board, kind, screen=True)
+        cells = _cells(board, kind, narrow=True)
+        marks = _marks(board, kind)
         # Text, not str: rich would read the brackets of a label as markup.
         table = Table(title=Text(title), caption=Text(board.provenance), title_justify="left", caption_justify="left")
         for position, heading in enumerate(cells.columns):
             # a name may be folded, never cut short; on a narrow screen the other columns need their room too
             wide = 0 if position else min(24, console.width // 6, max(map(len, cells["Method"])))
             table.add_column(Text(heading), justify="right" if position else "left", overflow="fold", min_width=wide)
-        for row in cells.to_numpy():
-            table.add_row(*map(Text, row))
+        styles = {"best": "bold", "second": "underline"}
+        for i, row in cells.iterrows():
+            table.add_row(*(Text(text, styles.get(marks.get((i, heading), ""), "")) for heading, text in row.items()))
         console.print(table, crop=False)
     for note in board.footnotes:
         console.print(Text(f"- {note}"))
+
+
+def ledger_markdown(frame: pd.DataFrame) -> str:
+    """The ledger as Markdown: what is and is not reproduced in words, then figure by figure, then the sources."""
+    cells = _ledger_cells(frame).map(lambda text: text.replace("|", r"\|"))
+    sources = "".join(f"- {text}\n" for text in _sources(frame))
+    said = "".join(f"- {line}\n" for line in summary(frame))
+    return f"# Reproduction ledger\n\n{said}\n{_markdown(cells)}\n{RULE}\n\nSources:\n\n{sources}"
+
+
+def ledger_latex(frame: pd.DataFrame) -> str:
+    """The same as a LaTeX table for `booktabs`."""
+    cells = _ledger_cells(frame).map(_latex)
+    notes = [_latex(text) for text in [*summary(frame), *_sources(frame)]]
+    return _booktabs(cells, f"Reproduction ledger. {_latex(RULE)}", "tab:ledger", notes, wide=LEDGER_WIDTHS)
 
 
 def shown(board: Leaderboard, kind: str) -> list[Column]:
@@ -136,28 +230,128 @@ def shown(board: Leaderboard, kind: str) -> list[Column]:
     return [column for column in COLUMNS[kind] if not column.optional or frame[column.name].notna().any()]
 
 
-def _cells(board: Leaderboard, kind: str, screen: bool = False) -> pd.DataFrame:
-    """The board as it is read: text only, headings as column names."""
+def _span(values: Sequence[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _markdown(cells: pd.DataFrame) -> str:
+    rule = ["---", *["---:"] * (len(cells.columns) - 1)]
+    lines = [" | ".join(row) for row in [list(cells.columns), rule, *cells.to_numpy().tolist()]]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _booktabs(
+    cells: pd.DataFrame, caption: str, label: str, notes: Sequence[str], wide: Mapping[str, float] | None = None
+) -> str:
+    """A table of cells that are LaTeX already. wide: columns of text that is broken into lines, with their shares of the line;
+    by default the first one, where it is long."""
+    if wide is None:
+        wide = {"Method": 0.3} if max(map(len, cells["Method"]), default=0) > 36 else {}
+    kinds = [
+        rf">{{\raggedright\arraybackslash}}p{{{wide[heading]}\linewidth}}" if heading in wide else "r" if position else "l"
+        for position, heading in enumerate(cells.columns)
+    ]
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering\footnotesize" + (r"\setlength{\tabcolsep}{3pt}" if len(wide) > 1 else ""),
+        rf"\caption{{{caption}}}",
+        rf"\label{{{label}}}",
+        rf"\begin{{tabular}}{{{''.join(kinds)}}}",
+        r"\toprule",
+        " & ".join(_latex(heading) for heading in cells.columns) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in cells.to_numpy().tolist()),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par\raggedright\footnotesize {note}" for note in notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _marked(
+    board: Leaderboard, kind: str, wrap: dict[str, str], escape: Callable[[str], str], narrow: bool = False
+) -> pd.DataFrame:
+    """The cells as they are read, best and second wrapped."""
+    cells, marks = _cells(board, kind, narrow).map(escape), _marks(board, kind)
+    for (i, heading), mark in marks.items():
+        if heading in cells:
+            cells.loc[i, heading] = wrap[mark].format(cells.loc[i, heading])
+    return cells
+
+
+def _marks(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
+    """ "best" or "second", by row and heading: among those that compete, by the printed number."""
     frame = getattr(board, kind)
-    columns = [column for column in shown(board, kind) if column.screen or not screen]
-    cells = {column.heading: [_cell(row, column) for row in frame.to_dict("records")] for column in columns}
+    marks: dict[tuple[int, str], str] = {}
+    for column in shown(board, kind):
+        rivals = frame[frame["competes"] & frame[column.name].notna()] if column.best else frame[:0]
+        if len(rivals) < 2:
+            continue
+        printed = rivals[column.name].map(lambda value, column=column: float(_number(value, column)))
+        order = sorted(set(printed), reverse=column.best == "max")
+        for place, value in zip(("best", "second"), order, strict=False):
+            marks |= dict.fromkeys([(i, column.heading) for i in printed.index[printed == value]], place)
+    return marks
+
+
+def _cells(board: Leaderboard, kind: str, narrow: bool = False) -> pd.DataFrame:
+    """The board as it is read: text only, headings as column names."""
+    frame, marks = getattr(board, kind), _marks(board, kind)
+    columns = [column for column in shown(board, kind) if column.screen or not narrow]
+    rows = list(enumerate(frame.to_dict("records")))
+    cells = {c.heading: [_cell(row, c, best=marks.get((i, c.heading)) == "best") for i, row in rows] for c in columns}
     return pd.DataFrame({"Method": frame["method"].astype(str), **cells}, dtype=object)
 
 
-def _cell(row: dict, column: Column) -> str:
+def _cell(row: dict, column: Column, best: bool = False) -> str:
     value, interval = row[column.name], row.get(f"{column.name}_ci")
     if isinstance(value, bool):
         return "yes" if value else ""
     if pd.isna(value):
         note = row.get(f"{column.name}_note")
         return note if isinstance(note, str) else "–"
-    if column.digits is None and value == 0:
-        return "0"
-    digits = column.digits if column.digits is not None else 2 if value >= 1 else 3
-    text = f"{value:z.{digits}f}"
-    if interval is None or pd.isna(interval) or (column.digits is None and round(interval, digits) == 0):
-        return text  # a size that is the same for every seed needs no interval
-    return f"{text} ± {interval:.{digits}f}"
+    text = _number(value, column)
+    mark = f" {DAGGER}" if not best and row.get(f"{column.name}_p", 0) > ALPHA else ""
+    if interval is None or pd.isna(interval) or (column.digits is None and round(interval, _digits(value, column)) == 0):
+        return text + mark  # a size that is the same for every seed needs no interval
+    return f"{text} ± {interval:.{_digits(value, column)}f}{mark}"
+
+
+def _number(value: float, column: Column) -> str:
+    return "0" if column.digits is None and value == 0 else f"{value:z.{_digits(value, column)}f}"
+
+
+def _digits(value: float, column: Column) -> int:
+    return column.digits if column.digits is not None else 2 if value >= 1 else 3
+
+
+def _ledger_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for row in frame.to_dict("records"):
+        interval = "" if pd.isna(row["ci"]) else f" ± {row['ci']:.2f}"
+        there = row["n"] > 0
+        rows.append(
+            {
+                "Published": f"{row['published']}, {row['protocol']}",
+                "Figure": NAMES[row["measure"]],
+                "Value": f"{row['value']:.2f}",
+                "Ours": f"{row['ours']}, {row['tier']}, {row['precision']}" if there else "–",
+                "Mean": f"{row['mean']:z.2f}{interval}" if there and pd.notna(row["mean"]) else "–",
+                "n": f"{row['n']:.0f}",
+                "Verdict": row["verdict"],
+                "Reason": row["reason"],
+            }
+        )
+    columns = ["Published", "Figure", "Value", "Ours", "Mean", "n", "Verdict", "Reason"]
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def _sources(frame: pd.DataFrame) -> list[str]:
+    groups: dict[str, dict[str, None]] = {}
+    for row in frame.to_dict("records"):
+        groups.setdefault(row["source"], {})[f"{row['published']} on {row['protocol']}"] = None
+    return [f"{', '.join(who)}: {source}" for source, who in groups.items() if source]
 
 
 _LATEX = str.maketrans(
@@ -168,12 +362,17 @@ _LATEX = str.maketrans(
         "\\": r"\textbackslash{}",
         "±": r"$\pm$",
         "–": "--",
-        "`": r"\textasciigrave{}",
+        "`": "'",  # a grave of its own would be a bitmap in many installations
+        "|": r"\textbar{}",
+        '"': "''",
         "<": "$<$",
         ">": "$>$",
+        DAGGER: r"$^\dagger$",
     }
 )
 
 
 def _latex(text: str) -> str:
-    return text.translate(_LATEX)
+    minus = "$-$" if text[:1] == "-" and text[1:2].isdigit() else ""
+    plain = text[1 if minus else 0 :].translate(_LATEX)
+    return minus + "".join(c if ord(c) < 256 else "?" for c in plain)  # pdflatex stops at what its fonts lack
