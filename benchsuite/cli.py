@@ -332,12 +332,22 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
 
 
 def command_report(arguments: argparse.Namespace) -> None:
+    from .method import methods
     from .protocol import protocols
     from .report import write_reports
 
     published = {name: protocol.published for name, protocol in protocols.all().items()}
-    files = write_reports(arguments.results, arguments.output, published, protocols=arguments.protocol, tiers=arguments.tier)
+    families = {name: cls.family for name, cls in methods.all().items()}
+    files = write_reports(
+        arguments.results,
+        arguments.output,
+        published,
+        protocols=arguments.protocol,
+        tiers=arguments.tier,
+        families=families,
+    )
     print("\n".join(dict.fromkeys(f"{file.parent}" for file in files)))
+    print(f"all of it as one page: {arguments.output / 'index.html'}")
 
 
 def shares(arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, dict[str, Any]]:

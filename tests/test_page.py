@@ -86,6 +86,7 @@ def test_tables_hold_the_numbers_of_the_board_and_the_text_of_the_printed_one(ki
         for row, expected, texts in zip(table["rows"], frame.to_dict("records"), printed[2:], strict=True):
             cells = dict(zip(names, row["cells"], strict=True))
             assert shown["rows"][row["row"]]["label"] == expected["method"] == cells["method"][0]
+            texts = [re.sub(r"\*\*|</?ins>", "", text) for text in texts]
             assert [text for _, text, *_ in row["cells"][:-1]] == [*texts, *[""] * (len(names) - 1 - len(texts))]
             for name, (value, _, *half) in list(cells.items())[1:-1]:
                 assert value == expected[name] or (value is None and pd.isna(expected[name]))
@@ -97,9 +98,13 @@ def test_the_best_of_a_column_is_marked_as_in_latex():
     (board, runs), _ = boards()
     shown = content(page([(board, runs)]))["boards"][0]
     columns = {column["name"]: column for column in shown["tables"]["accuracy"]["columns"]}
-    assert [shown["rows"][i]["label"] for i in columns["accuracy"]["best"]] == ["joint"]
-    assert columns["n"]["best"] == []
-    assert r"\textbf{94.00}" in tables.to_latex(board, "accuracy")
+    latex = tables.to_latex(board, "accuracy")
+    for mark, wrap in (("best", r"\textbf"), ("second", r"\underline")):
+        (row,) = (shown["rows"][i]["label"] for i in columns["accuracy"][mark])
+        assert re.search(rf"^{re.escape(tables._latex(row))} & {re.escape(wrap)}{{", latex, re.MULTILINE)
+        assert row != "joint"  # which does not compete
+    assert columns["n"]["best"] == columns["n"]["second"] == []
+    assert shown["captions"]["accuracy"] == tables.caption(board, "accuracy")
 
 
 def test_behind_each_row_are_its_runs_each_with_its_own_numbers():

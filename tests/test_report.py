@@ -11,6 +11,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from rich.console import Console
 
+from benchsuite.cli import main
 from benchsuite.errors import UserError
 from benchsuite.leaderboard import Published, leaderboard, series
 from benchsuite.records import Job, RunRecord, write
@@ -367,17 +368,29 @@ def test_reports_of_several_protocols_and_tiers(tmp_path, undrawn):
     assert not (tmp_path / "none").exists()
 
 
-def test_the_report_command_loads_no_torch(tmp_path):
+def test_reports_load_no_torch(tmp_path):
     record = run("a", tasks=1)
     write(record, tmp_path / "runs" / record.job.folder / "record.json")
     code = (
-        "import sys; from benchsuite.cli import main\n"
-        "assert main(['report', 'out', '--results', 'runs', '--tier', 'lite']) == 0\n"
+        "import sys; from pathlib import Path; from benchsuite.report import write_reports\n"
+        "write_reports(Path('runs'), Path('out'), {})\n"
         "assert not {'torch', 'avalanche'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["out/split_x/lite", "out"]
+
+
+def test_the_report_command_writes_a_page_whose_links_lead_to_the_records(tmp_path, monkeypatch, capsys):
+    record = run("finetune", tasks=1)
+    write(record, tmp_path / "runs" / record.job.folder / "record.json")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "out/paper", "--tier", "lite"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["out/paper/split_x/lite", "out/paper", "all of it as one page: out/paper/index.html"]
+    page = (tmp_path / "out/paper/index.html").read_text()
+    assert '"families":["reference"]' in page
+    (link,) = re.findall(r'"record":"([^"]+)"', page)
+    assert (tmp_path / "out/paper" / link).samefile(tmp_path / "runs" / record.job.folder / "record.json")
 
 
 def test_ranks_of_banks_and_of_single_networks_are_drawn():

@@ -1,7 +1,8 @@
-"""Leaderboards as files: tables in LaTeX, Markdown, CSV and parquet, figures in PDF and PNG, the reproduction ledger."""
+"""Leaderboards as files: tables (LaTeX, Markdown, CSV, parquet), figures (PDF, PNG), the reproduction ledger, one HTML page."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ def write_reports(
     *,
     protocols: Collection[str] = (),
     tiers: Collection[str] = (),
+    families: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write a report on every protocol and tier of the results folder that has records, or on those named, each into
-    `output`/protocol/tier, and the ledger of their protocols into `output`; returns the files.
+    `output`/protocol/tier, and the ledger of their protocols and the page with all of it into `output`; returns the files.
 
     published: the figures of every known protocol, by its name. The ledger sees all tiers, whichever are reported on.
+    families: method -> `Method.family`, by which the page filters.
     Raises UserError, before anything is written, where a record cannot be trusted or a named protocol or tier has none.
     """
     found = {path.parents[2].relative_to(results).parts for path in results.glob("*/*/*/*/record.json")}
@@ -43,11 +46,15 @@ def write_reports(
         raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}; run it first")
     files = [file for key, board in boards.items() for file in write_report(board, records[key], output.joinpath(*key))]
 
+    from .page import page  # it needs matplotlib, as below
+
     figures = {name: figures for name, figures in published.items() if not protocols or name in protocols}
+    base = Path(os.path.relpath(results, output)).as_posix()
     frame = ledger([run for runs in records.values() for run in runs], figures)
     return files + _write(
         output,
         {
+            "index.html": page([(board, records[key]) for key, board in boards.items()], families, base),
             "ledger.md": tables.ledger_markdown(frame),
             "ledger.tex": tables.ledger_latex(frame),
             "ledger.csv": tables.csv(frame),

@@ -115,6 +115,7 @@ def _board(board: Leaderboard, records: Sequence[RunRecord], families: Mapping[s
         "provenance": board.provenance,
         "notes": board.footnotes,
         "rows": rows,
+        "captions": {kind: tables.caption(board, kind) for kind in frames},
         "tables": {kind: _table(board, kind, index, rows) for kind in frames},
     }
 
@@ -165,11 +166,13 @@ def _run(run: RunRecord, values: dict[str, str], base: str) -> dict[str, Any]:
 def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One board: columns, and rows of cells, each [value, text, half-width of its interval]."""
     frame = getattr(board, kind)
-    texts, columns = tables._cells(board, kind), tables.shown(board, kind)
-    entries = [{"name": "method", "heading": "Method", "text": True, "best": []}]
+    texts, columns, marks = tables._cells(board, kind), tables.shown(board, kind), tables._marks(board, kind)
+    entries = [{"name": "method", "heading": "Method", "text": True, "best": [], "second": []}]
     for column in columns:
-        cells = texts[column.heading]  # the best by the text, as in LaTeX: what reads the same is equally good
-        best = set(cells[frame[column.name] == frame[column.name].agg(column.best)]) if column.best else set()
+        marked = {
+            mark: [index[label] for i, label in enumerate(frame["method"]) if marks.get((i, column.heading)) == mark]
+            for mark in ("best", "second")
+        }
         entries.append(
             {
                 "name": column.name,
@@ -177,10 +180,10 @@ def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequen
                 "text": False,
                 "direction": column.best,
                 "interval": f"{column.name}_ci" in frame,
-                "best": [index[label] for label, cell in zip(frame["method"], cells, strict=True) if cell in best],
+                **marked,
             }
         )
-    entries.append({"name": "family", "heading": "Family", "text": True, "best": []})
+    entries.append({"name": "family", "heading": "Family", "text": True, "best": [], "second": []})
     found = []
     for row, text in zip(frame.to_dict("records"), texts.to_dict("records"), strict=True):
         cells = [[_number(row[c.name]), text[c.heading], _number(row.get(f"{c.name}_ci"))] for c in columns]
