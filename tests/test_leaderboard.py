@@ -424,9 +424,3 @@ def test_accuracies_at_matched_size_are_compared_among_themselves():
     found = rows(leaderboard(runs, match="cacl").parameter_efficiency)
     assert found["er"]["matched_accuracy_p"] > 0.05
     assert np.isnan([found[name]["matched_accuracy_p"] for name in ("cacl", "big")]).all()
-
-
-def test_records_without_times_have_no_step_time():
-    board = leaderboard([run(seconds={}), run("b")]).training_memory
-    assert np.isnan(rows(board)["finetune"]["step_seconds"])
-    assert rows(board)["b"]["step_seconds"] == 0.1

@@ -63,7 +63,7 @@ def test_accuracy_matrix_divides_by_each_tasks_own_test_images():
         iterations=[1, 1],
         training_state_bytes=1,
         activation_bytes=1,
-        seconds={},
+        seconds={"train": [1.0, 1.0], "evaluate": [1.0, 1.0]},
         data=[],
         environment={},
     )
