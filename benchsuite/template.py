@@ -27,6 +27,7 @@ class NewMethod(Method):
     strength: float = 1.0  # where the value comes from
 
     name = "new_method"  # for --method, records and tables
+    family = "regularisation"  # what readers of the page filter by
     forgetting = "some"  # "none" claims that old tasks' class scores stay bit-identical; old heads are then frozen
     trains_old_heads = False  # True: heads of earlier tasks learn on, by design
 
