@@ -11,6 +11,7 @@ from benchsuite.data.batches import TaskImages
 from benchsuite.method import methods
 
 
+@pytest.hookimpl(tryfirst=True)  # the plugin reads the marks at its own turn
 def pytest_collection_modifyitems(items):
     """What shares fixtures runs in one process: a file's tests, and of the contract's every other method's."""
     names = list(methods.all())

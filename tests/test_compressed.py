@@ -671,6 +671,7 @@ def test_the_choice_under_a_budget_is_the_best_there_is(seed):
 
 
 def test_layers_are_probed_for_what_hosvd_would_do_to_their_gradients():
+    torch.manual_seed(0)
     x, net = maps(6, 4, 8, 8), nn.Sequential(nn.Conv2d(4, 5, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(180, 3))
     modifier = ASI(activation_mb=0.003)
     compression = Interception(modifier, net)

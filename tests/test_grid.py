@@ -150,7 +150,9 @@ def test_what_another_command_has_in_hand_comes_later(tmp_path):
 
 
 def measured_record(method, seed, seconds, results, **settings):
-    record = replace(leaderboard_run(method, seed=seed, settings=settings), seconds={"train": [seconds], "evaluate": [1.0]})
+    record = replace(
+        leaderboard_run(method, seed=seed, settings=settings), seconds={"train": [seconds, 0.0], "evaluate": [1.0, 1.0]}
+    )
     records.write(record, results / record.job.folder / "record.json")
     return record.job
 
@@ -207,10 +209,18 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
     start = time.monotonic()
     assert run_all(jobs[1:], results=undisturbed.results, engine=Local(2, undisturbed)) == {}
     typical = 2 * (time.monotonic() - start) / len(jobs[1:])  # of one process, from its start to its end
-    engine, said, kills, over = Local(2, place), [], [], Event()
+    engine, said, kills, over, kept = Local(2, place), [], [], Event(), Event()
+
+    def report(message):
+        said.append(message)
+        if not isinstance(message, str) and message.stage > 0:
+            kept.set()
 
     def killer():
         while len(kills) < 20 and not over.wait(rng.random() * 1.5 * typical):
+            if len(kills) % 2:  # every other time there is something to go on from, however slow the machine is
+                kept.clear()
+                kept.wait(60)
             if processes := list(engine.processes.values()):
                 with suppress(ProcessLookupError, ValueError):  # it has ended by itself meanwhile
                     os.kill(rng.choice(processes).pid, signal.SIGKILL)
@@ -225,9 +235,10 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
                 shutil.rmtree(place.results)
             elif not left:
                 break
-            run_all(left, results=place.results, engine=engine, report=said.append)
+            run_all(left, results=place.results, engine=engine, report=report)
     finally:
         over.set()
+        kept.set()
         thread.join()
     assert len(kills) == 20
     assert sum(isinstance(line, str) for line in said) >= 10  # control: most met a run, and some of these one with a checkpoint

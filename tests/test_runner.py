@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,7 +64,7 @@ class OtherProcess:
         self.process.stdin.flush()
 
     def start(self, job, results):
-        self.say(json.dumps([str(results), vars(job)]))
+        self.say(json.dumps([str(results), asdict(job)]))
 
     def until(self, event):
         """Let it run until it stands at this event ("stage epoch", or "done")."""
@@ -296,7 +297,10 @@ def change(**values):
         (change(schema=99), "has record schema 99"),
         (lambda text: text[: len(text) // 2], "is not a JSON file"),
         (lambda text: "", "is not a JSON file"),
-        (lambda text: text.replace('"activation_bytes": ', '"activation_bytes": NaN, "was": '), "was changed after"),
+        (
+            lambda text: text.replace('"activation_bytes": ', '"activation_bytes": NaN, "was": '),
+            "holds a number that is not finite",
+        ),
         (lambda text: "[]", "is not a run record"),
     ],
 )

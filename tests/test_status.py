@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -38,7 +39,7 @@ def results(tmp_path):
     (folder / "failure.json").write_text(json.dumps({"error": "the loss became nan"}))
     record = run(job_of("mas"), results=tmp_path)
     code = {**record.environment["code"], "benchsuite.methods.mas": "0" * 12}
-    other = records.RunRecord(**{**vars(record), "environment": {**record.environment, "code": code}})
+    other = replace(record, environment={**record.environment, "code": code})
     records.write(other, tmp_path / job_of("mas").folder / "record.json")
     state = {"stage": 1, "stages": 2, "epoch": 3, "epochs": 10, "kept": 1, "images_per_second": 1234.5, "seconds_left": 600}
     running = tmp_path / job_of(seed=2).folder

@@ -97,9 +97,9 @@ def trained(monkeypatch):
     """The jobs that were trained, as against read."""
     jobs, finish = [], runner._Run.finish
 
-    def counted(self):
+    def counted(self, *given):
         jobs.append(self.job)
-        return finish(self)
+        return finish(self, *given)
 
     monkeypatch.setattr(runner._Run, "finish", counted)
     return jobs

@@ -216,11 +216,9 @@ def _over_tasks(series: dict[str, list[np.ndarray]], heading: str, provenance: s
     return figure
 
 
-def step_time(board: Leaderboard) -> Figure | None:
-    """Milliseconds of a training step (log axis), wall clock, a row each with its 95 % interval; None where no record has it."""
-    frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
-    if frame.empty:
-        return None
+def step_time(board: Leaderboard) -> Figure:
+    """Milliseconds of a training step (log axis), wall clock, a row each with its 95 % interval."""
+    frame = board.training_memory.sort_values(["step_seconds", "method"], ascending=False)
     figure, axes = _figure(
         f"{board.provenance}; wall clock of whole trainings, on machines that may have had other work meanwhile",
         height=0.9 + 0.16 * len(frame),
