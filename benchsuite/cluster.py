@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, chdir, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -74,7 +74,8 @@ class Cluster:
         own = {"include_dashboard": False} if self.address == "local" else {}
         handler = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in place
         try:
-            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
+            with chdir(os.sep):  # Ray lets nodes import from here: a source tree would hide the package that is installed
+                self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(self._silence(" ".join(str(error).split())[:200])) from None
         finally:
