@@ -284,11 +284,9 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
         words = ", ".join(name for name, value in given.items() if value)
         raise UserError(f"--no-run ranks every record that is there; {words} can only choose what to run, leave it out")
     from .protocol import protocols
-    from .registry import suggest
 
     protocol = protocols.get(arguments.protocol)
-    if arguments.tier not in protocol.tiers:
-        raise UserError(f"no tier is called {arguments.tier!r}; {suggest(arguments.tier, protocol.tiers)}")
+    protocol.recipe(arguments.tier)
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"jobs must be at least 1, got {arguments.jobs}")
     if arguments.ray is None and (arguments.cpus_per_run is not None or arguments.gpus_per_run is not None):
@@ -479,12 +477,10 @@ def command_status(arguments: argparse.Namespace) -> None:
     jobs: list[Any] = []
     if arguments.protocol:
         from .protocol import protocols
-        from .registry import suggest
 
         arguments.tier, arguments.match_size = arguments.tier or "paper", None
         protocol = protocols.get(arguments.protocol)
-        if arguments.tier not in protocol.tiers:
-            raise UserError(f"no tier is called {arguments.tier!r}; {suggest(arguments.tier, protocol.tiers)}")
+        protocol.recipe(arguments.tier)
         jobs = jobs_of(protocol, arguments, shares(arguments, parse_settings(arguments)))
     elif arguments.methods or arguments.seeds or arguments.settings:
         raise UserError("--method, --seeds and --set say what should be there; name the --protocol too")

@@ -30,6 +30,7 @@ BETTER = {  # which end of a ranked statistic is the better one
     **dict.fromkeys(("forgetting", "megabytes", "ratio", "added", "macs", "held", "peak"), "min"),
 }
 SIZES = ("megabytes", "ratio", "compression", "added", "macs", "held", "peak")  # counted: known where seeds do not change them
+NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # that stands by itself: not the 2 of conv2, no version
 NEAR = 0.9  # a row is of matched size from this share of the size on
 # The fields of `protocol.Recipe`, spelled out since that module imports this one. Whoever changes one of them on the command
 # line no longer runs what the published figures were measured on.
@@ -71,15 +72,14 @@ class Leaderboard:
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
     parameter_efficiency: width (of the backbone, a factor on its channels), megabytes (1e6 bytes of the exported file) and
-        its parts, ratio to `individual` and its
-        inverse compression, added (megabytes for each task after the first), macs (millions for one image as served, mean
-        over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy, matched_accuracy (where sizes are
-        matched); pareto marks the sequential rows that no other such row beats in size without losing accuracy.
+        its parts, ratio to `individual` and its inverse compression, added (megabytes for each task after the first), macs
+        (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
+        matched_accuracy (where sizes are matched); pareto marks the sequential rows that no other such row beats in size
+        without losing accuracy.
     training_memory: step_seconds, wall clock of one step, mean over the training; megabytes of one training step as
-        `RunRecord.memory` has them, the largest over tasks: held, peak, formula;
-        step_time relative to the unmodified method, from the wall clock of both trainings where they
-        ran on the same kind of machine; training_megabytes, what is there between two steps; accuracy; pareto as above, with
-        held for the size.
+        `RunRecord.memory` has them, the largest over tasks: held, peak, formula; step_time relative to the unmodified method,
+        from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes, what is there
+        between two steps; accuracy; pareto as above, with held for the size.
     provenance: one line; it belongs under every table and figure.
     """
 
@@ -542,7 +542,7 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
                 sizes.setdefault(name, []).append(size)
         if sizes:
             notes.append(f"{label}: " + ", ".join(f"{np.mean(s) / MB:.3f} MB as {name}" for name, s in sizes.items()))
-        notes += [f"{label}: {remark}" for remark in dict.fromkeys(r for run in runs for r in run.facts.get("remarks", []))]
+        notes += [f"{label}: {remark}" for remark in ranged(r for run in runs for r in run.facts.get("remarks", []))]
         if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
     for row in board[~board["published"]].to_dict("records"):
@@ -552,3 +552,15 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
                 f"{REFERENCE} has no matching run of the others"
             )
     return notes
+
+
+def ranged(remarks: Iterable[str]) -> list[str]:
+    """One line for remarks that differ in their numbers alone, from the lowest to the highest of each: those of several seeds."""
+    alike: dict[str, list[list[str]]] = {}
+    for remark in remarks:
+        alike.setdefault(re.sub(NUMBER, "#", remark), []).append(re.split(f"({NUMBER})", remark))
+    lines = []
+    for group in alike.values():
+        parts = [sorted(set(column), key=float) if i % 2 else column for i, column in enumerate(zip(*group, strict=True))]
+        lines.append("".join(p[0] if p[0] == p[-1] else f"{p[0]} to {p[-1]}" for p in parts))
+    return lines

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .errors import UserError
 from .leaderboard import Published
-from .registry import Registry
+from .registry import Registry, suggest
 
 TIERS = {
     "paper": "the published recipe, or the protocol's own full one",
@@ -95,6 +96,12 @@ class Protocol:
     crop_padding: int = 0
     flip: bool = False
     published: tuple[Published, ...] = field(default=())
+
+    def recipe(self, tier: str) -> Recipe:
+        """The recipe of a tier. Raises UserError where the protocol has none of that name."""
+        if tier not in self.tiers:
+            raise UserError(f"no tier of {self.name} is called {tier!r}; {suggest(tier, self.tiers)}")
+        return self.tiers[tier]
 
     def order(self, seed: int) -> list[int]:
         """The order of learning: positions in `tasks`, shuffled by Python's generator of its own seeded with `seed`.

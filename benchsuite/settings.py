@@ -13,7 +13,7 @@ import torch
 from .errors import UserError
 from .method import Method, methods
 from .nn.backbones import BACKBONES, has_batchnorm
-from .protocol import TIERS, Protocol, Recipe, protocols
+from .protocol import Protocol, Recipe, protocols
 from .records import Job
 from .registry import suggest
 
@@ -105,8 +105,7 @@ def resolve(
     declares for this protocol and tier, then `overrides`. Raises UserError naming the word or field that is wrong."""
     chosen = protocols.get(protocol)
     cls = methods.get(method)
-    if tier not in chosen.tiers:
-        raise UserError(f"no tier is called {tier!r}; {suggest(tier, TIERS)}")
+    defaults = chosen.recipe(tier)
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -115,7 +114,7 @@ def resolve(
     if clash := sorted(set(recipe_kinds) & set(method_kinds)):
         raise UserError(f"{method}: the field {clash[0]!r} is a setting of every recipe already; give it another name")
     kinds = {**recipe_kinds, **method_kinds}
-    settings: dict[str, Any] = {name: getattr(chosen.tiers[tier], name) for name in recipe_kinds}
+    settings: dict[str, Any] = {name: getattr(defaults, name) for name in recipe_kinds}
     for f in fields(cls):
         if f.init and f.default is not MISSING:
             settings[f.name] = f.default

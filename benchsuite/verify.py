@@ -113,8 +113,7 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
         recipe = recipe_of(job.settings)
         if job.protocol in protocols.all():
             protocol = protocols.get(job.protocol)
-            if job.tier not in protocol.tiers:
-                raise UserError(f"no tier of {job.protocol} is called {job.tier!r}; {suggest(job.tier, protocol.tiers)}")
+            protocol.recipe(job.tier)
             check_protocol(protocol, recipe)
         elif strict:
             protocols.get(job.protocol)

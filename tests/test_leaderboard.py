@@ -348,6 +348,13 @@ def test_what_a_method_has_to_say_of_its_runs_stands_under_the_table():
     assert not any(note.startswith("other: no weight") for note in notes)
 
 
+def test_remarks_of_several_seeds_that_differ_in_numbers_alone_are_one_range():
+    said = (["67.5 % of 10 units", "no weight left in conv2"], ["9 % of 10 units", "no weight left in conv3"], [])
+    runs = [run(seed=seed, facts={"remarks": remarks}) for seed, remarks in enumerate(said)]
+    notes = [note for note in leaderboard(runs).footnotes if note.startswith("finetune: ")]
+    assert notes == ["finetune: 9 to 67.5 % of 10 units", "finetune: no weight left in conv2", "finetune: no weight left in conv3"]
+
+
 def test_sizes_are_relative_to_individual_networks_of_the_protocols_own_width():
     plain = [run("individual", size=4_000_000), run("individual", size=1_000_000, settings={"epochs": 10, "width": 0.5})]
     wide = run(size=3_000_000, settings={"epochs": 10, "width": 1.5})

@@ -117,6 +117,31 @@ def test_a_step_in_a_process_of_its_own_and_the_end_of_that_process(capsys):
     assert processes.processes[0].exitcode == 0
 
 
+def test_a_process_on_each_core_is_timed_for_each_image(monkeypatch):
+    """Two processes that make a step in 6 s make one in 3 s; one on both cores needs 4 s, and Avalanche's loop 9 s."""
+
+    class Named:
+        closed = 0
+
+        def __init__(self, bench, count, threads):
+            self.count = count
+
+        def close(self):
+            Named.closed += 1
+
+    def race(contenders, rounds, steps):
+        together, apart, naive = contenders
+        assert (contenders[together].count, contenders[apart].count) == (1, 2)
+        return {together: [4.0], apart: [6.0], naive: [9.0]}
+
+    for name, fake in (("cores", lambda: 2), ("Processes", Named), ("race", race), ("held", lambda *_: None)):
+        monkeypatch.setattr(bench, name, fake)
+    one, other = bench.Bench(steps=1).processes()
+    assert (one["ratio"], other["ratio"], other["seconds"]) == (0.75, 1 / 3, 3.0)
+    assert one["update_error"] < 1e-5  # numbers of threads, too, are only another order of sums
+    assert Named.closed == 2
+
+
 def test_an_error_in_a_training_that_is_held_is_raised_where_its_step_is_asked_for():
     strategy, stream = make()
     step = race.held(strategy, stream.train[0])

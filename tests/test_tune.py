@@ -357,7 +357,7 @@ SPACE = '{"strength": Range(1e-3, 10.0, log=True)}'
         (("--set", "holdout=0.5"), SPACE, "holdout is the same in every study; leave it out of --set"),
         (("--set", "strength=1"), SPACE, "strength is what is searched; leave it out of --set"),
         (("--set", "powr=1"), SPACE, "'powr' is no setting of split-digits or pull; did you mean 'power'?"),
-        (("--tier", "smok"), SPACE, "no tier is called 'smok'; did you mean 'smoke'?"),
+        (("--tier", "smok"), SPACE, "no tier of split-digits is called 'smok'; did you mean 'smoke'?"),
     ],
 )
 def test_one_line_says_what_is_wrong(words, space, line, own_methods, tmp_path, monkeypatch, capsys):

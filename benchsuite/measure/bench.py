@@ -9,9 +9,10 @@ methods     each method's step relative to fine-tuning's, early and late in the 
             wide as the released model's was. Methods that cut their networks to factors have a second row, `recovery`
 evaluation  a pass over a task's test images, beside a bare loop and Naive's
 data        setting up the tasks from the cache, and decoding everything afresh
-settings    the bare loop under other settings of this machine: precision, memory layout, optimiser, compiler, and as many
-            processes as cores. The check: the same first batch without dropout, the distance of its gradient and of the
-            weights' change after three steps from the plain ones', relative to their length
+settings    the bare loop under other settings of this machine: precision, memory layout, optimiser, compiler. The check: the
+            same first batch without dropout, the distance of its gradient and of the weights' change after three steps from the
+            plain ones', relative to their length. And a process of ours on each core, beside one on all of them and beside Naive
+            on all of them: a board that runs several jobs at once beside the same jobs one after another, in Avalanche's loop
 profile     the operations of a step of ours by kind, as shares of its wall clock, by PyTorch's profiler, which slows small ones
 
 The contenders take turns, a few steps each; a figure is the median over rounds of the ratios within a round, with the lowest
@@ -131,8 +132,7 @@ class Bench:
         rows = []
         for one, other in pairs:
             if one in seconds and other in seconds:
-                row = {"what": one, "relative_to": other, **ratio(seconds, one, other)._asdict()}
-                rows.append({**row, "ratio": row.pop("median"), "seconds": statistics.median(seconds[one]) / steps})
+                rows.append(timed(seconds, one, other, steps))
         return rows, seconds
 
     # The sections
@@ -241,28 +241,32 @@ class Bench:
         return rows + self.processes()
 
     def processes(self) -> list[dict[str, Any]]:
-        """One process with every core beside one process for each: the seconds in which each makes a step, by their number."""
+        """One process with every core beside one process for each, and beside Avalanche's Naive with every core: the seconds in
+        which each makes a step, by the number of processes."""
         threads, count = torch.get_num_threads(), cores()
         if count == 1 or self.device.type != "cpu" or any("processes".startswith(skipped) for skipped in self.skip):
             return []
         together, apart = Processes(self, 1, count), Processes(self, count, 1)
-        names = [f"1 process of ours x {count} threads", f"{count} processes of ours x 1 thread, for each image"]
+        one, many = f"1 process of ours x {count} threads", f"{count} processes of ours x 1 thread, for each image"
+        naive = f"Avalanche's Naive x {count} threads, fp32"
+        torch.set_num_threads(count)
         try:
-            seconds = race(dict(zip(names, (together, apart), strict=True)), self.rounds, self.steps)
+            contenders = {one: together, many: apart, naive: held(self.naive(), self.full.train[0])}
+            seconds = race(contenders, self.rounds, self.steps)
         finally:
             together.close()
             apart.close()
-        seconds[names[1]] = [s / count for s in seconds[names[1]]]
+        seconds[many] = [s / count for s in seconds[many]]
         trials = []
         for number in (count, 1):
             torch.set_num_threads(number)
             trials.append(Bare(self, dropout=False).trial())
         torch.set_num_threads(threads)
         gradient, update = distances(*trials)
-        found = ratio(seconds, names[1], names[0])
-        row = {"what": names[1], "relative_to": names[0], "ratio": found.median, "lowest": found.lowest, "highest": found.highest}
-        taken = statistics.median(seconds[names[1]]) / self.steps
-        return [{**row, "seconds": taken, "gradient_error": gradient, "update_error": update}]
+        return [
+            {**timed(seconds, many, one, self.steps), "gradient_error": gradient, "update_error": update},
+            timed(seconds, many, naive, self.steps),
+        ]
 
     def time_profile(self) -> list[dict[str, Any]]:
         strategy: Any = assemble(self.job(), self.full, device=self.device, plugins=[Watch()])
@@ -329,6 +333,13 @@ class Bench:
             evaluator=evaluator,
             device=self.device,
         )
+
+
+def timed(seconds: Mapping[str, Sequence[float]], one: str, other: str, steps: int) -> dict[str, Any]:
+    """The row of `one` relative to `other`, from the seconds in which each made so many steps a round."""
+    median, lowest, highest = ratio(seconds, one, other)
+    taken = statistics.median(seconds[one]) / steps
+    return {"what": one, "relative_to": other, "ratio": median, "lowest": lowest, "highest": highest, "seconds": taken}
 
 
 def void(value: Any) -> None:

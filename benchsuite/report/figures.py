@@ -121,9 +121,7 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
         axes.set_ylabel(heading, fontsize=FONT)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.tick_params(labelsize=FONT)
-        axes.grid(color="0.9", linewidth=0.5)
-        axes.set_axisbelow(True)
+        _plain(axes)
         axes.legend(fontsize=FONT, **LEGEND)
     figure.supxlabel(textwrap.fill(provenance, FINE), fontsize=SMALL, color="0.4")
     return figure
