@@ -41,7 +41,7 @@ def ledger(records: Iterable[RunRecord], published: Mapping[str, Sequence[Publis
     for protocol, figures in published.items():
         for figure in figures:
             tiers = runs.get((protocol, figure.ours), {}) if figure.ours else {}
-            ours = [(label, group) for tier in sorted(tiers, key=_paper_first) for label, group in configurations(tiers[tier]).items()]
+            ours = [row for tier in sorted(tiers, key=_paper_first) for row in configurations(tiers[tier]).items()]
             judged = [group for _, group in ours if not _why_not(figure, group)]
             for measure in TOLERANCE:
                 if (value := getattr(figure, measure)) is None:

@@ -352,7 +352,8 @@ def test_remarks_of_several_seeds_that_differ_in_numbers_alone_are_one_range():
     said = (["67.5 % of 10 units", "no weight left in conv2"], ["9 % of 10 units", "no weight left in conv3"], [])
     runs = [run(seed=seed, facts={"remarks": remarks}) for seed, remarks in enumerate(said)]
     notes = [note for note in leaderboard(runs).footnotes if note.startswith("finetune: ")]
-    assert notes == ["finetune: 9 to 67.5 % of 10 units", "finetune: no weight left in conv2", "finetune: no weight left in conv3"]
+    said = ["9 to 67.5 % of 10 units", "no weight left in conv2", "no weight left in conv3"]
+    assert notes == [f"finetune: {text}" for text in said]
 
 
 def test_sizes_are_relative_to_individual_networks_of_the_protocols_own_width():
