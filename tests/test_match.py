@@ -25,7 +25,8 @@ def job_of(name, **settings):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_computed_size_is_the_one_that_a_run_ends_with(name, tmp_path):
-    for settings in ({}, {"width": 0.5, "tasks": 3}):
+    quick = {"calibration_batches": 5} if name == "lance" else {}
+    for settings in (quick, {"width": 0.5, "tasks": 3, **quick}):
         assert stored_bytes(job_of(name, **settings)) == run(job_of(name, **settings), results=tmp_path).stored_bytes
 
 
