@@ -12,7 +12,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
@@ -161,7 +161,11 @@ class Local:
         forks = place.device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
         self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
+            from multiprocessing import forkserver
+
             self.context.set_forkserver_preload(["benchsuite.runner"])
+            with chdir(os.sep):  # it imports from where it starts: a source tree would hide the package that is installed
+                forkserver.ensure_running()
         self.processes: dict[Any, Any] = {}
 
     def __enter__(self) -> Local:

@@ -13,7 +13,8 @@ settings    the bare loop under other settings of this machine: precision, memor
             same first batch without dropout, the distance of its gradient and of the weights' change after three steps from the
             plain ones', relative to their length. And a process of ours on each core, beside one on all of them and beside Naive
             on all of them: a board that runs several jobs at once beside the same jobs one after another, in Avalanche's loop
-profile     the operations of a step of ours by kind, as shares of its wall clock, by PyTorch's profiler, which slows small ones
+profile     the operations of a step of ours by kind, as shares of its wall clock, by PyTorch's profiler, which slows small ones;
+            how near its convolutions come to the operations a second of a large matrix product, and what bf16 makes of that one
 
 The contenders take turns, a few steps each; a figure is the median over rounds of the ratios within a round, with the lowest
 and the highest of them. Seconds are those of one step, of one pass, or of one set-up.
@@ -38,6 +39,7 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.batches import Batches, normalise
 from ..data.sets import verify
@@ -57,6 +59,8 @@ from .race import Contender, held, race, ratio
 
 COLUMNS = ["section", "what", "relative_to", "ratio", "lowest", "highest", "seconds", "gradient_error", "update_error"]
 SECTIONS = ("loop", "methods", "evaluation", "data", "settings", "profile")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SIDE = 1024  # of the matrices whose product shows what the machine can do
 KINDS = {  # of operations, by what their names contain; the first that fits
     "optimiser": ("adam", "sgd", "optimizer", "lerp", "addcdiv", "_foreach"),
     "convolutions": ("conv",),
@@ -251,7 +255,7 @@ class Bench:
         naive = f"Avalanche's Naive x {count} threads, fp32"
         torch.set_num_threads(count)
         try:
-            contenders = {one: together, many: apart, naive: held(self.naive(), self.full.train[0])}
+            contenders: dict[str, Contender] = {one: together, many: apart, naive: held(self.naive(), self.full.train[0])}
             seconds = race(contenders, self.rounds, self.steps)
         finally:
             together.close()
@@ -284,7 +288,22 @@ class Bench:
         shares["Python, and waiting"] = 1 - sum(shares.values())
         ordered = sorted(shares.items(), key=lambda item: -item[1])
         self.say(f"a step of ours is bound by {ordered[0][0]}: {ordered[0][1]:.0%} of its wall clock")
-        return [{"what": kind, "relative_to": "a step of ours", "ratio": share} for kind, share in ordered]
+        rows = [{"what": kind, "relative_to": "a step of ours", "ratio": share} for kind, share in ordered]
+
+        bare, products = Bare(self), {}
+        for name, dtype in DTYPES.items():
+            matrix = torch.ones(SIDE, SIDE, dtype=dtype, device=self.device)
+            products[name] = partial(torch.mm, matrix, matrix)
+        with FlopCounterMode(display=False) as counter:
+            bare()
+        seconds = race(products, self.rounds, self.steps)
+        named = {name: f"a matrix product of {SIDE} in {name}" for name in DTYPES}
+        operations = sum(n for kind, n in counter.get_flop_counts()["Global"].items() if "conv" in str(kind))
+        rate = operations / (shares["convolutions"] * wall / self.steps)
+        best = 2 * SIDE**3 * self.steps / statistics.median(seconds[self.precision])
+        rows.append({"what": "convolutions, operations a second", "relative_to": named[self.precision], "ratio": rate / best})
+        compared = timed(seconds, "bf16", "fp32", self.steps)
+        return [*rows, {**compared, "what": named["bf16"], "relative_to": named["fp32"]}]
 
     # The contenders
 

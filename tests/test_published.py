@@ -1,0 +1,46 @@
+"""What is published is what the records say: boards, and the tables of the README."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchsuite.leaderboard import leaderboard
+from benchsuite.protocol import protocols
+from benchsuite.records import read_all
+from benchsuite.report import tables
+
+ROOT = Path(__file__).parents[1]
+BOARDS = sorted(path.parent for path in ROOT.glob("results/*/*/leaderboard"))
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"<!-- (results/.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def rows(markdown):
+    """The lines of its tables."""
+    return [line for line in markdown.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("folder", BOARDS, ids=lambda folder: "-".join(folder.parts[-2:]))
+def test_a_published_board_is_made_of_the_records_beside_it(folder):
+    board = leaderboard(read_all(folder), protocols.get(folder.parent.name).published)
+    for kind in tables.TITLES:
+        made = tables.to_markdown(board, kind)
+        assert (folder / "leaderboard" / f"{kind}.md").read_text() == made, (
+            f"benchsuite leaderboard --no-run --protocol {folder.parent.name} --tier {folder.name} --results results"
+        )
+        assert rows(made)
+
+
+def test_the_tables_of_the_readme_are_published_ones():
+    """Between `<!-- results/FILE -->` and `<!-- end -->` stand the rows of that file's tables, and nothing else."""
+    blocks = BLOCK.findall(README)
+    assert len(blocks) == README.count("<!-- results/") > 0
+    for file, shown in blocks:
+        assert shown.splitlines() == rows((ROOT / file).read_text()), file
+
+
+def test_every_figure_and_page_that_the_readme_links_is_there():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert any(link.endswith(".png") for link in links)
+    assert [link for link in links if not (ROOT / link).exists()] == []
