@@ -19,6 +19,7 @@ from .method import methods
 from .protocol import protocols
 from .records import PARTS, RunRecord
 from .settings import TUNING_SEEDS, method_of, recipe_of
+from .source import stale
 from .verify import check_job, machine, revision
 
 APART = ("tune", "verify")  # of a results folder: trials and re-runs, which no leaderboard ranks
@@ -55,8 +56,14 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
             count["refused"] += 1
             refuse(_line(path, error))
             continue
+        except Exception as error:  # anybody can write a record: what no check foresaw refuses this one alone
+            count["refused"] += 1
+            refuse(f"{path}: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]}")
+            continue
         agreed[protocol].update(claims(record))
         sound[path] = record
+        if changed := stale(record):
+            remarks.append(f"made by other source than is here of {', '.join(changed)}: `benchsuite leaderboard` makes it again")
         for remark in remarks:
             say(f"{path}: {remark}")
     if bare:

@@ -95,8 +95,8 @@ class RunRecord:
         steps. Older records have less, or nothing.
     seconds: {"train": [...], "evaluate": [...]}, wall clock for each task.
     data: one entry {name, digest, complete, note} per image set; `note` says what is partial or substituted.
-    environment: device, device_name, threads, versions, source revision, date, and `code`: digests of the source of its method
-        and protocol (`benchsuite.source`); absent in older records.
+    environment: device, device_name, threads, versions, source revision, date, and, absent in older records, `instructions`, the
+        processor's vector instructions, and `code`, digests of the source of its method and protocol (`benchsuite.source`).
     facts: what the method reports of itself (its rank table, other sizes, ...).
     artifact_sha256: of the exported artifact's file.
     """
@@ -120,7 +120,7 @@ class RunRecord:
         """Raises ValueError for what no finished run can have."""
         _check(isinstance(self.job, Job), "job must be a Job")
         for task in _rows("tasks", self.tasks):
-            _check(_is_text(task.get("name")), "every task must have a name")
+            _check(_is_text(task.get("name")) and _is_text(task.get("dataset", "")), "every task must have a name and a dataset")
             _counts("train and test images of a task", [task.get("train", 1), task.get("test")], least=1)
         n = len(self.tasks)
         tests = [task["test"] for task in self.tasks]
@@ -166,6 +166,9 @@ class RunRecord:
             _check(isinstance(content, dict), f"{name} must be a mapping")
         for name in ("versions", "source"):
             _check(isinstance(self.environment.get(name, {}), dict), f"{name} of the environment must be a mapping")
+        code = self.environment.get("code", {})
+        holds = isinstance(code, dict) and all(map(_is_text, code.values()))
+        _check(holds, "code of the environment must be a mapping to digests")
         _counts("threads", [self.environment.get("threads", 1)], least=1)
         _counts("facts", [self.facts[name] for name in ("dense_macs", "memory_bytes") if name in self.facts])
         _check(isinstance(self.facts.get("other_sizes", {}), dict), "other_sizes must be a mapping")
@@ -210,7 +213,7 @@ def _rows(name: str, values: Any) -> list[dict[str, Any]]:
 
 
 def _counts(name: str, values: Iterable[Any], least: int = 0) -> None:
-    if any(type(value) is not int or value < least for value in values):
+    if any(type(value) is not int or not least <= value < 2**63 for value in values):
         raise ValueError(f"{name} must be whole numbers from {least} on")
 
 

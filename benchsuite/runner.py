@@ -13,6 +13,7 @@ import io
 import json
 import math
 import platform
+import re
 import socket
 import subprocess
 import time
@@ -447,6 +448,7 @@ def environment(device: torch.device, revisions: list[dict[str, Any]]) -> dict[s
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "instructions": "" if device.type == "cuda" else _instructions(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "source": revisions[-1],
@@ -472,11 +474,21 @@ def source_revision() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
+    return _cpu("model name") or platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """The processor's vector instructions, which decide how sums are rounded: a name such as "AMD EPYC" leaves them open."""
+    flags = sorted(flag for flag in _cpu("flags").split() if re.match("avx|amx|fma", flag))
+    return " ".join(flags) or torch.backends.cpu.get_cpu_capability()
+
+
+def _cpu(what: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(what)), "")
 
 
 def _now() -> str:

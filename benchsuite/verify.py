@@ -1,6 +1,7 @@
 """Does a record reproduce? Its job is run again from the record's own settings, and the two records are compared.
 
-identical: every number that a run determines is the same (`records.differences`), as it must be on the same kind of machine.
+identical: every number that a run determines is the same (`records.differences`), as it must be on the same kind of machine:
+device, threads, a processor's vector instructions and versions of the libraries.
 
 within interval: elsewhere sums are rounded in another order, and training amplifies that, so that the two runs are two trainings
 of one recipe on one test set. Let p_j be the chance that a training gets image j right, and let the two trainings err
@@ -184,6 +185,8 @@ def compare(record: RunRecord, again: RunRecord, *, learnt: bool, remarks: Seque
         return Verdict(reproduced=True, words="identical", remarks=said)
     said.append(f"not identical in: {', '.join(different)}")
     outside = []
+    if same_kind(record.environment, again.environment):
+        outside.append("both were made on one kind of machine, by the same versions of the libraries: they must be identical")
     if record.tasks != again.tasks or record.iterations != again.iterations:
         outside.append("tasks or iterations differ: this is not the same training")
     else:
@@ -229,11 +232,19 @@ def machine(environment: dict[str, Any]) -> str:
     return f"{environment.get('device')} ({environment.get('device_name')}), {threads} thread{'s' * (threads != 1)}"
 
 
+def same_kind(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two environments round alike. An older record does not say which instructions its processor has."""
+    alike = all(one.get(name) == other.get(name) for name in ("device", "device_name", "threads", "instructions"))
+    versions = ({k: v for k, v in e.get("versions", {}).items() if k != "benchsuite"} for e in (one, other))
+    return alike and "instructions" in one and next(versions) == next(versions)
+
+
 def _machines(record: RunRecord, again: RunRecord) -> list[str]:
     """Where both were made, if not on the same kind of machine by the same code."""
     found = []
     for what, get in (
         ("machine", machine),
+        ("instructions", lambda e: e.get("instructions", "unknown")),
         ("torch", lambda e: e.get("versions", {}).get("torch")),
         ("source revision", lambda e: revision(e.get("source", {}))),
     ):

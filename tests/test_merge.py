@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import records
+from benchsuite import merge, records
 from benchsuite.cli import main
 from benchsuite.merge import APART
 from benchsuite.records import read, write
@@ -134,6 +134,25 @@ def test_a_damaged_record_does_not_stop_the_others(spoil, word, elsewhere, here,
     code, count, (refusal,), _ = merged(elsewhere, here, capsys)
     assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
     assert word in refusal
+
+
+def test_an_error_that_no_check_foresaw_refuses_one_record_alone(elsewhere, here, capsys, monkeypatch):
+    sound = merge.check
+    monkeypatch.setattr(merge, "check", lambda record: 1 // (record.job.method != "finetune") and sound(record))
+    code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert f"{finetune(elsewhere)}: ZeroDivisionError" in refusal
+
+
+def test_what_other_source_made_is_brought_in_with_a_remark(elsewhere, here, capsys):
+    path = finetune(elsewhere)
+    record = read(path)
+    assert "benchsuite.methods.finetune" in record.environment["code"]
+    assert merged(elsewhere, here / "control", capsys)[3] == []
+    edited(path, environment={**record.environment, "code": {"benchsuite.methods.finetune": "0" * 12}})
+    code, count, _, (remark,) = merged(elsewhere, here, capsys)
+    assert (code, count) == (0, "2 brought in, 0 here already, 0 refused")
+    assert "made by other source than is here of benchsuite.methods.finetune" in remark
 
 
 def test_an_artifact_that_was_changed_or_serves_others_is_refused(elsewhere, here, capsys):

@@ -65,7 +65,7 @@ def job_of(name="planted", **settings):
 
 def test_a_comment_changes_nothing_and_a_number_does(planted):
     code = code_of(job_of())
-    assert list(code) == ["planted_method", "benchsuite.methods.ewc", "protocol split-digits"]
+    assert list(code) == ["planted_method", "benchsuite.methods.ewc", "benchsuite.nn.importance", "protocol split-digits"]
     planted.write_text(SAME)
     assert source.changes(code) == []
     planted.write_text(SAME.replace("(1)", "(2)"))
@@ -88,7 +88,35 @@ def test_a_method_in_a_file_is_known_by_its_bytes_alone(tmp_path, own_methods):
     (tmp_path / "planted.py").write_text(PLANTED)
     own_methods.load_file(tmp_path / "planted.py")
     assert job_of().method_source
-    assert list(code_of(job_of())) == ["benchsuite.methods.ewc", "protocol split-digits"]
+    assert list(code_of(job_of())) == ["benchsuite.methods.ewc", "benchsuite.nn.importance", "protocol split-digits"]
+
+
+def test_the_parts_that_a_method_imports_count_and_what_every_run_stands_on_does_not():
+    def parts(name):
+        return {name.removeprefix("benchsuite.") for name in code_of(job_of(name)) if name.startswith("benchsuite.")}
+
+    assert parts("finetune") == {"methods.finetune"}
+    assert parts("cacl-kronecker") == {*(f"methods.{name}" for name in ("cacl", "cacl_cp", "cacl_kronecker")), "nn.factorised"}
+    assert {"nn.decompose", "nn.factorised", "nn.compressed"} < parts("individual-tucker")  # the last through the first
+    assert parts("er") == {"methods.er", "memory"}
+    assert {"nn.compressed", "modifiers"} < parts("lance")
+    assert {"nn.compressed", "modifiers:HOSVD"} < parts("finetune+hosvd")
+    assert "modifiers" not in parts("finetune+hosvd")
+    code = code_of(job_of("cacl"))
+    assert source.changes(code) == []
+    assert source.changes({**code, "benchsuite.nn.factorised": "0" * 12}) == ["benchsuite.nn.factorised"]
+
+
+def test_what_a_record_names_is_found_without_being_imported(tmp_path, monkeypatch):
+    package = tmp_path / "surprise"
+    package.mkdir()
+    for name in ("__init__", "part"):
+        (package / f"{name}.py").write_text("raise SystemExit('imported')")
+    (package / "broken.py").write_text("def")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(source.digest_of("surprise.part")) == len(source.digest_of("surprise")) == 12
+    for name in ("surprise.broken", "surprise.absent", "surprise/part", "surprise..part", ""):
+        assert source.digest_of(name) == ""
 
 
 def test_a_protocol_is_its_tasks_and_images():

@@ -12,7 +12,7 @@ from benchsuite.cli import main
 from benchsuite.records import read, write
 from benchsuite.runner import run
 from benchsuite.settings import resolve
-from benchsuite.verify import compare, intervals
+from benchsuite.verify import compare, intervals, same_kind
 
 RESULTS = Path(__file__).parent.parent / "results"
 TINY = {"tasks": 2, "train_per_class": 16, "test_per_class": 20, "epochs": 1, "batch_size": 16}
@@ -54,8 +54,29 @@ def test_a_record_of_this_machine_reproduces_to_the_bit_and_is_left_alone(path, 
     assert "is itself what `benchsuite verify` has made" in capsys.readouterr().err
 
 
-def test_an_edited_count_is_not_identical_and_a_forged_accuracy_is_not_reproduced(path, capsys):
+def elsewhere(record):
+    """The record as if it had been made on another kind of machine."""
+    return replace(record, environment={**record.environment, "instructions": "mmx"})
+
+
+def test_on_the_same_kind_of_machine_a_count_that_differs_is_not_reproduced(path, capsys):
     record = read(path)
+    first, last = record.correct[1]
+    write(replace(record, correct=[record.correct[0], [first, last - 1]]), path)
+    code, out, _ = verified(path, capsys)
+    assert code == 1
+    assert "made on one kind of machine, by the same versions of the libraries: they must be identical" in out
+    assert out.splitlines()[-1].endswith("NOT reproduced")
+    one = record.environment
+    assert same_kind(one, {**one, "date": "", "versions": {**one["versions"], "benchsuite": "9"}})
+    for other in ({"instructions": ""}, {"threads": 99}, {"device_name": "X"}, {"versions": {}}):
+        assert not same_kind(one, {**one, **other})
+    older = {name: value for name, value in one.items() if name != "instructions"}
+    assert not same_kind(older, older)  # it does not say enough
+
+
+def test_an_edited_count_is_not_identical_and_a_forged_accuracy_is_not_reproduced(path, capsys):
+    record = elsewhere(read(path))
     first, last = record.correct[1]
     for change, expected, word in ((1, 0, "reproduced within interval"), (-18, 1, "NOT reproduced")):
         write(replace(record, correct=[record.correct[0], [first, last + change if last + change <= 40 else last - 1]]), path)
@@ -66,15 +87,15 @@ def test_an_edited_count_is_not_identical_and_a_forged_accuracy_is_not_reproduce
 
 
 def test_sizes_that_follow_from_the_settings_must_not_differ(path):
-    record = read(path)
+    record, here = elsewhere(read(path)), read(path)
     larger = {**record.stored[1], "heads": record.stored[1]["heads"] + 4}
-    other = replace(record, stored=[record.stored[0], larger])
+    other = replace(here, stored=[record.stored[0], larger])
     assert not compare(record, other, learnt=False).reproduced
     assert compare(record, other, learnt=True).words == "reproduced within interval"  # control: a size that is learnt may
-    much = replace(record, stored=[record.stored[0], {**larger, "weights": 2 * larger["weights"]}])
+    much = replace(here, stored=[record.stored[0], {**larger, "weights": 2 * larger["weights"]}])
     assert not compare(record, much, learnt=True).reproduced
-    assert not compare(record, replace(record, iterations=[1, 1]), learnt=True).reproduced
-    assert compare(record, record, learnt=False).words == "identical"
+    assert not compare(record, replace(here, iterations=[1, 1]), learnt=True).reproduced
+    assert compare(record, here, learnt=False).words == "identical"
 
 
 def test_the_interval_covers_independent_trainings_and_not_a_lower_accuracy(path):
