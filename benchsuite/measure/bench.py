@@ -282,6 +282,8 @@ class Bench:
             wall = profiled(strategy, self.full.train[0], self.steps, profile)
         shares: dict[str, float] = dict.fromkeys([*KINDS, "other operations"], 0.0)
         for event in profile.key_averages():
+            if event.device_type != torch.autograd.DeviceType.CPU:
+                continue  # a kernel, whose time is with the operation that launched it
             kind = next((kind for kind, words in KINDS.items() if any(w in event.key.lower() for w in words)), "other operations")
             taken = event.self_device_time_total if self.device.type == "cuda" else event.self_cpu_time_total
             shares[kind] += taken / 1e6 / wall
@@ -299,9 +301,10 @@ class Bench:
         seconds = race(products, self.rounds, self.steps)
         named = {name: f"a matrix product of {SIDE} in {name}" for name in DTYPES}
         operations = sum(n for kind, n in counter.get_flop_counts()["Global"].items() if "conv" in str(kind))
-        rate = operations / (shares["convolutions"] * wall / self.steps)
-        best = 2 * SIDE**3 * self.steps / statistics.median(seconds[self.precision])
-        rows.append({"what": "convolutions, operations a second", "relative_to": named[self.precision], "ratio": rate / best})
+        if shares["convolutions"]:
+            rate = operations / (shares["convolutions"] * wall / self.steps)
+            best = 2 * SIDE**3 * self.steps / statistics.median(seconds[self.precision])
+            rows.append({"what": "convolutions, operations a second", "relative_to": named[self.precision], "ratio": rate / best})
         compared = timed(seconds, "bf16", "fp32", self.steps)
         return [*rows, {**compared, "what": named["bf16"], "relative_to": named["fp32"]}]
 
