@@ -352,21 +352,36 @@ def read_of(job: Job, path: Path) -> RunRecord:
 
 
 def read_all(folder: Path) -> list[RunRecord]:
-    """Every record below `folder`, in the order of their paths. Raises UserError for one that was copied or moved there."""
+    """Every record below `folder`, in the order of their paths.
+
+    Raises UserError for one that cannot be trusted, or was copied or moved there, and names all others of that kind too."""
     found = (os.path.join(place, "record.json") for place, _, files in os.walk(folder) if "record.json" in files)
     paths = [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
     collected = gc.isenabled()
     gc.disable()  # records have no cycles, but there are thousands of lists in each, through which it would go again and again
+    records, refused = [], {}
     try:
-        records = {path: read(path) for path in paths}
+        for path in paths:
+            try:
+                records.append(_in_its_place(path))
+            except UserError as error:
+                refused[path] = str(error)
     finally:
         if collected:
             gc.enable()
-    for path, record in records.items():
-        own = record.job.folder / "record.json"
-        if path.absolute().parts[-len(own.parts) :] != own.parts:
-            raise UserError(f"{path}: does not belong in this folder; move it to {own} in a results folder, or away")
-    return list(records.values())
+    if refused:
+        first, *others = refused
+        more = f"; nor can these be ranked: {', '.join(map(str, others))}" if others else ""
+        raise UserError(f"{refused[first]}{more}")
+    return records
+
+
+def _in_its_place(path: Path) -> RunRecord:
+    record = read(path)
+    own = record.job.folder / "record.json"
+    if path.absolute().parts[-len(own.parts) :] != own.parts:
+        raise UserError(f"{path}: does not belong in this folder; move it to {own} in a results folder, or away")
+    return record
 
 
 def artifact_of(record: RunRecord, folder: Path) -> bytes:

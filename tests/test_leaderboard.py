@@ -290,6 +290,12 @@ def test_only_records_that_belong_in_a_folder_are_read(tmp_path):
         with pytest.raises(UserError, match=f"^{re.escape(str(stray / 'record.json'))}: does not belong in this folder; move it"):
             read_all(tmp_path)
         shutil.rmtree(stray)
+    strays = [own.with_name(f"{own.name}-{n}") for n in "ab"]
+    for stray in strays:
+        shutil.copytree(own, stray)
+    (strays[1] / "record.json").write_text("")
+    with pytest.raises(UserError, match=f"a/record.json: does not .*; nor can these be ranked: {re.escape(str(strays[1]))}"):
+        read_all(tmp_path)
 
 
 def test_footnotes():
