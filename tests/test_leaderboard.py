@@ -165,6 +165,24 @@ def test_pareto_front():
     assert board["pareto"].tolist() == [True, True, True, True, False]
 
 
+def test_rows_on_other_tasks_or_images_do_not_compete():
+    fewer = [run("fewer", seed, correct=((99,),), size=1000) for seed in (1, 2, 3)]
+    other = [run("other", correct=((99, None), (99, 99)), size=1000, data=[{**COMPLETE, "digest": "e" * 64}])]
+    same = [run(method, seed, ((a, None), (a - seed, a))) for method, a in (("a", 80), ("b", 70)) for seed in (1, 2, 3)]
+    found, alone = leaderboard([*same, *fewer, *other]), leaderboard(same)
+    assert found.elsewhere == ["fewer", "other"]
+    assert alone.elsewhere == []
+    assert rows(found.parameter_efficiency)["a"]["pareto"]
+    assert not rows(found.parameter_efficiency)["fewer"]["pareto"]
+    assert rows(found.accuracy)["b"]["accuracy_p"] == rows(alone.accuracy)["b"]["accuracy_p"] < 1
+    assert np.isnan(rows(found.accuracy)["fewer"]["accuracy_p"])
+    # Control: on the same tasks such numbers win.
+    board = rows(leaderboard([*same, run("fewer", correct=((99, None), (99, 99)), size=1000)]).parameter_efficiency)
+    assert (board["a"]["pareto"], board["fewer"]["pareto"]) == (False, True)
+    assert leaderboard([*fewer, run()]).elsewhere == ["fewer"]  # of one row each, more tasks count
+    assert leaderboard(fewer).elsewhere == []
+
+
 def test_settings_are_never_averaged():
     other = run(seed=2, correct=((50, None), (50, 50)), settings={"epochs": 10, "lr": 0.1})
     records = [run(settings={"epochs": 10, "lr": 0.2}), other]

@@ -307,6 +307,20 @@ def test_no_dagger_stands_where_nothing_can_be_said():
     assert "†" not in next(line for line in mixed.splitlines() if line.startswith("| new"))
 
 
+def test_rows_on_other_tasks_have_no_marks_and_are_named():
+    board = leaderboard(
+        [run("a"), run("b", last=70), run("c", last=99, tasks=1, settings={"tasks": 1}), run("joint", 1, None, 95)]
+    )
+    text = tables.to_markdown(board, "accuracy")
+    assert "| a | **85.00** |" in text
+    assert "| c | 90.00 |" in text
+    assert "Not compared: c, on other tasks or images. Best in bold" in text
+    assert "; rows trained on all tasks at once do not compete." in text
+    alone = tables.caption(leaderboard([run("a"), run("c", tasks=1)]), "accuracy")
+    assert alone.endswith("Not compared: c, on other tasks or images.")
+    assert "Not compared" not in tables.caption(leaderboard([run("a"), run("c")]), "accuracy")  # control
+
+
 def test_best_and_second_are_what_is_printed():
     close = [run("a", size=1_000_000), run("b", size=1_000_400), run("c", size=1_100_000), run("d", size=1_100_100)]
     rows = {line[:1]: line for line in tables.to_latex(leaderboard(close), "parameter_efficiency").splitlines()}
