@@ -22,6 +22,7 @@ from . import metrics
 from .errors import UserError
 from .records import PARTS, Job, RunRecord
 from .significance import bootstrap_p, holm
+from .source import stale
 
 REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
@@ -547,6 +548,8 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     dirty = [label for label, runs in rows.items() if any(r.environment.get("source", {}).get("dirty") for r in runs)]
     if dirty:
         notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
+    if old := [label for label, runs in rows.items() if any(stale(run) for run in runs)]:
+        notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
 
     for label, runs in rows.items():
         sizes: dict[str, list[int]] = {}

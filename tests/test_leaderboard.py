@@ -13,6 +13,7 @@ from benchsuite.leaderboard import RECIPE, Published, configurations, leaderboar
 from benchsuite.protocol import Recipe
 from benchsuite.records import Job, RunRecord, read_all, write
 from benchsuite.settings import resolve
+from benchsuite.source import digest_of
 
 COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
 
@@ -337,6 +338,15 @@ def test_footnotes():
         "from an uncommitted revision: cacl",
         "cacl: 1.000 MB as factors, 2.500 MB as kernels",
     ]
+
+
+def test_runs_of_other_source_than_is_here_are_named():
+    now = digest_of("benchsuite.methods.mas")
+    code = {"benchsuite.methods.mas": now}
+    fresh, old = run(environment={"code": code}), run("mas", environment={"code": {**code, "benchsuite.methods.mas": "0" * 12}})
+    note = "made by other source of method or protocol than is here now"
+    assert f"{note}: mas" in leaderboard([fresh, run("mas", 2), old]).footnotes
+    assert not any(note in text for text in leaderboard([fresh, run("mas", 2)]).footnotes)  # control
 
 
 def test_provenance():
