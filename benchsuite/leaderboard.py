@@ -8,6 +8,7 @@ so that anybody can recompute a board in seconds.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from . import metrics
 from .errors import UserError
 from .records import PARTS, Job, RunRecord
 from .significance import bootstrap_p, holm
+from .source import stale
 
 REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
@@ -67,14 +69,15 @@ class Leaderboard:
     (`BETTER` says which end is the better) stand `x_p`, the p-value of "as good as the best row", by `significance.bootstrap_p`,
     corrected by Holm's method over all rows compared with it, and `x_paired`, on how many seeds that both rows have it rests.
     x_p is NaN for the best row and with fewer than two seeds in common; of sizes that are the same for every
-    seed it is 0 or 1. Only rows that `compete` are compared: measured ones that learn task after task.
+    seed it is 0 or 1. Only rows that `compete` are compared: measured ones that learn task after task, on the tasks and images
+    that most rows have; `elsewhere` has the labels of those on others.
 
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
     parameter_efficiency: width (of the backbone, a factor on its channels), megabytes (1e6 bytes of the exported file) and
         its parts, ratio to `individual` and its inverse compression, added (megabytes for each task after the first), macs
         (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
-        matched_accuracy (where sizes are matched); pareto marks the sequential rows that no other such row beats in size
+        matched_accuracy (where sizes are matched); pareto marks the competing rows that no other such row beats in size
         without losing accuracy.
     training_memory: step_seconds, wall clock of one step, mean over the training; megabytes of one training step as
         `RunRecord.memory` has them, the largest over tasks: held, peak, formula; step_time relative to the unmodified method,
@@ -91,6 +94,7 @@ class Leaderboard:
     tier: str
     provenance: str
     footnotes: list[str]
+    elsewhere: list[str]
 
 
 def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (), match: str | Job = "") -> Leaderboard:
@@ -134,6 +138,8 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
             for p in published
         ]
     )
+    elsewhere = _elsewhere(rows)
+    board["competes"] &= ~board["method"].isin(elsewhere)
     seeds = [[run.job.seed for run in runs] for runs in rows.values()]
     for name in (name for name in BETTER if name not in ("compression", "matched_accuracy")):
         values = pd.DataFrame(
@@ -187,6 +193,7 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
         tier=tier,
         provenance=_provenance(records),
         footnotes=[*notes, *(f"{p.method} (published): {p.source}" for p in published if p.source)],
+        elsewhere=elsewhere,
     )
 
 
@@ -421,13 +428,20 @@ def _why_not(name: str, run: RunRecord) -> str:
     return f"n/a: no matching run of {REFERENCE}" if name == "forward_gain" else "n/a: not measured after every task"
 
 
+def _elsewhere(rows: dict[str, list[RunRecord]]) -> list[str]:
+    """The rows on other tasks or images than most rows are on; of as many, those on more tasks count."""
+    first = {label: runs[0] for label, runs in rows.items()}
+    counts = Counter(run.sample for run in first.values())
+    common = max(first.values(), key=lambda run: (counts[run.sample], len(run.tasks), run.sample)).sample
+    return [label for label, run in first.items() if run.sample != common]
+
+
 def _pareto(board: pd.DataFrame, size: str = "megabytes") -> pd.Series:
     """Rows that no other row dominates: at most its size and at least its accuracy, one of them strictly.
 
-    Only measured runs that learn task after task take part: a reference that sees all tasks at once would leave no one else.
+    Only rows that compete take part: a reference that sees all tasks at once would leave no one else.
     """
-    part = board["learning_accuracy"].notna() & ~board["published"]
-    part &= board[size].notna()
+    part = board["competes"] & board[size].notna()
     sizes, accuracy = board[size].where(part), board["accuracy"].where(part).astype(float)
     dominated = [
         ((sizes <= s) & (accuracy >= a) & ((sizes < s) | (accuracy > a))).any() for s, a in zip(sizes, accuracy, strict=True)
@@ -534,6 +548,8 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     dirty = [label for label, runs in rows.items() if any(r.environment.get("source", {}).get("dirty") for r in runs)]
     if dirty:
         notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
+    if old := [label for label, runs in rows.items() if any(stale(run) for run in runs)]:
+        notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
 
     for label, runs in rows.items():
         sizes: dict[str, list[int]] = {}

@@ -19,10 +19,10 @@ COLUMNS = [
 ROUNDING = 0.005  # figures are printed with two decimals
 VERDICTS = ("not reproduced", "undecided", "reproduced", "no run yet", "not comparable")
 RULE = (
-    "A figure is reproduced where it lies inside the 95 % interval of our seeds (Student's t) and our mean differs from it by at"
-    " most 1.5 points, or 15 % of a size; for a single seed the second alone decides. Inside an interval that is wider it is"
-    " undecided. Only `paper` runs on complete data, with no setting changed, are compared, and only with figures that were"
-    " measured under the same protocol."
+    "A figure is reproduced where our mean differs from it by at most 1.5 points, or 15 % of a size. Further off it is not"
+    " reproduced where it lies outside the 95 % interval of our seeds (Student's t), undecided inside; a single seed, which has"
+    " no interval, does not reproduce it. Only `paper` runs on complete data, with no setting changed, are compared, and only"
+    " with figures that were measured under the same protocol."
 )
 
 
@@ -137,12 +137,11 @@ def _verdict(published: float, measure: str, mean: float, half: float) -> tuple[
     unit = "MB" if measure == "megabytes" else "points"
     if np.isnan(mean):
         return "not comparable", "not measured after every task"
+    words = f"off by {off:.2f} {unit}, {'within' if near else 'beyond'} {TOLERANCE[measure]}"
     if np.isnan(half):
-        where = "within" if near else "beyond"
-        return ("reproduced" if near else "not reproduced"), f"one seed, off by {off:.2f} {unit}, {where} {TOLERANCE[measure]}"
-    if off > half + ROUNDING:
-        where = "though within" if near else "and beyond"
-        return "not reproduced", f"off by {off:.2f} {unit}, outside our interval, {where} {TOLERANCE[measure]}"
+        return ("reproduced" if near else "not reproduced"), f"one seed, {words}"
+    inside = off <= half + ROUNDING
+    words += f", {'inside' if inside else 'outside'} our interval of ± {half:.2f}"
     if near:
-        return "reproduced", "inside our interval"
-    return "undecided", f"inside our interval, but off by {off:.2f} {unit}, beyond {TOLERANCE[measure]}: more seeds are needed"
+        return "reproduced", words
+    return ("undecided", f"{words}: more seeds are needed") if inside else ("not reproduced", words)

@@ -7,6 +7,7 @@ shows nothing as running that is not.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,13 +82,15 @@ def state_of(folder: Path) -> tuple[str, str]:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """What the run wrote of itself last; nothing where that is not there or not whole."""
+    """What the run wrote of itself last; nothing where that is not there or not whole. What is no number is unknown."""
     try:
         state = json.loads((folder / "progress.json").read_text())
-        numbers = [state[name] for name in ("stage", "stages", "epoch", "epochs", "kept")]
-        return state if all(isinstance(number, int) for number in numbers) else {}
+        counts = [state[name] for name in ("stage", "stages", "epoch", "epochs", "kept")]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+    speeds = {name: state.get(name) for name in ("images_per_second", "seconds_left")}
+    known = {name: value for name, value in speeds.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {**state, **dict.fromkeys(speeds), **known} if all(isinstance(count, int) for count in counts) else {}
 
 
 def _progress(folder: Path) -> str:

@@ -13,6 +13,7 @@ from benchsuite.leaderboard import RECIPE, Published, configurations, leaderboar
 from benchsuite.protocol import Recipe
 from benchsuite.records import Job, RunRecord, read_all, write
 from benchsuite.settings import resolve
+from benchsuite.source import digest_of
 
 COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
 
@@ -163,6 +164,24 @@ def test_pareto_front():
     board = leaderboard([worse, run(), small, twin, individual()]).parameter_efficiency
     assert board["method"].tolist() == ["small", "twin", "finetune", "individual", "worse"]
     assert board["pareto"].tolist() == [True, True, True, True, False]
+
+
+def test_rows_on_other_tasks_or_images_do_not_compete():
+    fewer = [run("fewer", seed, correct=((99,),), size=1000) for seed in (1, 2, 3)]
+    other = [run("other", correct=((99, None), (99, 99)), size=1000, data=[{**COMPLETE, "digest": "e" * 64}])]
+    same = [run(method, seed, ((a, None), (a - seed, a))) for method, a in (("a", 80), ("b", 70)) for seed in (1, 2, 3)]
+    found, alone = leaderboard([*same, *fewer, *other]), leaderboard(same)
+    assert found.elsewhere == ["fewer", "other"]
+    assert alone.elsewhere == []
+    assert rows(found.parameter_efficiency)["a"]["pareto"]
+    assert not rows(found.parameter_efficiency)["fewer"]["pareto"]
+    assert rows(found.accuracy)["b"]["accuracy_p"] == rows(alone.accuracy)["b"]["accuracy_p"] < 1
+    assert np.isnan(rows(found.accuracy)["fewer"]["accuracy_p"])
+    # Control: on the same tasks such numbers win.
+    board = rows(leaderboard([*same, run("fewer", correct=((99, None), (99, 99)), size=1000)]).parameter_efficiency)
+    assert (board["a"]["pareto"], board["fewer"]["pareto"]) == (False, True)
+    assert leaderboard([*fewer, run()]).elsewhere == ["fewer"]  # of one row each, more tasks count
+    assert leaderboard(fewer).elsewhere == []
 
 
 def test_settings_are_never_averaged():
@@ -325,6 +344,15 @@ def test_footnotes():
         "from an uncommitted revision: cacl",
         "cacl: 1.000 MB as factors, 2.500 MB as kernels",
     ]
+
+
+def test_runs_of_other_source_than_is_here_are_named():
+    now = digest_of("benchsuite.methods.mas")
+    code = {"benchsuite.methods.mas": now}
+    fresh, old = run(environment={"code": code}), run("mas", environment={"code": {**code, "benchsuite.methods.mas": "0" * 12}})
+    note = "made by other source of method or protocol than is here now"
+    assert f"{note}: mas" in leaderboard([fresh, run("mas", 2), old]).footnotes
+    assert not any(note in text for text in leaderboard([fresh, run("mas", 2)]).footnotes)  # control
 
 
 def test_provenance():

@@ -24,19 +24,27 @@ def test_one_seed_is_judged_by_the_tolerance():
     assert verdicts(paper(82)) == [("not reproduced", "one seed, off by 2.00 points, beyond 1.5 points")]
 
 
-def test_several_seeds_are_judged_by_their_interval():
+def test_further_off_several_seeds_are_judged_by_their_interval():
     # 79, 80, 82: mean 80.33, s = 1.53, half-width 3.79
-    assert verdicts(paper(79, 80, 82)) == [("reproduced", "inside our interval")]
-    assert verdicts(paper(81, 81, 81)) == [
-        ("not reproduced", "off by 1.00 points, outside our interval, though within 1.5 points")
-    ]
-    assert verdicts(paper(90, 90, 91)) == [("not reproduced", "off by 10.33 points, outside our interval, and beyond 1.5 points")]
+    near = "off by 0.33 points, within 1.5 points, inside our interval of ± 3.79"
+    assert verdicts(paper(79, 80, 82)) == [("reproduced", near)]
+    far = "off by 10.33 points, beyond 1.5 points, outside our interval of ± 1.43"
+    assert verdicts(paper(90, 90, 91)) == [("not reproduced", far)]
     ((verdict, reason),) = verdicts(paper(70, 95))  # an interval that holds everything shows nothing
     assert verdict == "undecided"
     assert "more seeds" in reason
     (row,) = ledger(paper(79, 80, 82), {"split-digits": [FIGURE]}).to_dict("records")
     assert (row["value"], row["n"], row["tier"], row["precision"]) == (80, 3, "paper", "fp32")
     assert (row["mean"], row["ci"]) == pytest.approx((241 / 3, 4.302653 * 1.527525 / 3**0.5))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_more_seeds_of_the_same_never_turn_the_verdict(seeds):
+    assert [v for v, _ in verdicts(paper(*[81] * seeds))] == ["reproduced"]
+    assert [v for v, _ in verdicts(paper(*[82] * seeds))] == ["not reproduced"]  # control
+    figure = Published(method="X", ours="x", megabytes=8.5)
+    for size, verdict in ((8_550_000, "reproduced"), (10_000_000, "not reproduced")):
+        assert [v for v, _ in verdicts(paper(*[80] * seeds, size=size), figure)] == [verdict]
 
 
 def test_sizes_and_backward_transfer_are_judged_too():

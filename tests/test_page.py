@@ -349,6 +349,27 @@ def test_a_cell_opens_the_runs_behind_it(browser):
     assert not panel.is_displayed()
 
 
+def test_a_run_without_a_partner_of_its_seed_has_a_dash(browser):
+    settings = {"epochs": 10, "epsilon": 0.8}
+    few = [run(), *(run("finetune+hosvd", seed, settings=settings) for seed in (1, 2))]
+    (browser.folder / "few.html").write_text(page([(leaderboard(few), few)]))
+    show(browser, view="split-digits/lite/training_memory", file="few.html")
+    at = column(browser, "Method").index("finetune+hosvd") + 1
+    x = [h.text for h in find(browser, "#board thead th")].index("Step time / unmodified") + 1
+    find(browser, f"tbody tr:nth-child({at}) td:nth-child({x}) button")[0].click()
+    assert [row.text.split()[:3] for row in find(browser, "#runs tbody tr")] == [
+        ["1", "record.json", "1.00"],
+        ["2", "record.json", "–"],
+    ]
+
+
+@pytest.mark.parametrize("view", ["%", "split-digits/%zz/accuracy", "no/such/board"])
+def test_an_address_that_cannot_be_read_shows_the_first_board(browser, view):
+    show(browser, view=view)
+    assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier lite"
+    assert column(browser, "Method")
+
+
 def test_the_text_of_records_is_never_markup(browser):
     at = column(browser, "Method").index("mine") + 1
     find(browser, f"tbody tr:nth-child({at}) button")[0].click()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
+from matplotlib.text import Text
 from rich.console import Console
 
 from benchsuite.cli import main
@@ -307,6 +308,20 @@ def test_no_dagger_stands_where_nothing_can_be_said():
     assert "†" not in next(line for line in mixed.splitlines() if line.startswith("| new"))
 
 
+def test_rows_on_other_tasks_have_no_marks_and_are_named():
+    board = leaderboard(
+        [run("a"), run("b", last=70), run("c", last=99, tasks=1, settings={"tasks": 1}), run("joint", 1, None, 95)]
+    )
+    text = tables.to_markdown(board, "accuracy")
+    assert "| a | **85.00** |" in text
+    assert "| c | 90.00 |" in text
+    assert "Not compared: c, on other tasks or images. Best in bold" in text
+    assert "; rows trained on all tasks at once do not compete." in text
+    alone = tables.caption(leaderboard([run("a"), run("c", tasks=1)]), "accuracy")
+    assert alone.endswith("Not compared: c, on other tasks or images.")
+    assert "Not compared" not in tables.caption(leaderboard([run("a"), run("c")]), "accuracy")  # control
+
+
 def test_best_and_second_are_what_is_printed():
     close = [run("a", size=1_000_000), run("b", size=1_000_400), run("c", size=1_100_000), run("d", size=1_100_100)]
     rows = {line[:1]: line for line in tables.to_latex(leaderboard(close), "parameter_efficiency").splitlines()}
@@ -410,9 +425,47 @@ def test_looks_differ_in_grey_and_text_is_of_one_size():
     assert len({(look["marker"], look["fillstyle"]) for look in looks.values()}) == 27
     assert len({look["linestyle"] for look in looks.values()}) == 3
     groups = {name: [r for r in DRAWN if r.job.method == name] for name in ("fine_tune", "joint")}
-    for figure in (figures.accuracy_after_each_task(groups, ""), figures.step_time(leaderboard(DRAWN))):
-        sizes = {label.get_fontsize() for axes in figure.axes for label in (*axes.get_xticklabels(), axes.xaxis.label)}
-        assert sizes == {8}
+    board = leaderboard(DRAWN)
+    bank = run("a", facts={"ranks": {"conv1": [3, 5]}})
+    drawn = [figures.accuracy_after_each_task(groups, "source"), figures.step_time(board), figures.accuracy_vs_size(board)]
+    drawn += [figures.accuracy_matrix("joint", groups["joint"], "source"), figures.rank_growth("a", [bank], "source")]
+    for figure in drawn:
+        figure.draw_without_rendering()
+        words = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        small = [text for text in words if text.get_fontsize() != 8]
+        assert [text.get_fontsize() for text in small] == [6]  # its provenance
+        assert small[0].get_position()[1] < 0.1
+
+
+@pytest.mark.parametrize(("tasks", "room"), [(2, True), (6, True), (10, True), (11, False)])
+def test_numbers_in_a_heat_map_are_of_full_size_and_inside_their_cells(tasks, room):
+    figure = figures.accuracy_matrix("a", [run("a", first=100, last=100, tasks=tasks)], "source")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    assert bool(axes.texts) is room
+    cell = axes.get_window_extent().width / tasks
+    for text in axes.texts:
+        assert text.get_fontsize() == 8
+        assert text.get_window_extent().width < cell
+        text.set_text("100.00")  # control: of more digits there would not be room
+        assert (text.get_window_extent().width > cell) == (tasks > 2)
+
+
+def test_captions_of_figures_say_what_is_averaged_and_what_bars_are(report, tmp_path, undrawn):
+    text = (report[0].parent / "report.tex").read_text()
+    over = r"each seed in its own order; mean over n = 1 to 2 seeds; bands and bars: 95 \% intervals (Student's t).}"
+    assert text.count(over.replace(r"\\", "\\")) == 3
+    assert r"mean over n = 1 to 2 seeds; bars: 95 \% intervals (Student's t); dashed: Pareto front.}" in text
+    assert r"after learning t tasks: fine\_tune on split\_x, tier lite; mean over n = 2 seeds.}" in text
+    assert r"joint on split\_x, tier lite; one seed.}" in text
+    one = [run("a", tasks=3), *(run(f"b{i}", tasks=3) for i in range(figures.FEW)), run("c")]
+    write_report(leaderboard(one), one, tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "one seed, so no intervals; dashed: Pareto front without c, on other tasks or images." in text
+    assert "95 %" not in text
+    many = [*one, *(run(f"b{i}", 2, tasks=3) for i in range(figures.FEW))]
+    write_report(leaderboard(many), many, tmp_path)
+    assert "mean over n = 1 to 2 seeds; bars at the last task: 95 % intervals" in (tmp_path / "leaderboard.md").read_text()
 
 
 def test_stored_sizes_and_forgetting_over_tasks():

@@ -103,6 +103,19 @@ def test_a_damaged_state_is_no_reason_to_fail(text, results):
         assert state_of(results / job_of(seed=seed).folder)[0] == state
 
 
+def test_what_is_no_number_in_a_state_is_unknown(results):
+    folder = results / job_of(seed=2).folder
+    state = json.loads((folder / "progress.json").read_text())
+    for wrong in ("fast", [1], {}, float("nan"), float("inf")):
+        for name, word in (("images_per_second", "images/s"), ("seconds_left", "left")):
+            assert word in state_of(folder)[1]  # control
+            (folder / "progress.json").write_text(json.dumps({**state, name: wrong}))
+            assert state_of(folder)[0] == "running"
+            assert state_of(folder)[1].startswith("task 2 of 2, epoch 3 of 10")
+            assert word not in state_of(folder)[1]
+            (folder / "progress.json").write_text(json.dumps(state))
+
+
 def test_a_record_that_cannot_be_read_is_said(results):
     path = results / job_of().folder / "record.json"
     path.write_text("")

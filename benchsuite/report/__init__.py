@@ -81,26 +81,37 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
         files[f"{kind}.tex"] = tables.to_latex(board, kind)
 
     where = f"on {board.protocol}, tier {board.tier}"
+    seeds = [len(group) for group in runs.values()]
+    bars = _averaged(seeds, "bars")
+    ends = "bands and bars" if len(runs) <= figures.FEW else "bars at the last task"
+    over = f"{where}, each seed in its own order; {_averaged(seeds, ends)}."
+    front = f"{where}; {bars}; dashed: Pareto front"
+    front += f" without {', '.join(board.elsewhere)}, on other tasks or images." if board.elsewhere else "."
     drawings = {
-        "accuracy_vs_size": (figures.accuracy_vs_size(board), f"Accuracy against stored size {where}."),
-        "accuracy_after_each_task": (figures.accuracy_after_each_task(runs, board.provenance), f"Accuracy over tasks {where}."),
+        "accuracy_vs_size": (figures.accuracy_vs_size(board), f"Accuracy against stored size {front}"),
+        "accuracy_after_each_task": (figures.accuracy_after_each_task(runs, board.provenance), f"Accuracy over tasks {over}"),
         "forgetting_after_each_task": (
             figures.forgetting_after_each_task(runs, board.provenance),
-            f"Forgetting over tasks {where}.",
+            f"Forgetting over tasks {over}",
         ),
-        "stored_after_each_task": (figures.stored_after_each_task(runs, board.provenance), f"Stored size over tasks {where}."),
-        "step_time": (figures.step_time(board), f"Wall clock of a training step {where}."),
+        "stored_after_each_task": (figures.stored_after_each_task(runs, board.provenance), f"Stored size over tasks {over}"),
+        "step_time": (figures.step_time(board), f"Wall clock of a training step {where}; {bars}."),
     }
     if board.training_memory["held"].notna().any():
-        drawings["accuracy_vs_memory"] = (figures.accuracy_vs_memory(board), f"Accuracy against memory for training {where}.")
+        drawings["accuracy_vs_memory"] = (figures.accuracy_vs_memory(board), f"Accuracy against memory for training {front}")
     for label, group in runs.items():
         name = re.sub(r"[^\w.+=-]+", "-", label).strip("-")
         if len(name) > 100:  # a file's name has its limits
             name = f"{name[:80]}-{digest(label)[:8]}"
+        n = len(group)
         ranks = figures.rank_growth(label, group, board.provenance)
-        drawings[f"rank_growth_{name}"] = (ranks, f"Components of each layer over tasks: {label} {where}.")
+        drawings[f"rank_growth_{name}"] = (
+            ranks,
+            f"Components of each layer over tasks: {label} {where}; {_averaged([n], 'bands')}.",
+        )
         matrix = figures.accuracy_matrix(label, group, board.provenance)
-        drawings[f"accuracy_matrix_{name}"] = (matrix, f"Accuracy on each task after each task: {label} {where}.")
+        words = f"Accuracy on the k-th task of each seed's own order after learning t tasks: {label} {where}; {_averaged([n])}."
+        drawings[f"accuracy_matrix_{name}"] = (matrix, words)
     shown = [(name, words) for name, (drawing, words) in drawings.items() if drawing]
     for name, (drawing, _) in drawings.items():
         if drawing:
@@ -112,7 +123,7 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
             *(tables.to_markdown(board, kind, footnotes=False) for kind in tables.TITLES),
             *(["## Notes\n\n" + "".join(f"- {note}\n" for note in board.footnotes)] if board.footnotes else []),
             "## Figures\n",
-            *(f"[![{name}]({name}.png)]({name}.pdf)\n" for name, _ in shown),
+            *(f"[![{name}]({name}.png)]({name}.pdf)\n\n{words}\n" for name, words in shown),
         ]
     )
     title = f"{board.protocol}, tier {board.tier}"
@@ -122,6 +133,14 @@ def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path)
         if old.name not in files and old.suffix in (".pdf", ".png"):
             old.unlink()
     return written
+
+
+def _averaged(counts: Collection[int], marks: str = "") -> str:
+    """What is drawn of rows of so many seeds each. marks: what shows their intervals."""
+    if max(counts) == 1:
+        return "one seed, so no intervals" if marks else "one seed"
+    mean = f"mean over n = {tables.span(sorted({*counts}))} seeds"
+    return f"{mean}; {marks}: 95 % intervals (Student's t)" if marks else mean
 
 
 def _write(folder: Path, files: Mapping[str, bytes | str]) -> list[Path]:

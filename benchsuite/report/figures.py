@@ -25,8 +25,8 @@ from ..leaderboard import MB, Leaderboard, series, t_interval
 from ..records import RunRecord
 
 WIDTH = 3.3  # inches: one column of the usual two-column layouts
-FONT, SMALL = 8, 5  # points: all that is read, and the provenance in small print
-FINE = 80  # characters of small print in a line
+FONT, SMALL = 8, 6  # points: all that is read, and the provenance in small print
+FINE = 72  # characters of small print in a line
 FEW = 8  # methods that can be told apart by labels beside points, and by bands
 LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.8, "handletextpad": 0.5, "labelspacing": 0.2}
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#7F7F7F"]  # Okabe and Ito 2008
@@ -128,7 +128,9 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
 
 
 def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figure:
-    """Heat map of R (%), mean over seeds by position in the sequence; cells that were not measured stay blank."""
+    """Heat map of R (%), mean over seeds by position in the sequence; cells that were not measured stay blank.
+
+    Numbers stand in the cells where there is room to read them: whole ones beyond 6 tasks, none beyond 10."""
     mean, _ = t_interval(np.stack([metrics.accuracy_matrix(run) for run in runs]))
     n = len(mean)
     figure, axes = _figure(provenance, height=3.2)
@@ -137,13 +139,14 @@ def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figur
     axes.set_xticks(ticks, ticks + 1)
     axes.set_yticks(ticks, ticks + 1)
     axes.grid(False)
-    axes.set_xlabel("accuracy on task", fontsize=FONT)
-    axes.set_ylabel("after learning task", fontsize=FONT)
+    axes.set_xlabel("accuracy on the k-th task learned", fontsize=FONT)
+    axes.set_ylabel("after learning t tasks", fontsize=FONT)
     axes.set_title(textwrap.fill(f"{label}, n = {len(runs)}", 48), fontsize=FONT)
     if n <= 10:
         for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True):
             colour = "black" if mean[t, i] > 50 else "white"
-            axes.text(i, t, f"{mean[t, i]:.1f}", ha="center", va="center", fontsize=FONT - 1 - n / 5, color=colour)
+            number = f"{mean[t, i]:.{1 if n <= 6 else 0}f}"
+            axes.text(i, t, number, ha="center", va="center", fontsize=FONT, color=colour)
     bar = figure.colorbar(image, shrink=0.8)
     bar.set_label("%", fontsize=FONT)
     bar.ax.tick_params(labelsize=FONT)

@@ -1,7 +1,7 @@
 """Leaderboards and the ledger as LaTeX (booktabs), Markdown, CSV, parquet and on the screen: written, not computed.
 
 Best and second are decided by what is printed: rows whose numbers read alike share bold or underline, whatever digits were cut
-off, and the interval does not matter. Rows that do not compete (all tasks at once, published ones) have neither.
+off, and the interval does not matter. Rows that do not compete (all tasks at once, other tasks, published ones) have neither.
 """
 
 from __future__ import annotations
@@ -118,11 +118,13 @@ def caption(board: Leaderboard, kind: str) -> str:
     rivals = frame[frame["competes"]]
     n = sorted(int(n) for n in frame["n"].dropna().unique())
     text = f"{TITLES[kind]} on {board.protocol}, tier {board.tier}; "
-    text += "one seed, so no intervals. " if n[-1] == 1 else f"mean ± 95 % interval (Student's t) over n = {_span(n)} seeds. "
+    text += "one seed, so no intervals. " if n[-1] == 1 else f"mean ± 95 % interval (Student's t) over n = {span(n)} seeds. "
+    if others := [row for row in board.elsewhere if row in set(frame["method"])]:
+        text += f"Not compared: {', '.join(others)}, on other tasks or images. "
     if len(rivals) < 2:
         return text.strip()
     text += "Best in bold, second underlined, by the numbers as printed"
-    absent = frame[~frame["competes"]]
+    absent = frame[~frame["competes"] & ~frame["method"].isin(others)]
     out = [
         words
         for there, words in ((~absent["published"], "trained on all tasks at once"), (absent["published"], "published"))
@@ -139,7 +141,7 @@ def caption(board: Leaderboard, kind: str) -> str:
     if tested:
         text += (
             f"{DAGGER} not distinguishable from the best (p > {ALPHA}): smoothed studentised bootstrap of the differences paired"
-            f" by seed, {_span(tested)} seeds in common, Holm's correction over the methods compared. "
+            f" by seed, {span(tested)} seeds in common, Holm's correction over the methods compared. "
         )
     if few:
         text += "Without two seeds in common with the best nothing can be said of differences"
@@ -230,7 +232,7 @@ def shown(board: Leaderboard, kind: str) -> list[Column]:
     return [column for column in COLUMNS[kind] if not column.optional or frame[column.name].notna().any()]
 
 
-def _span(values: Sequence[int]) -> str:
+def span(values: Sequence[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
