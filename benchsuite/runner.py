@@ -90,11 +90,14 @@ def run(
     folder = results / job.folder
     chosen = choose_device(device, job.precision)
     with records.locked(folder / "lock"):  # a second process that wants the same run waits, and then finds the record
+        for half in folder.glob(".writing.*"):  # of a process that was killed
+            half.unlink(missing_ok=True)
         done = folder / "record.json"
         note = ""
         if done.exists():
             record = records.read_of(job, done)
             if not (changed := source.stale(record)):
+                _tidy(folder)
                 return record
             note = f"{', '.join(changed)} changed since; the old record is kept as {records.set_aside(folder)}"
         try:
@@ -114,9 +117,14 @@ def run(
                 write_atomic(folder / "failure.json", json.dumps(failure, indent=1) + "\n")
             (folder / "progress.json").unlink(missing_ok=True)
             raise RunFailed(f"{job}: {what}; see {folder / 'failure.json'}") from error
-        for leftover in ("failure.json", "checkpoint.pt", "progress.json"):
-            (folder / leftover).unlink(missing_ok=True)
+        _tidy(folder)
         return record
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a record makes superfluous; a kill after the record was written may have left it."""
+    for leftover in ("failure.json", "checkpoint.pt", "progress.json"):
+        (folder / leftover).unlink(missing_ok=True)
 
 
 def identify(job: Job, data_dir: Path | None) -> Job:
