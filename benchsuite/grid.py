@@ -52,6 +52,10 @@ class Engine(Protocol):
     def slots(self) -> int:
         """Runs at once."""
 
+    @property
+    def remark(self) -> str:
+        """What the user should know when it has begun, or ""."""
+
     def start(self, job: Job) -> Any:
         """Begin a run; returns a key for it."""
 
@@ -155,6 +159,8 @@ def run_all(
     queue, running = [job for job in left if str(job.folder) not in errors], dict[Any, Job]()
     killed: Counter[str] = Counter()
     with engine:
+        if engine.remark:
+            report(engine.remark)
         while queue or running:
             while queue and len(running) < engine.slots:
                 # What another command has in hand comes later: by then it may be done.
@@ -190,6 +196,8 @@ def run_all(
 
 class Local:
     """Processes of this machine, `slots` at once; several share one GPU."""
+
+    remark = ""
 
     def __init__(self, slots: int, place: Place) -> None:
         self.slots, self.place = slots, place

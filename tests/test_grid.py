@@ -105,6 +105,8 @@ def test_only_the_cores_that_may_be_used_count(monkeypatch):
 class Scripted:
     """An engine whose runs do as they are told: `script` names, by method, what their processes come to one after another."""
 
+    remark = ""
+
     def __init__(self, slots, script):
         self.slots, self.script = slots, {name: list(ends) for name, ends in script.items()}
         self.started, self.most = [], 0
