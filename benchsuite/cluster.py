@@ -2,7 +2,8 @@
 
 What a run needs is sent along: its method's file, and its image sets as they are decoded here, each of which goes to a node
 once and stays in that node's cache. Where the results folder is shared, which a run sees by a mark in it, a run works there, and
-one whose node dies goes on elsewhere from its last task. Elsewhere it works in the node's cache and its files come back here.
+one whose node dies goes on elsewhere from its last task. Elsewhere it works in the node's cache and its files come back here; the
+node keeps its own until it has heard, with a later run, that they are on record here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, chdir, suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -68,6 +69,9 @@ class Cluster:
         self.cpus, self.gpus = cpus, gpus
         self.locks: dict[Any, ExitStack] = {}
         self.jobs: dict[Any, Job] = {}
+        self.unkept: dict[Any, str] = {}  # why the files that a run sent last could not be written
+        self.recorded: set[str] = set()  # digests of the record files here
+        self.remark = ""
 
     def __enter__(self) -> Cluster:
         self._answers()
@@ -81,18 +85,29 @@ class Cluster:
         finally:
             signal.signal(signal.SIGTERM, handler)
         try:
+            self.remark = self._too_large()
             with NamedTemporaryFile(dir=self._results(), prefix=".shared.", delete=False) as file:
                 self.mark = Path(file.name)
         except OSError as error:
             self.ray.shutdown()
             raise UserError(f"cannot write to {self.place.results}: {error.strerror}; {ELSEWHERE}") from None
+        except UserError:
+            self.ray.shutdown()
+            raise
+        self.recorded = {_digest(path.read_bytes()) for path in self._results().glob("*/*/*/*/record.json")}
         self.sent = {
             name: images
             and Sent([self.ray.put(tuple(map(_whole, _arrays(images))))], images.digest, images.complete, images.note)
             for name, images in self.images.items()
         }
-        self.texts = {path.name: path.read_bytes() for path in self.place.method_files}
-        self.remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0, num_returns="streaming")(on_node)
+        self.texts = {str(path): path.read_bytes() for path in self.place.method_files}
+        self.remote = self.ray.remote(
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            max_calls=1,  # a process of its own for each run
+            max_retries=0,
+            num_returns="streaming",
+        )(on_node)
         return self
 
     def _answers(self) -> None:
@@ -109,6 +124,18 @@ class Cluster:
     def _silence(self, what: str) -> str:
         return f"no Ray cluster answers at {self.address!r} ({what}); start one with `ray start --head`, or use --ray local"
 
+    def _too_large(self) -> str:
+        """What there is to say where no node that lives now has room for one run, or "". Raises UserError where none can join."""
+        needs = {"CPU": self.cpus, "GPU": self.gpus}
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
+            return ""
+        what = f"no node has {self.cpus:g} cores" + (f" and {self.gpus:g} GPUs" if self.gpus else "") + " for a run"
+        lower = "lower --cpus-per-run" + (" or --gpus-per-run" if self.gpus else "")
+        if self.address == "local":
+            raise UserError(f"{what}; {lower}")
+        return f"{what}; {lower}, or the runs wait until such a node joins"
+
     def _results(self) -> Path:
         self.place.results.mkdir(parents=True, exist_ok=True)
         return self.place.results.resolve()
@@ -120,7 +147,7 @@ class Cluster:
         return 1 + min(int(there.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)
 
     def start(self, job: Job) -> Any:
-        key = self.remote.remote(job, self.place, self.texts, self.sent, self.mark, code_of(job))
+        key = self.remote.remote(job, self.place, self.texts, self.sent, self.mark, code_of(job), self.recorded)
         self.jobs[key] = job
         return key
 
@@ -138,8 +165,14 @@ class Cluster:
             except self.ray.exceptions.RayError:
                 message = None  # its process, or its whole node, is gone
             if isinstance(message, dict):
-                self._keep(key, message)
+                self.unkept.pop(key, None)
+                try:
+                    self._keep(key, message)
+                except UserError as error:  # what counts is whether the last ones, with the record, can be written
+                    self.unkept[key] = f"{self.jobs[key]}: {error}"
                 continue
+            if message == "":
+                message = self.unkept.get(key, "")
             if message is None or isinstance(message, str):
                 self._forget(key)
             yield key, message
@@ -148,8 +181,9 @@ class Cluster:
         """Put what a node without access to the results folder has sent where it belongs, under the run's lock."""
         folder = self._results() / self.jobs[key].folder
         if key not in self.locks and not held(folder / "lock"):
-            self.locks[key] = ExitStack()
-            self.locks[key].enter_context(locked(folder / "lock"))
+            with ExitStack() as stack:
+                stack.enter_context(locked(folder / "lock"))
+                self.locks[key] = stack.pop_all()
         record = folder / "record.json"
         if key not in self.locks or (record.exists() and not stale(read(record))):
             return  # another command has, or had, the same run in hand
@@ -159,11 +193,13 @@ class Cluster:
             if name in files:
                 write_atomic(folder / name, files[name])
         if record.name in files:
+            self.recorded.add(_digest(files[record.name]))
             for name in ("failure.json", "progress.json"):
                 (folder / name).unlink(missing_ok=True)
 
     def _forget(self, key: Any) -> None:
         del self.jobs[key]
+        self.unkept.pop(key, None)
         if key in self.locks:
             self.locks.pop(key).close()
 
@@ -184,17 +220,31 @@ def _whole(array: Any) -> Any:
     return np.array(array)  # a memory map is a file of this machine
 
 
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()
+
+
 def on_node(
-    job: Job, place: Place, texts: Mapping[str, bytes], images: Mapping[str, Sent | None], mark: Path, code: Mapping[str, str]
+    job: Job,
+    place: Place,
+    texts: Mapping[str, bytes],
+    images: Mapping[str, Sent | None],
+    mark: Path,
+    code: Mapping[str, str],
+    recorded: Set[str] = frozenset(),
 ) -> Iterator[Any]:
     """On a node, in a process of its own: one run. Yields its events, at last what went wrong, or ""; and where the results
-    folder cannot be seen from there, {name: content} of the files of its folder, as they come."""
+    folder cannot be seen from there, {name: content} of the files of its folder, as they come.
+
+    texts: the files of methods by their paths. recorded: digests of the record files that need not be kept here any more."""
     shared = mark.exists()
     place = replace(
         place,
         results=mark.parent if shared else cache.root() / "runs",
-        method_files=tuple(_written(name, text) for name, text in texts.items()),
+        method_files=tuple(_written(Path(path).name, text) for path, text in texts.items()),
     )
+    if not shared:
+        _clear(place.results, recorded)
     folder = place.results / job.folder
     messages: SimpleQueue[Any] = SimpleQueue()
 
@@ -221,9 +271,16 @@ def on_node(
         yield message
     if not shared:
         yield _content(folder, *FILES[1:])
-        if not message:
-            shutil.rmtree(folder, ignore_errors=True)
     yield message
+
+
+def _clear(runs: Path, recorded: Set[str]) -> None:
+    """Remove what this node keeps of the runs whose records have arrived."""
+    for record in runs.glob("*/*/*/*/record.json"):
+        with suppress(OSError, UserError):  # another process is at it
+            if _digest(record.read_bytes()) in recorded:
+                with locked(record.parent / "lock", wait=False):
+                    shutil.rmtree(record.parent)
 
 
 def _content(folder: Path, *names: str) -> dict[str, bytes]:
@@ -236,7 +293,7 @@ def _content(folder: Path, *names: str) -> dict[str, bytes]:
 
 def _written(name: str, text: bytes) -> Path:
     """A method's file, put where this node has it from now on."""
-    path = cache.root() / "methods" / sha256(text).hexdigest()[:16] / name
+    path = cache.root() / "methods" / _digest(text)[:16] / name
     if not path.exists():
         write_atomic(path, text)
     return path

@@ -13,7 +13,8 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from statistics import fmean
@@ -22,10 +23,11 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from .errors import UserError
-from .records import Job, held, read, read_of
+from .records import SCHEMA, Job, held, read, read_of, write_atomic
 from .source import stale
 
 RETRIES = 2  # of a run whose process was killed
+IN_HAND = "is in the hands of another process; waiting for it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,10 @@ class Engine(Protocol):
     def slots(self) -> int:
         """Runs at once."""
 
+    @property
+    def remark(self) -> str:
+        """What the user should know when it has begun, or ""."""
+
     def start(self, job: Job) -> Any:
         """Begin a run; returns a key for it."""
 
@@ -70,21 +76,36 @@ def cores() -> int:
 def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lambda line: None) -> list[Job]:
     """The jobs without a record that counts, longest first; those that nothing is known of come before all others.
 
-    say: is told which of them are stale, and which failed before and why.
-    Raises UserError where there is a record that cannot be trusted or is of another job.
+    say: is told which of them are stale, which failed before and why, and which have a record that cannot be trusted or is of
+    another job: these are among them, for `run_all` to refuse.
     """
     left = []
     for job in jobs:
         path = results / job.folder / "record.json"
         if path.exists():
-            if not (changed := stale(read_of(job, path))):
-                continue
-            say(f"stale: {job}: {', '.join(changed)} changed since; it is run again, the old record is kept beside the new one")
+            try:
+                if not (changed := stale(read_of(job, path))):
+                    continue
+                what = ", ".join(changed)
+                say(f"stale: {job}: {what} changed since; it is run again, the old record is kept beside the new one")
+            except UserError as error:
+                say(f"not run: {job}: {error}")
         elif reason := failure(path.parent):
             say(f"failed before: {job}: {reason}; it is run again")
         left.append(job)
     known = {folder: measured(results / folder) for folder in dict.fromkeys(job.folder.parent for job in left)}
     return sorted(left, key=lambda job: -expected(job, known[job.folder.parent]))
+
+
+def refusal(job: Job, results: Path) -> str:
+    """What is wrong with the job's record and what to do about it, "" where there is none or it can be trusted."""
+    path = results / job.folder / "record.json"
+    try:
+        if path.exists():
+            read_of(job, path)
+    except UserError as error:
+        return f"{job}: {error}"
+    return ""
 
 
 def failure(folder: Path) -> str:
@@ -95,6 +116,19 @@ def failure(folder: Path) -> str:
         return ""
     except (OSError, ValueError, KeyError, TypeError):
         return "its failure.json cannot be read"
+
+
+def write_failure(job: Job, folder: Path, reason: str, trace: str = "") -> None:
+    """Put on record why a run failed. A folder that cannot be written any more is no reason to hide the failure itself."""
+    content = {
+        "schema": SCHEMA,
+        "job": asdict(job),
+        "error": reason,
+        "traceback": trace,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with suppress(UserError):
+        write_atomic(folder / "failure.json", json.dumps(content, indent=1) + "\n")
 
 
 def measured(folder: Path) -> list[tuple[str, float]]:
@@ -116,44 +150,54 @@ def expected(job: Job, known: Sequence[tuple[str, float]]) -> float:
 def run_all(
     left: Sequence[Job], *, results: Path, engine: Engine, report: Callable[[Any], None] = lambda event: None
 ) -> dict[str, str]:
-    """Run these jobs in their order. Returns what went wrong, by the run's folder, where the error is on record too.
+    """Run these jobs in their order. Returns what went wrong, by the run's folder, where the error is on record too, unless that
+    holds a record that cannot be trusted: it is left alone, and its job is not run.
 
     report: called with each run's `runner.Event`s, and with lines of text.
     """
-    queue, running = list(left), dict[Any, Job]()
-    errors: dict[str, str] = {}
+    errors = {str(job.folder): reason for job in left if (reason := refusal(job, results))}
+    queue, running = [job for job in left if str(job.folder) not in errors], dict[Any, Job]()
     killed: Counter[str] = Counter()
     with engine:
+        if engine.remark:
+            report(engine.remark)
         while queue or running:
             while queue and len(running) < engine.slots:
                 # What another command has in hand comes later: by then it may be done.
-                free = (i for i, job in enumerate(queue) if not held(results / job.folder / "lock"))
-                job = queue.pop(next(free, 0))
+                free = next((i for i, job in enumerate(queue) if not held(results / job.folder / "lock")), None)
+                job = queue.pop(free or 0)
+                if free is None:
+                    report(f"{job}: {IN_HAND}")
                 running[engine.start(job)] = job
             for key, message in engine.messages(list(running)):
                 if message is not None and not isinstance(message, str):
                     report(message)
                     continue
                 job = running.pop(key)
-                folder = str(job.folder)
-                if message:
-                    errors[folder] = message
-                elif message is None:
-                    killed[folder] += 1
-                    if killed[folder] > RETRIES:
-                        errors[folder] = (
-                            f"{job}: its process was killed {killed[folder]} times (out of memory?); "
-                            "run the same command to resume it"
-                        )
-                    else:
+                name, folder = str(job.folder), results / job.folder
+                if message is None:
+                    killed[name] += 1
+                    if killed[name] <= RETRIES:
                         report(f"{job}: its process was killed; goes on after its last finished task")
                         # The last time it waits until there is most room for it.
-                        queue.insert(0 if killed[folder] < RETRIES else len(queue), job)
+                        queue.insert(0 if killed[name] < RETRIES else len(queue), job)
+                        continue
+                    message = (
+                        f"{job}: its process was killed {killed[name]} times (out of memory?); run the same command to resume it"
+                    )
+                if message:
+                    errors[name] = message
+                    # A run that broke has said why by itself, with the traceback; the others are known here alone.
+                    known = failure(folder)
+                    if not (known and known in message) and not (folder / "record.json").exists():
+                        write_failure(job, folder, message.removeprefix(f"{job}: "))
     return errors
 
 
 class Local:
     """Processes of this machine, `slots` at once; several share one GPU."""
+
+    remark = ""
 
     def __init__(self, slots: int, place: Place) -> None:
         self.slots, self.place = slots, place
@@ -245,7 +289,9 @@ def outcome(job: Job, place: Place, tell: Callable[[Any], None]) -> str:
         torch.set_num_threads(min(place.threads, torch.get_num_threads()))  # torch's own number heeds OMP_NUM_THREADS
         for path in place.method_files:
             methods.load_file(path)
-        run(job, results=place.results, data_dir=place.data_dir, device=place.device, report=tell)
+        # Lines of text stay here: to the engine they are last words, and `run_all` has told of a run in other hands.
+        report = lambda event: None if isinstance(event, str) else tell(event)  # noqa: E731
+        run(job, results=place.results, data_dir=place.data_dir, device=place.device, report=report)
     except (UserError, RunFailed) as error:
         return str(error)
     except Exception as error:

@@ -223,7 +223,9 @@ def digest(content: Any) -> str:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Put `data` at `path` whole or not at all: written beside it under a name of its own, synced, then renamed."""
+    """Put `data` at `path` whole or not at all: written beside it under a name of its own, synced, then renamed.
+
+    Raises UserError where that fails. What a kill leaves of it begins with ".writing."."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,6 +236,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        with suppress(OSError):  # the new name too survives a power cut, where the file system can sync a folder
+            entry = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(entry)
+            finally:
+                os.close(entry)
     except BaseException as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)

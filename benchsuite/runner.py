@@ -19,8 +19,8 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ from .artifact import Artifact
 from .data.sets import MissingData, has_one_form, load
 from .data.stream import TaskStream, build_stream
 from .errors import Diverged, UserError
+from .grid import IN_HAND, write_failure
 from .method import Method, methods
 from .modifiers import Modified
 from .nn.guard import FrozenGuard
@@ -79,23 +80,32 @@ def run(
     results: Path,
     data_dir: Path | None = None,
     device: str = "auto",
-    report: Callable[[Event], None] = lambda event: None,
+    report: Callable[[Any], None] = lambda event: None,
     plugins: Sequence[SupervisedPlugin] = (),
 ) -> RunRecord:
     """Run `job`, or resume it, or read its record if it is done.
 
+    report: called with `Event`s, and with a line of text where another process has the same run in hand.
     plugins: act after the method; they may look on but must not change the run, as they are no part of its identity.
     Raises UserError for what the user can mend (data, folder, device) and RunFailed when training diverged or broke.
     """
     job = identify(job, data_dir)
     folder = results / job.folder
     chosen = choose_device(device, job.precision)
-    with records.locked(folder / "lock"):  # a second process that wants the same run waits, and then finds the record
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(records.locked(folder / "lock", wait=False))
+        except records.Busy:  # a second process that wants the same run waits, and then finds the record
+            report(f"{job}: {IN_HAND}")
+            stack.enter_context(records.locked(folder / "lock"))
+        for half in folder.glob(".writing.*"):  # of a process that was killed
+            half.unlink(missing_ok=True)
         done = folder / "record.json"
         note = ""
         if done.exists():
             record = records.read_of(job, done)
             if not (changed := source.stale(record)):
+                _tidy(folder)
                 return record
             note = f"{', '.join(changed)} changed since; the old record is kept as {records.set_aside(folder)}"
         try:
@@ -104,20 +114,17 @@ def run(
             raise
         except Exception as error:
             what = str(error) if isinstance(error, Diverged) else " ".join(f"{type(error).__name__}: {error}".split())
-            failure = {
-                "schema": records.SCHEMA,
-                "job": asdict(job),
-                "error": what,
-                "traceback": traceback.format_exc(),
-                "date": _now(),
-            }
-            with suppress(UserError):  # a folder that cannot be written any more is no reason to hide the failure itself
-                write_atomic(folder / "failure.json", json.dumps(failure, indent=1) + "\n")
+            write_failure(job, folder, what, traceback.format_exc())
             (folder / "progress.json").unlink(missing_ok=True)
             raise RunFailed(f"{job}: {what}; see {folder / 'failure.json'}") from error
-        for leftover in ("failure.json", "checkpoint.pt", "progress.json"):
-            (folder / leftover).unlink(missing_ok=True)
+        _tidy(folder)
         return record
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a record makes superfluous; a kill after the record was written may have left it."""
+    for leftover in ("failure.json", "checkpoint.pt", "progress.json"):
+        (folder / leftover).unlink(missing_ok=True)
 
 
 def identify(job: Job, data_dir: Path | None) -> Job:

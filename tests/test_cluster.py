@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,27 +175,36 @@ def on_node(job, tmp_path, mark, **changed):
 
     place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
     given = {"texts": {}, "images": {}, "code": code_of(job), **changed}
-    return list(cluster.on_node(job, place, given["texts"], given["images"], mark, given["code"]))
+    return list(cluster.on_node(job, place, mark=mark, **given))
+
+
+def driver_of(tmp_path, **attributes):
+    """A cluster's end here, without a cluster."""
+    from benchsuite.cluster import Cluster
+
+    driver = Cluster.__new__(Cluster)
+    driver.place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
+    vars(driver).update({"jobs": {}, "locks": {}, "unkept": {}, "recorded": set()} | attributes)
+    return driver
 
 
 def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
-    from benchsuite.cluster import Cluster
-
     job = job_of()
-    *messages, last = on_node(job, tmp_path, tmp_path / "elsewhere" / "mark")
+    elsewhere = tmp_path / "elsewhere" / "mark"
+    *messages, last = on_node(job, tmp_path, elsewhere)
     assert last == ""
     assert not (tmp_path / "results").exists()
-    assert not (own_cache / "runs" / job.folder).exists()  # cleared once it was sent
     sent = [message for message in messages if isinstance(message, dict)]
     assert set(sent[-1]) == {"artifact.safetensors", "record.json"}
     assert json.loads(sent[0]["progress.json"])["stages"] == 3
-    driver = Cluster.__new__(Cluster)
-    driver.place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
-    driver.jobs, driver.locks = {"key": job}, {}
+    driver = driver_of(tmp_path, jobs={"key": job})
     folder = tmp_path / "results" / job.folder
     driver._keep("key", sent[0])
     assert records.held(folder / "lock")
     assert (folder / "progress.json").exists()
+    # Killed here, before it has written the record, it asks again, and has it without a training.
+    *again, last = on_node(job, tmp_path, elsewhere, recorded={"0" * 64})
+    assert (again, last) == ([sent[-1]], "")
     driver._keep("key", sent[-1])
     driver._forget("key")
     assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "record.json"]
@@ -203,6 +213,66 @@ def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
     driver._keep("late", {"record.json": b"of a run that counts no more"})  # what is there stays
     driver._forget("late")
     assert records.read(folder / "record.json").job == job
+    assert (own_cache / "runs" / job.folder / "record.json").exists()
+    on_node(job_of(tasks=1), tmp_path, elsewhere, recorded=driver.recorded)
+    assert not (own_cache / "runs" / job.folder).exists()  # the node has heard that it is on record
+    assert (own_cache / "runs" / job_of(tasks=1).folder).exists()  # control
+
+
+def scripted(says):
+    """Ray, with one task that says this."""
+    return SimpleNamespace(
+        wait=lambda keys, **_: (keys, []),
+        get=lambda message: message,
+        exceptions=SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=ZeroDivisionError),
+        key=iter(says),
+    )
+
+
+@pytest.mark.parametrize("full", ["record.json", "progress.json", None])
+def test_files_that_cannot_be_written_are_that_run_s_failure_alone(full, tmp_path, monkeypatch):
+    from benchsuite import cluster
+
+    def write(path, data):
+        if path.name == full:
+            raise UserError("cannot write: No space left on device")
+        records.write_atomic(path, data)
+
+    monkeypatch.setattr(cluster, "write_atomic", write)
+    ray = scripted([{"progress.json": b"{}"}, {"record.json": b"{}"}, ""])
+    driver = driver_of(tmp_path, ray=ray, jobs={ray.key: job_of()})
+    said = [message for _ in range(3) for _, message in driver.messages([ray.key])]
+    failed = f"{job_of()}: cannot write: No space left on device"
+    assert said == ([failed] if full == "record.json" else [""])  # how far a run is can wait
+    assert bool(driver.recorded) == (full != "record.json")
+    assert not driver.locks
+
+
+def test_a_run_for_which_no_node_has_room_is_said(tmp_path):
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+
+    def said(cpus, gpus=0.0, address="head:6379"):
+        return driver_of(tmp_path, ray=SimpleNamespace(nodes=lambda: nodes), cpus=cpus, gpus=gpus, address=address)._too_large()
+
+    assert said(4) == said(4, 0.5) == said(4, address="local") == ""  # controls
+    assert said(16) == "no node has 16 cores for a run; lower --cpus-per-run, or the runs wait until such a node joins"
+    assert "no node has 1 cores and 2 GPUs" in said(1, 2)
+    with pytest.raises(UserError, match=r"lower --cpus-per-run$"):
+        said(16, address="local")
+
+
+def test_two_method_files_of_one_name_are_two(own_cache, own_methods, tmp_path):
+    texts = {
+        f"/{folder}/own.py": f"from benchsuite import Method, register\n\n\n@register\nclass {name}(Method):\n    pass\n".encode()
+        for folder, name in (("a", "First"), ("b", "Second"))
+    }
+    messages = on_node(job_of(), tmp_path, tmp_path / "mark", texts=texts)
+    assert messages[-1] == ""
+    assert {"first", "second"} <= own_methods.all().keys()
 
 
 def test_with_shared_storage_a_run_works_there(own_cache, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -109,6 +110,38 @@ def test_a_disk_that_fills_up_costs_one_task_at_most(file, tmp_path, monkeypatch
         assert events[0].stage == (1 if file == "checkpoint.pt" else 2)  # what was stored is kept
     assert records.same_numbers(record, run(job, results=tmp_path / "alone"))
     assert {path.name for path in (tmp_path / job.folder).iterdir()} == {"record.json", "artifact.safetensors"}
+
+
+def test_what_a_kill_left_half_written_is_removed_by_the_next_run(tmp_path):
+    job = job_of()
+    folder = tmp_path / job.folder
+    folder.mkdir(parents=True)
+    for name in (".writing.a1", ".writing.b2", "notes.txt"):
+        (folder / name).touch()
+    run(job, results=tmp_path)
+    here = {"record.json", "artifact.safetensors", "notes.txt"}  # the last one, a control, is not ours
+    assert {path.name for path in folder.iterdir()} == here
+    for name in (".writing.c3", "checkpoint.pt", "progress.json"):  # killed when the record was there already
+        (folder / name).touch()
+    run(job, results=tmp_path)
+    assert {path.name for path in folder.iterdir()} == here
+
+
+def test_a_file_is_synced_before_it_gets_its_name_and_the_name_after(tmp_path, monkeypatch):
+    order, sync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        order.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def named(source, target):
+        order.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", named)
+    records.write_atomic(tmp_path / "a", "text")
+    assert order == ["file", "name", "folder"]
 
 
 def test_a_clock_that_goes_backwards_changes_no_number(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from test_leaderboard import run as leaderboard_run
 
 from benchsuite import records
 from benchsuite.cli import seeds
-from benchsuite.grid import Local, Place, cores, missing, run_all
+from benchsuite.grid import Local, Place, cores, failure, missing, run_all, write_failure
 from benchsuite.records import Job
 from benchsuite.settings import resolve
 
@@ -105,6 +105,8 @@ def test_only_the_cores_that_may_be_used_count(monkeypatch):
 class Scripted:
     """An engine whose runs do as they are told: `script` names, by method, what their processes come to one after another."""
 
+    remark = ""
+
     def __init__(self, slots, script):
         self.slots, self.script = slots, {name: list(ends) for name, ends in script.items()}
         self.started, self.most = [], 0
@@ -142,14 +144,50 @@ def test_a_killed_run_is_tried_twice_more_and_the_others_go_on(tmp_path):
         "p/t thrice seed 1: its process was killed 3 times",
     ]
     assert len(said) == 1 + 2 + 2
+    known = {name: failure(tmp_path / named(name).folder) for name in script}  # as `status` shows it
+    assert known["bad"] == "bad: why"
+    assert known["thrice"].startswith("its process was killed 3 times")
+    assert not any(known[name] for name in ("once", "twice", "good"))  # control
+
+
+def test_a_failure_that_the_run_has_put_on_record_itself_stays(tmp_path):
+    broke, other = named("broke"), named("other")
+    for job in (broke, other):
+        write_failure(job, tmp_path / job.folder, "ValueError: why", "the traceback")
+    script = {"broke": [f"{broke}: ValueError: why; see failure.json"], "other": [f"{other}: No space left on device"]}
+    assert len(run_all([broke, other], results=tmp_path, engine=Scripted(1, script))) == 2
+    there = {job.method: json.loads((tmp_path / job.folder / "failure.json").read_text()) for job in (broke, other)}
+    assert there["broke"]["traceback"] == "the traceback"
+    assert there["other"]["error"] == "No space left on device"  # control: what is known of it is of an earlier try
+
+
+def test_a_record_that_cannot_be_read_stops_no_other_run(tmp_path):
+    jobs, said = [measured_record("a", seed, 5, tmp_path) for seed in (1, 2, 3)], []
+    assert not missing(jobs, tmp_path, said.append) + said  # control
+    new = replace(jobs[0], seed=4)
+    first, second = (tmp_path / job.folder / "record.json" for job in jobs[:2])
+    first.write_text("")
+    second.write_bytes((tmp_path / jobs[2].folder / "record.json").read_bytes())
+    left = missing([*jobs, new], tmp_path, said.append)
+    assert sorted(job.seed for job in left) == [1, 2, 4]
+    assert all(line.startswith("not run: ") for line in said)
+    assert f"{first}: is not a JSON file" in said[0]
+    assert "move it away and run again" in said[1]
+    engine = Scripted(1, {"a": [""]})
+    errors = run_all(left, results=tmp_path, engine=engine)
+    assert engine.started == ["a"]
+    assert sorted(errors) == sorted(str(job.folder) for job in jobs[:2])
+    assert first.read_text() == ""
+    assert {path.name for path in first.parent.iterdir()} == {"record.json"}
 
 
 def test_what_another_command_has_in_hand_comes_later(tmp_path):
     jobs = [named("a"), named("b"), named("c")]
-    engine = Scripted(1, {"a": [""], "b": [""], "c": [""]})
+    engine, said = Scripted(1, {"a": [""], "b": [""], "c": [""]}), []
     with records.locked(tmp_path / jobs[0].folder / "lock"):
-        assert run_all(jobs, results=tmp_path, engine=engine) == {}
+        assert run_all(jobs, results=tmp_path, engine=engine, report=said.append) == {}
     assert engine.started == ["b", "c", "a"]
+    assert said == ["p/t a seed 1: is in the hands of another process; waiting for it"]
     assert not records.held(tmp_path / jobs[0].folder / "lock")
 
 

@@ -91,12 +91,13 @@ def test_two_processes_share_one_run(other_process, tmp_path):
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
-    assert not events
+    said = [f"{job}: is in the hands of another process; waiting for it"]
+    assert events == said
     other_process.say()
     other_process.until("done")
     waiting.join(60)
     assert not waiting.is_alive()
-    assert not events
+    assert events == said
     (record,) = mine
     folder = tmp_path / job.folder
     assert record == records.read(folder / "record.json")
@@ -258,6 +259,22 @@ def test_runs_on_different_partial_data_are_different_runs(monkeypatch):
     first = identify(job, None)
     monkeypatch.setattr("benchsuite.runner.load", lambda *a, **k: SimpleNamespace(digest="other"))
     assert len({job.config, first.config, identify(job, None).config}) == 3
+
+
+def test_a_run_that_another_process_has_in_hand_says_that_it_waits(tmp_path):
+    job, said = job_of(tasks=1, epochs=1), []
+    with contextlib.ExitStack() as other:
+        other.enter_context(records.locked(tmp_path / job.folder / "lock"))
+
+        def report(event):
+            said.append(event)
+            other.close()  # the other one ends
+
+        run(job, results=tmp_path, report=report)
+    lines = [event for event in said if isinstance(event, str)]
+    assert lines == [f"{job}: is in the hands of another process; waiting for it"]
+    assert said[0] == lines[0]
+    assert len(said) > 1
 
 
 def test_a_failure_is_on_record_until_a_later_run_succeeds(own_methods, tmp_path, monkeypatch):
