@@ -26,7 +26,7 @@ from ..records import RunRecord
 
 WIDTH = 3.3  # inches: one column of the usual two-column layouts
 FONT, SMALL = 8, 6  # points: all that is read, and the provenance in small print
-FINE = 72  # characters of small print in a line
+FINE = 66  # characters of small print in a line
 FEW = 8  # methods that can be told apart by labels beside points, and by bands
 LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.8, "handletextpad": 0.5, "labelspacing": 0.2}
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#7F7F7F"]  # Okabe and Ito 2008
