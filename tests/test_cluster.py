@@ -29,16 +29,18 @@ from benchsuite.runner import code_of, run
 from benchsuite.settings import resolve
 
 TINY = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
-SLOWLY = """
+WAITS = """
 import time
+from pathlib import Path
 
 from benchsuite import Method, register
 
 
 @register
-class Slowly(Method):
-    def before_training_iteration(self, strategy, **kwargs):
-        time.sleep(0.1)
+class Waits(Method):
+    def before_training_exp(self, strategy, **kwargs):
+        while strategy.clock.train_exp_counter and not Path({go!r}).exists():
+            time.sleep(0.05)
 """
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'benchsuite[ray]'"
@@ -130,26 +132,35 @@ def nodes(tmp_path, monkeypatch):
 def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_path):
     from benchsuite.cluster import Cluster
 
-    (tmp_path / "slowly.py").write_text(SLOWLY)
-    own_methods.load_file(tmp_path / "slowly.py")
+    go = tmp_path / "go"
+    (tmp_path / "waits.py").write_text(WAITS.format(go=str(go)))
+    own_methods.load_file(tmp_path / "waits.py")
     foreign = {"tasks": 1, "partial_data": True, "train_per_class": 2, "test_per_class": 2, "epochs": 1}
     seed = next(s for s in range(100) if resolve_first(s) == "mnist")
-    jobs = [job_of("slowly", seed=1), job_of("slowly", seed=2)]
+    jobs = [job_of("waits", seed=1), job_of("waits", seed=2)]
     jobs.append(replace(resolve("five-datasets", "smoke", "finetune", seed, overrides=foreign), data="0" * 12))
     results = tmp_path / "results"
-    place = Place(results=results, data_dir=tmp_path / "nowhere", device="cpu", threads=1, method_files=(tmp_path / "slowly.py",))
+    place = Place(results=results, data_dir=tmp_path / "nowhere", device="cpu", threads=1, method_files=(tmp_path / "waits.py",))
     marks = [nodes(name, "--address", nodes.address, "--num-cpus", "1") for name in ("one", "two")]
-    said, ready = [], threading.Event()
+    said, killed = [], []
 
-    def report(event):
-        said.append(event)
-        if not ready.is_set() and all((results / job.folder / "checkpoint.pt").exists() for job in jobs[:2]):
-            ready.set()  # both workers are in the middle of a run
-            kill(marks[1])
+    def killer():
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            if all((results / job.folder / "checkpoint.pt").exists() for job in jobs[:2]):
+                killed.append(kill(marks[1]))  # both workers are in the middle of a run
+            time.sleep(0.05)
+        go.touch()
 
-    engine = Cluster(nodes.address, place, {"mnist": images()})
-    assert run_all(jobs, results=results, engine=engine, report=report) == {}
-    assert ready.is_set()
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        engine = Cluster(nodes.address, place, {"mnist": images()})
+        assert run_all(jobs, results=results, engine=engine, report=said.append) == {}
+    finally:
+        go.touch()
+        thread.join()
+    assert killed
     lines = [line for line in said if isinstance(line, str)]
     assert [("its process was killed" in line) for line in lines] == [True]
     again = [e for e in said if not isinstance(e, str) and e.epoch == 0 and e.stage > 0]
