@@ -11,7 +11,7 @@ from benchsuite.records import read_all
 from benchsuite.report import tables
 
 ROOT = Path(__file__).parents[1]
-BOARDS = sorted(path.parent for path in ROOT.glob("results/*/*/leaderboard"))
+BOARDS = sorted(path.parent for path in ROOT.glob("results/**/leaderboard"))
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"<!-- (results/.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
 
@@ -21,13 +21,14 @@ def rows(markdown):
     return [line for line in markdown.splitlines() if line.startswith("|")]
 
 
-@pytest.mark.parametrize("folder", BOARDS, ids=lambda folder: "-".join(folder.parts[-2:]))
+@pytest.mark.parametrize("folder", BOARDS, ids=lambda folder: "-".join(folder.relative_to(ROOT).parts[1:]))
 def test_a_published_board_is_made_of_the_records_beside_it(folder):
     board = leaderboard(read_all(folder), protocols.get(folder.parent.name).published)
     for kind in tables.TITLES:
         made = tables.to_markdown(board, kind)
         assert (folder / "leaderboard" / f"{kind}.md").read_text() == made, (
-            f"benchsuite leaderboard --no-run --protocol {folder.parent.name} --tier {folder.name} --results results"
+            f"benchsuite leaderboard --no-run --protocol {folder.parent.name} --tier {folder.name} "
+            f"--results {folder.parents[1].relative_to(ROOT)}"
         )
         assert rows(made)
 
