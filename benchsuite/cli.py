@@ -163,6 +163,15 @@ def parser() -> Parser:
     bring = commands.add_parser("merge", help="bring in records made elsewhere, every one checked; nothing is overwritten")
     bring.add_argument("source", type=Path, metavar="DIR", help="a results folder, or any other with record.json files below it")
     bring.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    for command in (paper, bring):
+        command.add_argument(
+            "--method",
+            dest="methods",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="the file of a method in one; repeatable",
+        )
     timed = commands.add_parser(
         "bench",
         parents=[chosen],
@@ -321,6 +330,9 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     records = read_all(folder)
     if failed and not records:
         return 1
+    if not records and (there := {path.parts[-5:-3] for path in arguments.results.glob("*/*/*/*/record.json")}):
+        found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
+        raise UserError(f"{folder}: has no finished runs; there are some of {found}")
     board = leaderboard(records, protocol.published, match=match)
     output = arguments.output or folder / "leaderboard"
     write_report(board, records, output)
@@ -334,6 +346,8 @@ def command_report(arguments: argparse.Namespace) -> None:
     from .protocol import protocols
     from .report import write_reports
 
+    for file in arguments.methods:
+        resolve_method(methods, file)
     published = {name: protocol.published for name, protocol in protocols.all().items()}
     families = {name: cls.family for name, cls in methods.all().items()}
     files = write_reports(
@@ -603,7 +617,10 @@ def command_verify(arguments: argparse.Namespace) -> int:
 
 def command_merge(arguments: argparse.Namespace) -> int:
     from .merge import merge
+    from .method import methods
 
+    for file in arguments.methods:
+        resolve_method(methods, file)
     count = merge(
         arguments.source,
         arguments.results,

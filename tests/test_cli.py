@@ -251,8 +251,9 @@ def test_failing_and_killed_runs_do_not_stop_the_others(folder, capfd):
     runs = folder / "runs" / "split-digits" / "smoke"
     assert {r.job.method for r in read_all(runs)} == {"finetune"}
     assert (runs / "leaderboard" / "accuracy.csv").exists()
-    (failure,) = runs.rglob("failure.json")
-    assert "RuntimeError: as it was told" in json.loads(failure.read_text())["traceback"]
+    broke, killed = (json.loads(path.read_text()) for path in sorted(runs.rglob("failure.json")))
+    assert "RuntimeError: as it was told" in broke["traceback"]
+    assert "its process was killed 3 times" in killed["error"]
     assert len(list((runs / "killed").rglob("checkpoint.pt"))) == 1  # its first task is kept
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("record.json")}
     assert call("run", *TINY, "--method", "./broken.py") == 1  # a failure is no result: it is tried again
@@ -319,9 +320,14 @@ def test_a_record_in_the_folder_of_another_run_is_refused(folder, capsys):
     path.parent.rename(str(path.parent).replace("seed1", "seed2"))
     capsys.readouterr()
     assert call("leaderboard", *TINY, "--method", "finetune", "--seeds", "2") == 2
-    err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1
-    assert "record.json: holds the record of another run (split-digits/smoke finetune seed 1); move it away" in err
+    said, failed, error = capsys.readouterr().err.splitlines()
+    reason = "record.json: holds the record of another run (split-digits/smoke finetune seed 1); move it away"
+    assert said.startswith("benchsuite: not run: ")
+    assert reason in said
+    assert failed.startswith("benchsuite: failed: ")
+    assert reason in failed
+    assert error.startswith("benchsuite: error: ")
+    assert "does not belong in this folder" in error
 
 
 @pytest.mark.parametrize("partial", [True, False])
@@ -437,3 +443,14 @@ def test_a_method_that_cannot_run_fails_the_check_at_once(folder, capsys):
     assert out.count("FAILS") == 1
     assert "the run broke: RuntimeError: as it was told, at line 10 of broken.py; mend that first" in out
     assert "holds" not in out
+
+
+def test_a_method_in_a_file_has_its_family_on_the_page_and_its_settings_checked_in_a_merge(folder, capsys):
+    (folder / "anchor.py").write_text(ANCHOR.replace("    strength: float", '    family = "moorings"\n    strength: float'))
+    assert call("run", *TINY, "--method", "./anchor.py") == 0
+    assert call("leaderboard", "--no-run", "--tier", "paper") == 2
+    assert "has no finished runs; there are some of --protocol split-digits --tier smoke" in capsys.readouterr().err
+    assert call("merge", "runs", "--results", "again", "--method", "./anchor.py") == 0
+    assert "not checked" not in capsys.readouterr().err
+    assert call("report", "paper", "--method", "./anchor.py") == 0
+    assert "moorings" in (folder / "paper" / "index.html").read_text()
