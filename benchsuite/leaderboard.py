@@ -20,7 +20,7 @@ from scipy.special import stdtrit  # quantile of Student's t; scipy.stats has it
 
 from . import metrics
 from .errors import UserError
-from .records import PARTS, Job, RunRecord
+from .records import PARTS, Job, RunRecord, digest
 from .significance import bootstrap_p, holm
 from .source import stale
 
@@ -548,7 +548,8 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     dirty = [label for label, runs in rows.items() if any(r.environment.get("source", {}).get("dirty") for r in runs)]
     if dirty:
         notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
-    if old := [label for label, runs in rows.items() if any(stale(run) for run in runs)]:
+    codes = {label: {digest(run.environment.get("code", {})): run for run in runs} for label, runs in rows.items()}
+    if old := [label for label, runs in codes.items() if any(map(stale, runs.values()))]:  # one look for all of the same code
         notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
 
     for label, runs in rows.items():
