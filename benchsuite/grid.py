@@ -12,7 +12,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import connection, resource_tracker
@@ -208,7 +208,8 @@ class Local:
             from multiprocessing import forkserver
 
             self.context.set_forkserver_preload(["benchsuite.runner"])
-            with chdir(os.sep):  # it imports from where it starts: a source tree would hide the package that is installed
+            # It imports from where it starts: a source tree would hide the package that is installed.
+            with _deaf(), chdir(os.sep):
                 forkserver.ensure_running()
         self.processes: dict[Any, Any] = {}
 
@@ -218,15 +219,12 @@ class Local:
     def start(self, job: Job) -> Any:
         reader, writer = self.context.Pipe(duplex=False)
         process = self.context.Process(target=_work, args=(writer, dict(os.environ), job, self.place))
-        resource_tracker.ensure_running()  # where it has to be started, it changes the mask
-        # Processes inherit the mask: Ctrl-C, which a terminal sends to every one of them, is for this one to deal with.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            process.start()
-            self.processes[reader] = process
+            with _deaf():
+                process.start()
+                self.processes[reader] = process
         finally:
             writer.close()  # the process has its own: when it has gone, the reader comes to the end
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return reader
 
     def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
@@ -254,6 +252,17 @@ class Local:
             process.terminate()
         for reader in list(self.processes):
             self._bury(reader)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started here inherit deaf ears: Ctrl-C, which a terminal sends to all of them, is for this one to deal with."""
+    resource_tracker.ensure_running()  # where it has to be started, it changes the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _work(pipe: Any, environment: dict[str, str], job: Job, place: Place) -> None:

@@ -41,10 +41,11 @@ if __name__ == "__main__":
 """
 SLOW = """
 import os
+import signal
 import time
 from pathlib import Path
 
-Path("new").write_text(str(os.getpid()))
+Path("new").write_text(f"{os.getpid()} {signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())}")
 Path("new").rename("worker")
 time.sleep(300)
 """
@@ -76,9 +77,11 @@ def test_no_worker_outlives_its_command(number, code, tmp_path):
         while not (tmp_path / "worker").exists() and time.monotonic() < deadline:
             assert command.poll() is None, command.stderr.read()
             time.sleep(0.05)
-        worker = int((tmp_path / "worker").read_text())
+        worker, deaf = (tmp_path / "worker").read_text().split()
+        worker = int(worker)
+        assert deaf == "True"  # to Ctrl-C, which a terminal sends to every process of the command
         if number == signal.SIGINT:
-            os.killpg(command.pid, number)  # as a terminal does: every process gets it
+            os.killpg(command.pid, number)
         else:
             command.send_signal(number)
         assert command.wait(10) == code
