@@ -56,9 +56,8 @@ def cases(rule):
             trains = rule not in (contract.settings_checked, contract.says_why)
             small = SMALL.get(name, {}) if trains else {}
             for case in settings:
-                narrow = {"width": 0.25} if name in SMALL and "backbone" in case else {}  # so do eigenvectors of wide layers
                 if not unfit(name, case):
-                    yield name, {**case, **small, **narrow}
+                    yield name, {**case, **small}
     if rule in (contract.finishes, contract.artifact_alone, contract.size):
         yield from VARIANTS
 
