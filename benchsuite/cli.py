@@ -215,6 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         top.print_help()
         return 2
+    if (results := getattr(arguments, "results", None)) and results.exists() and not results.is_dir():
+        print(f"benchsuite: error: {results}: is no folder; name one with --results", file=sys.stderr)
+        return 2
     # A termination ends a command as an interrupt does: the worker processes go too.
     here = threading.current_thread() is threading.main_thread()  # Python lets no other thread set a handler
     before = signal.signal(signal.SIGTERM, interrupt) if here else None
@@ -287,13 +290,18 @@ def command_run(arguments: argparse.Namespace) -> int:
 
 
 def command_leaderboard(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
     overrides = parse_settings(arguments)
     given = {"--method": arguments.methods, "--set": arguments.settings, "--seeds": arguments.seeds}
     if arguments.no_run and any(given.values()):
         words = ", ".join(name for name, value in given.items() if value)
         raise UserError(f"--no-run ranks every record that is there; {words} can only choose what to run, leave it out")
-    from .protocol import protocols
+    with Console(stderr=True).status("starting PyTorch and Avalanche"):  # which takes seconds; shown on a terminal alone
+        from .protocol import protocols
 
+        if not arguments.no_run:
+            from .method import methods
     protocol = protocols.get(arguments.protocol)
     protocol.recipe(arguments.tier)
     if arguments.jobs is not None and arguments.jobs < 1:
@@ -319,8 +327,6 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     for error in failed.values():
         print(f"benchsuite: failed: {error}", file=sys.stderr)
 
-    from rich.console import Console
-
     from .leaderboard import leaderboard
     from .records import read_all
     from .report import write_report
@@ -333,9 +339,10 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     if not records and (there := {path.parts[-5:-3] for path in arguments.results.glob("*/*/*/*/record.json")}):
         found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
         raise UserError(f"{folder}: has no finished runs; there are some of {found}")
-    board = leaderboard(records, protocol.published, match=match)
+    files = {} if arguments.no_run else {name: methods.source(name) for name in methods.all()}
+    board = leaderboard(records, protocol.published, match=match, files=files)
     output = arguments.output or folder / "leaderboard"
-    write_report(board, records, output)
+    write_report(board, output)
     print_boards(board, Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160))
     print(f"tables and figures: {output}")
     return 1 if failed else 0
@@ -357,8 +364,10 @@ def command_report(arguments: argparse.Namespace) -> None:
         protocols=arguments.protocol,
         tiers=arguments.tier,
         families=families,
+        files={name: methods.source(name) for name in methods.all()},
     )
-    print("\n".join(dict.fromkeys(f"{file.parent}" for file in files)))
+    print("\n".join(f"{folder / 'report.tex'}" for folder in dict.fromkeys(file.parent for file in files)))
+    print(f"what is reproduced: {arguments.output / 'ledger.md'}")
     print(f"all of it as one page: {arguments.output / 'index.html'}")
 
 
@@ -481,6 +490,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
         gpus = float(arguments.device == "cuda") if arguments.gpus_per_run is None else arguments.gpus_per_run
         where = place(device=arguments.device, threads=max(1, int(cpus)))
         engine = Cluster(arguments.ray, where, images, cpus=cpus, gpus=gpus)
+    print(f"benchsuite: runs to do: {len(left)} of {len(jobs)}, {engine.slots} at once", file=sys.stderr)
     with Display(left) as display:
         return run_all(left, results=arguments.results, engine=engine, report=display)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class Leaderboard:
         from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes, what is there
         between two steps; accuracy; pareto as above, with held for the size.
     provenance: one line; it belongs under every table and figure.
+    runs: those behind each row, by its label, in the order of seeds.
     """
 
     accuracy: pd.DataFrame
@@ -95,20 +97,28 @@ class Leaderboard:
     provenance: str
     footnotes: list[str]
     elsewhere: list[str]
+    runs: dict[str, list[RunRecord]]
 
 
-def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (), match: str | Job = "") -> Leaderboard:
+def leaderboard(
+    records: Sequence[RunRecord],
+    published: Sequence[Published] = (),
+    match: str | Job = "",
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
     match: a job, of which the seed does not matter, or a method, which stands for its row with the fewest settings changed from
     their defaults; of every other method the row on the same tasks and in the same precision whose size comes closest to that
     from below, by at most a tenth, is marked, and its accuracy stands in a column of its own.
+    files: method -> SHA-256 of its file: that version of it is ranked; without, or where it has no record, the one that ran last.
     Raises UserError without records, without any of `match`, or when they mix protocols or tiers or hold the same run twice.
     """
     if not records:
         raise UserError("no finished runs to rank; run `benchsuite leaderboard` or `benchsuite run` first")
     if len({(r.job.protocol, r.job.tier) for r in records}) > 1:
         raise UserError("records of several protocols or tiers cannot share a leaderboard; rank those of one folder at a time")
+    records, left_out = _versions(records, files)
     rows = configurations(records)
     tier = records[0].job.tier
     changed = any(r.job.origins.get(name) == "command line" for r in records for name in RECIPE)
@@ -151,7 +161,7 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
 
     accuracy = board[~board["published"] | board["accuracy"].notna()]
     transfer = board[~board["published"] | board["bwt"].notna()]
-    notes = _footnotes(rows, board)
+    notes = [*_footnotes(rows, board), *left_out]
     blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
     efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
     if match:
@@ -194,6 +204,7 @@ def leaderboard(records: Sequence[RunRecord], published: Sequence[Published] = (
         provenance=_provenance(records),
         footnotes=[*notes, *(f"{p.method} (published): {p.source}" for p in published if p.source)],
         elsewhere=elsewhere,
+        runs=rows,
     )
 
 
@@ -226,6 +237,34 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
             label = f"{method} [{', '.join(parts)}]" if parts else method
             labels[label] = [runs[seed] for seed in sorted(runs)]
     return dict(sorted(labels.items()))
+
+
+def _base(record: RunRecord) -> str:
+    """The method without its modifier."""
+    return record.job.method.partition("+")[0]
+
+
+def _versions(records: Sequence[RunRecord], files: Mapping[str, str]) -> tuple[list[RunRecord], list[str]]:
+    """Of each method in a file the records of one version, that of `files` or the one that ran last; and what is left out."""
+    versions: dict[str, dict[str, str]] = {}  # when each version of a file ran last
+    for record in records:
+        if source := record.job.method_source:
+            dates = versions.setdefault(_base(record), {})
+            dates[source] = max(dates.get(source, ""), str(record.environment.get("date", "")))
+    chosen, notes = {}, []
+    for name, dates in versions.items():
+        now = files.get(name, "")
+        chosen[name] = now if now in dates else max(dates, key=lambda source: (dates[source], source))
+        others = sorted(source[:7] for source in dates if source != chosen[name])
+        words = [
+            f"left out: {', '.join(others)}; a version that registers another name is ranked beside it" if others else "",
+            f"the one that is here ({now[:7]}) has no record" if now and now not in dates else "",
+        ]
+        if any(words):
+            which = "is here" if now in dates else "ran last"
+            notes.append("; ".join(filter(None, [f"{name}: the version of its file that {which} ({chosen[name][:7]})", *words])))
+    kept = [record for record in records if record.job.method_source in ("", chosen.get(_base(record)))]
+    return kept, notes
 
 
 def series(label: str) -> str:

@@ -324,8 +324,10 @@ def read(path: Path) -> RunRecord:
     """Read and check a record. Raises UserError, naming the file, when it is not one or was changed since it was written."""
     try:
         content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: is not there; name the folder of one run, PROTOCOL/TIER/METHOD/...-seedN") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}; make it readable, or move it away") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: is not a JSON file; delete it and run again") from None
     if not isinstance(content, dict) or "schema" not in content:

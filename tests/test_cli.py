@@ -12,6 +12,7 @@ import torch
 import benchsuite
 from benchsuite.cli import main
 from benchsuite.data.sets import load as load_images
+from benchsuite.grid import cores
 from benchsuite.records import read, read_all
 from benchsuite.settings import convert
 
@@ -198,7 +199,7 @@ def test_an_edited_record_stops_every_command(command, folder, capsys):
     }
     assert call(*words[command]) == 2
     err = capsys.readouterr().err
-    assert len(err.splitlines()) == (3 if command == "leaderboard" else 1)  # first, as other runs go on, and at the end
+    assert len(err.splitlines()) == (4 if command == "leaderboard" else 1)  # first, as other runs go on, and at the end
     assert "record.json: was changed after it was written" in err
     assert path.read_text() == edited
     assert not (folder / "served.safetensors").exists()
@@ -314,16 +315,34 @@ def test_several_configurations_are_exported_at_once(folder):
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["verify", "empty"], "empty/record.json: is not there; name the folder of one run"),
+        (["export", "empty"], "empty/record.json: is not there; name the folder of one run"),
+        (["status", "--results", "file"], "file: is no folder; name one with --results"),
+        (["leaderboard", "--no-run", "--results", "file"], "file: is no folder; name one with --results"),
+        (["report", "out", "--results", "file"], "file: is no folder; name one with --results"),
+    ],
+)
+def test_a_wrong_path_is_one_line_that_says_what_to_name(words, reason, folder, capsys):
+    (folder / "empty").mkdir()
+    (folder / "file").touch()
+    assert main(words) == 2
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_record_in_the_folder_of_another_run_is_refused(folder, capsys):
     assert call("run", *TINY, "--method", "finetune") == 0
     (path,) = folder.rglob("record.json")
     path.parent.rename(str(path.parent).replace("seed1", "seed2"))
     capsys.readouterr()
     assert call("leaderboard", *TINY, "--method", "finetune", "--seeds", "2") == 2
-    said, failed, error = capsys.readouterr().err.splitlines()
+    said, number, failed, error = capsys.readouterr().err.splitlines()
     reason = "record.json: holds the record of another run (split-digits/smoke finetune seed 1); move it away"
     assert said.startswith("benchsuite: not run: ")
     assert reason in said
+    assert number == f"benchsuite: runs to do: 1 of 1, {cores()} at once"
     assert failed.startswith("benchsuite: failed: ")
     assert reason in failed
     assert error.startswith("benchsuite: error: ")

@@ -211,6 +211,28 @@ def test_labels_say_what_differs():
     ]
 
 
+def test_of_a_file_one_version_is_ranked():
+    def version(source, day, seed=1, method="mine", **changes):
+        return run(method, seed, method_source=source, environment={"date": f"2026-01-{day:02}T00:00:00+00:00"}, **changes)
+
+    old, new = [version("a" * 64, 1), version("a" * 64, 2, seed=2)], version("b" * 64, 3, correct=((99, None), (99, 99)))
+    board = leaderboard([*old, new, run(), version("a" * 64, 4, method="yours")])
+    assert {label: len(runs) for label, runs in board.runs.items()} == {"finetune": 1, "mine": 1, "yours": 1}
+    assert rows(board.accuracy)["mine"]["accuracy"] == 99
+    (note,) = (note for note in board.footnotes if "version" in note and note.startswith("mine"))
+    assert "that ran last (bbbbbbb); left out: aaaaaaa" in note
+    # the file says again what it said before
+    back = leaderboard([*old, new], files={"mine": "a" * 64, "yours": ""})
+    assert rows(back.accuracy)["mine"]["n"] == 2
+    assert any("that is here (aaaaaaa); left out: bbbbbbb" in note for note in back.footnotes)
+    # under a modifier it is the same file
+    assert list(leaderboard([*old, version("b" * 64, 3, method="mine+hosvd")]).runs) == ["mine+hosvd"]
+    unknown = leaderboard(old, files={"mine": "c" * 64})  # it has not run yet
+    assert rows(unknown.accuracy)["mine"]["n"] == 2
+    assert any("ran last (aaaaaaa); the one that is here (ccccccc) has no record" in note for note in unknown.footnotes)
+    assert not any("version of its file" in note for note in leaderboard(old).footnotes)
+
+
 def test_other_tasks_or_images_are_never_averaged():
     whole, other_images = run(), run(seed=2, data=[{**COMPLETE, "digest": "e" * 64}])
     other_tasks = run(seed=3, tasks=[{**task, "name": f"{task['name']}0"} for task in whole.tasks])

@@ -54,8 +54,7 @@ def records(tier="lite"):
 
 @cache
 def boards():
-    paper = records("paper")
-    return [(leaderboard(records()), records()), (leaderboard(paper, PUBLISHED), paper)]
+    return [leaderboard(records()), leaderboard(records("paper"), PUBLISHED)]
 
 
 def content(html):
@@ -76,7 +75,7 @@ def test_no_torch_is_needed():
 @pytest.mark.parametrize("kind", tables.TITLES)
 def test_tables_hold_the_numbers_of_the_board_and_the_text_of_the_printed_one(kind):
     made = boards()
-    for (board, _), shown in zip(made, content(page(made, FAMILIES))["boards"], strict=True):
+    for board, shown in zip(made, content(page(made, FAMILIES))["boards"], strict=True):
         frame, table = getattr(board, kind), shown["tables"][kind]
         printed = [
             line.strip("| ").split(" | ") for line in tables.to_markdown(board, kind).splitlines() if line.startswith("| ")
@@ -95,8 +94,8 @@ def test_tables_hold_the_numbers_of_the_board_and_the_text_of_the_printed_one(ki
 
 
 def test_the_best_of_a_column_is_marked_as_in_latex():
-    (board, runs), _ = boards()
-    shown = content(page([(board, runs)]))["boards"][0]
+    board, _ = boards()
+    shown = content(page([board]))["boards"][0]
     columns = {column["name"]: column for column in shown["tables"]["accuracy"]["columns"]}
     latex = tables.to_latex(board, "accuracy")
     for mark, wrap in (("best", r"\textbf"), ("second", r"\underline")):
@@ -152,7 +151,7 @@ def test_every_method_of_ours_says_its_family_and_others_need_not():
 def test_rows_of_a_method_at_several_widths_look_the_same_and_no_two_methods_do():
     runs = [run("wide", settings={"epochs": 10, "width": width}, size=int(1e6 * width)) for width in (1.0, 2.0)]
     runs += [run(f"m{i}") for i in range(20)]
-    rows = content(page([(leaderboard(runs), runs)]))["boards"][0]["rows"]
+    rows = content(page([leaderboard(runs)]))["boards"][0]["rows"]
     looks = Counter(tuple(row["look"]) for row in rows)
     assert sorted(looks.values()) == [1] * 20 + [2]
     assert len({tuple(row["look"]) for row in rows if row["series"] == "wide"}) == 1
@@ -195,7 +194,7 @@ def chromium(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("page")
     made = boards()
-    for _, group in made:
+    for group in (group for board in made for group in board.runs.values()):
         for record in group:
             write(record, folder / "runs" / record.job.folder / "record.json")
     (folder / "index.html").write_text(page(made, FAMILIES, "runs"))
@@ -260,7 +259,7 @@ def keys(chrome, *names):
 
 def test_a_heading_sorts_and_says_so(browser):
     ranked = column(browser, "Method")
-    assert ranked == boards()[0][0].accuracy["method"].tolist()
+    assert ranked == boards()[0].accuracy["method"].tolist()
     states = []
     for _ in range(3):
         press(browser, "Learning accuracy", "thead button")
@@ -310,8 +309,8 @@ def test_each_tier_has_tables_of_its_own(browser):
     find(browser, "#tier option")[1].click()
     assert "CACL (published)" in column(browser, "Method")
     assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier paper"
-    assert find(browser, "#provenance")[0].text == boards()[1][0].provenance
-    assert [note.text for note in find(browser, "#notes li")] == boards()[1][0].footnotes
+    assert find(browser, "#provenance")[0].text == boards()[1].provenance
+    assert [note.text for note in find(browser, "#notes li")] == boards()[1].footnotes
     styles = {
         row.text.split("\n")[0]: row.find_element("css selector", "th").value_of_css_property("font-style")
         for row in find(browser, "tbody tr")
@@ -352,7 +351,7 @@ def test_a_cell_opens_the_runs_behind_it(browser):
 def test_a_run_without_a_partner_of_its_seed_has_a_dash(browser):
     settings = {"epochs": 10, "epsilon": 0.8}
     few = [run(), *(run("finetune+hosvd", seed, settings=settings) for seed in (1, 2))]
-    (browser.folder / "few.html").write_text(page([(leaderboard(few), few)]))
+    (browser.folder / "few.html").write_text(page([leaderboard(few)]))
     show(browser, view="split-digits/lite/training_memory", file="few.html")
     at = column(browser, "Method").index("finetune+hosvd") + 1
     x = [h.text for h in find(browser, "#board thead th")].index("Step time / unmodified") + 1
@@ -411,7 +410,7 @@ def test_a_point_has_a_tooltip_for_mouse_and_keyboard_and_opens_its_runs(browser
 
 def test_a_tooltip_names_the_points_that_hide_one_another(browser):
     twins = [run("upper"), run("lower"), run("other", correct=((20, None), (20, 20)))]
-    (browser.folder / "twins.html").write_text(page([(leaderboard(twins), twins)]))
+    (browser.folder / "twins.html").write_text(page([leaderboard(twins)]))
     show(browser, file="twins.html")
     said = {p.get_attribute("data-row"): p.get_attribute("aria-label") for p in find(browser, "figure:first-child [data-row]")}
     assert said["upper"].endswith("close by: lower")
@@ -420,7 +419,7 @@ def test_a_tooltip_names_the_points_that_hide_one_another(browser):
 
 
 def test_the_figure_draws_the_front_of_the_whole_board(browser):
-    board = boards()[0][0].parameter_efficiency
+    board = boards()[0].parameter_efficiency
     front = board[board["pareto"]]
 
     def corners():
@@ -447,7 +446,7 @@ def test_what_is_shown_can_be_saved(browser):
     show(browser, view="split-digits/paper/parameter_efficiency")
     name = "split-digits-paper-parameter_efficiency"
     press(browser, "CSV", "#downloads button")
-    frame, board = pd.read_csv(io.StringIO(saved(browser, f"{name}.csv"))), boards()[1][0]
+    frame, board = pd.read_csv(io.StringIO(saved(browser, f"{name}.csv"))), boards()[1]
     expected = board.parameter_efficiency
     assert frame["method"].tolist() == expected["method"].tolist()
     for statistic in ("megabytes", "accuracy", "accuracy_ci", "ratio"):
@@ -489,7 +488,7 @@ def test_the_svg_stands_alone(browser):
     find(browser, "figure:first-child button")[0].click()
     tree = ET.fromstring(saved(browser, "split-digits-lite-accuracy_vs_size.svg"))
     assert tree.tag == "{http://www.w3.org/2000/svg}svg"
-    assert len([e for e in tree.iter() if e.get("data-row")]) == len(boards()[0][0].parameter_efficiency)
+    assert len([e for e in tree.iter() if e.get("data-row")]) == len(boards()[0].parameter_efficiency)
     assert not any(e.get("class") or e.get("style") for e in tree.iter())
     assert "split-digits, tier lite" in "".join(tree.itertext())
 
@@ -582,7 +581,7 @@ def test_the_published_records_make_a_page(browser):
     results = Path(__file__).parents[1] / "results"
     found = read_all(results / "split-cifar100")
     tiers = {record.job.tier: [r for r in found if r.job.tier == record.job.tier] for record in found}
-    html = page([(leaderboard(group), group) for group in tiers.values()], base=results.as_posix())
+    html = page([leaderboard(group) for group in tiers.values()], base=results.as_posix())
     (browser.folder / "results.html").write_text(html)
     for width in (400, 1600):
         show(browser, width, view="split-cifar100/lite/accuracy", file="results.html")

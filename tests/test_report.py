@@ -75,8 +75,9 @@ def test_markdown():
 | individual | **93.00 ± 0.00** | **93.00 ± 0.00** | **0.00 ± 0.00** | 2 |
 | fine_tune | <ins>80.75 ± 9.53</ins> | <ins>91.00 ± 12.71 †</ins> | <ins>-2.00 ± 12.71 †</ins> | 2 |
 
-Accuracy on split_x, tier lite; mean ± 95 % interval (Student's t) over n = 1 to 2 seeds. Best in bold, second underlined, by \
-the numbers as printed; rows trained on all tasks at once do not compete. † not distinguishable from the best (p > 0.05): \
+Accuracy on split_x, tier lite; mean ± 95 % interval (Student's t) over n = 1 to 2 seeds, of two as wide as 12.7 \
+standard errors. Best in bold, second underlined, by the numbers as printed; rows trained on all tasks at once do not compete. \
+† not distinguishable from the best (p > 0.05): \
 smoothed studentised bootstrap of the differences paired by seed, 2 seeds in common, Holm's correction over the methods compared.
 
 split_x, tier lite; seeds: 1, 2; tasks: 2; cpu (Model X); fp32; torch 2.6.0, avalanche-lib 0.6.0, benchsuite 0.1.0; \
@@ -118,13 +119,13 @@ def test_latex():
     board = leaderboard([*records(), run("a&b 100%", last=1)])
     text = tables.to_latex(board, "accuracy")
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{", r"\label{"))
-    assert r"fine\_tune & \underline{80.75 $\pm$ 9.53} & \underline{91.00 $\pm$ 12.71 $^\dagger$}" in text
+    assert r"fine\_tune & \underline{\smash{80.75 $\pm$ 9.53}} & \underline{\smash{91.00 $\pm$ 12.71 $^\dagger$}}" in text
     assert r"a\&b 100\% &" in text
     assert r"joint & 95.00 & n/a & n/a &" in text  # a reference is never the best
     assert r"n/a: trains all tasks at once (joint)" in text
     assert r"individual & \textbf{93.00 $\pm$ 0.00}" in text
     assert text.count(r"\textbf") == text.count(r"\underline") == 3
-    assert r"& $-$2.00" in text.replace(r"\underline{", "")
+    assert r"& $-$2.00" in text.replace(r"\underline{\smash{", "")
     assert r"\par\raggedright\footnotesize split\_x, tier lite; seeds: 1, 2" in text
     assert text.rstrip().endswith(r"\end{table}")
 
@@ -148,14 +149,15 @@ def test_the_screen_shows_brackets_and_the_tier():
     tables.print_boards(leaderboard(changed), Console(file=stream, width=120))
     text = stream.getvalue()
     assert "a [file abc1234]" in text
-    assert text.count("tier lite") == len(tables.TITLES)
+    assert text.count("split_x, tier lite;") == len(tables.TITLES) + 1  # below every table, and where it is from
+    assert "one seed, so no intervals" in text
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     before = dict(matplotlib.rcParams)
-    files = write_report(leaderboard(DRAWN), DRAWN, folder / "new")
+    files = write_report(leaderboard(DRAWN), folder / "new")
     assert dict(matplotlib.rcParams) == before
     return files
 
@@ -216,14 +218,14 @@ def test_the_check_of_fonts_sees_type_3():
 
 
 def test_same_records_in_any_order_give_the_same_bytes(report, tmp_path):
-    for path in write_report(leaderboard(DRAWN[::-1]), DRAWN[::-1], tmp_path):
+    for path in write_report(leaderboard(DRAWN[::-1]), tmp_path):
         assert path.read_bytes() == (report[0].parent / path.name).read_bytes(), path.name
 
 
 def test_one_run_of_one_task_and_published_figures_can_be_drawn(tmp_path):
     published = [Published(method="HAT", accuracy=76.96, megabytes=30), Published(method="ACL", megabytes=8.5)]
     single = [run("a", tasks=1, tier="paper", method_source="ab/cd")]
-    files = write_report(leaderboard(single, published), single, tmp_path)
+    files = write_report(leaderboard(single, published), tmp_path)
     assert tmp_path / "accuracy_matrix_a.png" in files
 
 
@@ -259,14 +261,14 @@ def test_the_width_is_taken_from_a_label():
 
 def test_runs_of_fewer_tasks_are_drawn_apart(tmp_path, undrawn):
     mixed = [run("a", 1, tasks=3), run("a", 2, tasks=2)]
-    files = write_report(leaderboard(mixed), mixed, tmp_path)
+    files = write_report(leaderboard(mixed), tmp_path)
     assert {tmp_path / f"accuracy_matrix_a-tasks={n}.png" for n in (2, 3)} <= {*files}
 
 
 def test_unwritable_folder(tmp_path, undrawn):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
-        write_report(leaderboard([run("a")]), [run("a")], tmp_path / "file" / "report")
+        write_report(leaderboard([run("a")]), tmp_path / "file" / "report")
 
 
 def seeds(method, *accuracies, **changes):
@@ -289,7 +291,7 @@ def test_a_dagger_stands_at_what_the_seeds_cannot_tell_from_the_best():
     marked = {row[0]: "†" in row[1] for row in rows}
     assert [marked[f"| {name}"] for name in ("best", "close", "bound", "far")] == [False, True, False, False]
     text = tables.to_latex(board, "accuracy")
-    assert r"close & \underline{86.60 $\pm$" in text
+    assert r"close & \underline{\smash{86.60 $\pm$" in text
     assert r"$^\dagger$}" in text
     assert r"$^\dagger$ not distinguishable from the best (p $>$ 0.05): smoothed studentised" in text
     assert "paired by seed, 5 seeds in common, Holm's correction over the methods compared" in text
@@ -326,7 +328,7 @@ def test_best_and_second_are_what_is_printed():
     close = [run("a", size=1_000_000), run("b", size=1_000_400), run("c", size=1_100_000), run("d", size=1_100_100)]
     rows = {line[:1]: line for line in tables.to_latex(leaderboard(close), "parameter_efficiency").splitlines()}
     assert [r"\textbf{1.00}" in rows[name] for name in "abcd"] == [True, True, False, False]
-    assert [r"\underline{1.10}" in rows[name] for name in "abcd"] == [False, False, True, True]
+    assert [r"\underline{\smash{1.10}}" in rows[name] for name in "abcd"] == [False, False, True, True]
     alone = tables.to_latex(leaderboard([run("a")]), "parameter_efficiency")
     assert "textbf" not in alone  # the best of one is no news
     paper = leaderboard([run("a", tier="paper"), run("b", last=1, tier="paper")], [Published(method="HAT", accuracy=99.0)])
@@ -401,7 +403,8 @@ def test_the_report_command_writes_a_page_whose_links_lead_to_the_records(tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main(["report", "out/paper", "--tier", "lite"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said == ["out/paper/split_x/lite", "out/paper", "all of it as one page: out/paper/index.html"]
+    pages = ["what is reproduced: out/paper/ledger.md", "all of it as one page: out/paper/index.html"]
+    assert said == ["out/paper/split_x/lite/report.tex", "out/paper/report.tex", *pages]
     page = (tmp_path / "out/paper/index.html").read_text()
     assert '"families":["reference"]' in page
     (link,) = re.findall(r'"record":"([^"]+)"', page)
@@ -459,12 +462,12 @@ def test_captions_of_figures_say_what_is_averaged_and_what_bars_are(report, tmp_
     assert r"after learning t tasks: fine\_tune on split\_x, tier lite; mean over n = 2 seeds.}" in text
     assert r"joint on split\_x, tier lite; one seed.}" in text
     one = [run("a", tasks=3), *(run(f"b{i}", tasks=3) for i in range(figures.FEW)), run("c")]
-    write_report(leaderboard(one), one, tmp_path)
+    write_report(leaderboard(one), tmp_path)
     text = (tmp_path / "leaderboard.md").read_text()
     assert "one seed, so no intervals; dashed: Pareto front without c, on other tasks or images." in text
     assert "95 %" not in text
     many = [*one, *(run(f"b{i}", 2, tasks=3) for i in range(figures.FEW))]
-    write_report(leaderboard(many), many, tmp_path)
+    write_report(leaderboard(many), tmp_path)
     assert "mean over n = 1 to 2 seeds; bars at the last task: 95 % intervals" in (tmp_path / "leaderboard.md").read_text()
 
 

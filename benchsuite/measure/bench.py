@@ -528,8 +528,8 @@ def provenance(bench: Bench, load: tuple[float, ...]) -> str:
     return (
         f"{bench.protocol}, lite, {bench.precision}, {where['device_name']}, {where['threads']} threads, {cores()} cores, "
         f"torch {where['versions']['torch']}, revision {where['source']['revision'][:7] or 'unknown'}"
-        f"{' with uncommitted changes' if where['source']['dirty'] else ''}, {where['date'][:10]}; {bench.rounds} rounds of "
-        f"{bench.steps} steps; load average (one minute) before and after: {loads}"
+        f"{' with uncommitted changes' if where['source']['dirty'] else ''}, {where['date'][:10]}; rounds: {bench.rounds}, "
+        f"steps in each: {bench.steps}; load average (one minute) before and after: {loads}"
     )
 
 

@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ..errors import UserError
-from ..leaderboard import Leaderboard, Published, configurations, leaderboard
+from ..leaderboard import Leaderboard, Published, leaderboard
 from ..ledger import ledger
-from ..records import RunRecord, digest, read_all, write_atomic
+from ..records import digest, read_all, write_atomic
 from ..registry import suggest
 from . import tables
 
@@ -23,12 +24,13 @@ def write_reports(
     protocols: Collection[str] = (),
     tiers: Collection[str] = (),
     families: Mapping[str, str] | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Path]:
     """Write a report on every protocol and tier of the results folder that has records, or on those named, each into
     `output`/protocol/tier, and the ledger of their protocols and the page with all of it into `output`; returns the files.
 
     published: the figures of every known protocol, by its name. The ledger sees all tiers, whichever are reported on.
-    families: method -> `Method.family`, by which the page filters.
+    families: method -> `Method.family`, by which the page filters. files: as for `leaderboard`.
     Raises UserError, before anything is written, where a record cannot be trusted or a named protocol or tier has none.
     """
     found = {path.parents[2].relative_to(results).parts for path in results.glob("*/*/*/*/record.json")}
@@ -41,20 +43,24 @@ def write_reports(
     if not found:
         raise UserError(f"{results}: has no records; run `benchsuite leaderboard` first, or name the folder with --results")
     records = {key: read_all(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
-    boards = {key: leaderboard(runs, published.get(key[0], ())) for key, runs in records.items() if not tiers or key[1] in tiers}
+    boards = {
+        key: leaderboard(runs, published.get(key[0], ()), files=files)
+        for key, runs in records.items()
+        if not tiers or key[1] in tiers
+    }
     if not boards:
         raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}; run it first")
-    files = [file for key, board in boards.items() for file in write_report(board, records[key], output.joinpath(*key))]
+    written = [file for key, board in boards.items() for file in write_report(board, output.joinpath(*key))]
 
     from .page import page  # it needs matplotlib, as below
 
     figures = {name: figures for name, figures in published.items() if not protocols or name in protocols}
     base = Path(os.path.relpath(results, output)).as_posix()
     frame = ledger([run for runs in records.values() for run in runs], figures)
-    return files + _write(
+    return written + _write(
         output,
         {
-            "index.html": page([(board, records[key]) for key, board in boards.items()], families, base),
+            "index.html": page(list(boards.values()), families, base),
             "ledger.md": tables.ledger_markdown(frame),
             "ledger.tex": tables.ledger_latex(frame),
             "ledger.csv": tables.csv(frame),
@@ -64,15 +70,15 @@ def write_reports(
     )
 
 
-def write_report(board: Leaderboard, records: Sequence[RunRecord], folder: Path) -> list[Path]:
-    """Write every table and figure of `board`, made of `records`, into `folder`; returns the files.
+def write_report(board: Leaderboard, folder: Path) -> list[Path]:
+    """Write every table and figure of `board` into `folder`; returns the files.
 
     The same records give the same bytes. Raises UserError when `folder` cannot be written; everything is rendered before
     the first file is.
     """
     from . import figures  # matplotlib takes a second to import: whoever wants a table on the screen need not wait
 
-    runs = configurations(records)
+    runs = board.runs
     files: dict[str, bytes | str] = {}
     for kind in tables.TITLES:
         files[f"{kind}.md"] = tables.to_markdown(board, kind)

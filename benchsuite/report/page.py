@@ -42,20 +42,18 @@ FIGURES = [
 ]
 
 
-def page(
-    boards: Sequence[tuple[Leaderboard, Sequence[RunRecord]]], families: Mapping[str, str] | None = None, base: str = "."
-) -> str:
-    """The page with every board, each given with the records that it was made of.
+def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = None, base: str = ".") -> str:
+    """The page with every board.
 
     families: method -> family, by which rows are filtered (`Method.family` of every registered one); a method that is not
         among them is "other". A row under a modifier is also in the family "compressed activations".
     base: where the results folder lies, seen from the page: links lead to base/<job folder>/record.json.
-    The same boards and records give the same text. Raises UserError without boards, and for two of one
+    The same boards give the same text. Raises UserError without boards, and for two of one
     protocol and tier.
     """
     if not boards:
         raise UserError("no finished runs to show; run `benchsuite leaderboard` or `benchsuite run` first")
-    names = [f"{board.protocol}, tier {board.tier}" for board, _ in boards]
+    names = [f"{board.protocol}, tier {board.tier}" for board in boards]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two boards of {twice[0]}; rank their records together, or write a page for each")
     columns = [column for kind in tables.TITLES for column in tables.COLUMNS[kind]]
@@ -65,7 +63,7 @@ def page(
         "hidden": sorted({column.name for column in columns if not column.screen}),
         "latex": {chr(code): text for code, text in tables._LATEX.items()},
         "figures": FIGURES,
-        "boards": [_board(board, records, families or {}, base) for board, records in boards],
+        "boards": [_board(board, families or {}, base) for board in boards],
     }
     html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     for name in ("style", "script"):  # the only ones that a browser may apply
@@ -77,8 +75,8 @@ def page(
     return html.replace("{{data}}", text.replace("<", r"\u003c"))  # no text of a record may end the element it stands in
 
 
-def _board(board: Leaderboard, records: Sequence[RunRecord], families: Mapping[str, str], base: str) -> dict[str, Any]:
-    runs, own = configurations(records), _of_each_run(records)
+def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[str, Any]:
+    own = _of_each_run([run for runs in board.runs.values() for run in runs])
     frames = {kind: getattr(board, kind) for kind in tables.TITLES}
     published = {
         label: bool(p) for frame in frames.values() for label, p in zip(frame["method"], frame["published"], strict=True)
@@ -89,7 +87,7 @@ def _board(board: Leaderboard, records: Sequence[RunRecord], families: Mapping[s
     order = {name: i for i, (_, name) in enumerate(drawn)}
     rows = []
     for label, is_published in published.items():
-        group, name = runs.get(label, []), series(label)
+        group, name = board.runs.get(label, []), series(label)
         place = order.get(name)
         look = (
             None

@@ -88,6 +88,7 @@ COLUMNS = {
     ],
 }
 DAGGER = "†"
+TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of words, not of numbers
 LEDGER_WIDTHS = {"Published": 0.17, "Ours": 0.14, "Verdict": 0.11, "Reason": 0.24}  # shares of a line
 
 
@@ -118,7 +119,8 @@ def caption(board: Leaderboard, kind: str) -> str:
     rivals = frame[frame["competes"]]
     n = sorted(int(n) for n in frame["n"].dropna().unique())
     text = f"{TITLES[kind]} on {board.protocol}, tier {board.tier}; "
-    text += "one seed, so no intervals. " if n[-1] == 1 else f"mean ± 95 % interval (Student's t) over n = {span(n)} seeds. "
+    text += "one seed, so no intervals. " if n[-1] == 1 else f"mean ± 95 % interval (Student's t) over n = {span(n)} seeds"
+    text += "" if n[-1] == 1 else ", of two as wide as 12.7 standard errors. " if 2 in n else ". "
     if others := [row for row in board.elsewhere if row in set(frame["method"])]:
         text += f"Not compared: {', '.join(others)}, on other tasks or images. "
     if len(rivals) < 2:
@@ -159,7 +161,7 @@ def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
 
 def to_latex(board: Leaderboard, kind: str) -> str:
     """One board as a LaTeX table for the `booktabs` package, ready for `\\input`; provenance stands below."""
-    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
+    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{\smash{{{}}}}}"}  # the line below the digits, not below the dagger
     cells = _marked(board, kind, wrap, _latex, narrow=True)
     reasons: dict[str, list[str]] = {}  # too long for a cell: they go below the table
     for _, row in cells.iterrows():
@@ -172,34 +174,36 @@ def to_latex(board: Leaderboard, kind: str) -> str:
 
 
 def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:
-    """A document that shows files beside it, tables and then figures, by name; it compiles by itself."""
-    shown = [f"\\input{{{name}}}" for name in tables]
-    shown += [
-        f"\\begin{{figure}}[htbp]\\centering\\includegraphics{{{{{name}}}.pdf}}\\caption{{{_latex(words)}}}\\end{{figure}}"
+    """A document that shows files beside it, tables and then figures, two in a row, by name; it compiles by itself."""
+    tabular = [f"\\input{{{name}}}" for name in tables]
+    drawn = [
+        f"\\begin{{minipage}}[t]{{0.49\\linewidth}}\\vspace{{0pt}}\\centering\\includegraphics{{{{{name}}}.pdf}}"
+        f"\\captionof{{figure}}{{{_latex(words)}}}\\end{{minipage}}"
         for name, words in figures
     ]
+    rows = ["\\hfill\n".join(drawn[i : i + 2]) + "\\par\\bigskip" for i in range(0, len(drawn), 2)]
     listed = "".join(f"\\item {_latex(note)}\n" for note in notes)
     listed = (
         f"\\section*{{Notes}}\n\\renewcommand{{\\labelitemi}}{{$\\bullet$}}\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n"
         if notes
         else ""
     )
-    body = "\n\\clearpage\n".join("\n".join(shown[i : i + 2]) for i in range(0, len(shown), 2))
+    body = "\n".join([*tabular, "\\clearpage\\small\\setlength{\\parindent}{0pt}", *rows])
     title = _latex(title)
     return (
-        "\\documentclass{article}\n\\usepackage{array,booktabs,graphicx}\n"
+        "\\documentclass{article}\n\\usepackage{array,booktabs,caption,graphicx}\n"
         "\\usepackage[margin=2cm]{geometry}\n\\sloppy\n"
         f"\\title{{{title}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle\n{listed}\\clearpage\n{body}\n\\end{{document}}\n"
     )
 
 
 def print_boards(board: Leaderboard, console: Console) -> None:
-    """The four boards on the screen, each with its provenance, then the footnotes."""
+    """The four boards on the screen, each with its caption, then provenance and footnotes."""
     for kind, title in TITLES.items():
         cells = _cells(board, kind, narrow=True)
         marks = _marks(board, kind)
         # Text, not str: rich would read the brackets of a label as markup.
-        table = Table(title=Text(title), caption=Text(board.provenance), title_justify="left", caption_justify="left")
+        table = Table(title=Text(title), caption=Text(caption(board, kind)), title_justify="left", caption_justify="left")
         for position, heading in enumerate(cells.columns):
             # a name may be folded, never cut short; on a narrow screen the other columns need their room too
             wide = 0 if position else min(24, console.width // 6, max(map(len, cells["Method"])))
@@ -208,7 +212,7 @@ def print_boards(board: Leaderboard, console: Console) -> None:
         for i, row in cells.iterrows():
             table.add_row(*(Text(text, styles.get(marks.get((i, heading), ""), "")) for heading, text in row.items()))
         console.print(table, crop=False)
-    for note in board.footnotes:
+    for note in (board.provenance, *board.footnotes):
         console.print(Text(f"- {note}"))
 
 
@@ -237,7 +241,7 @@ def span(values: Sequence[int]) -> str:
 
 
 def _markdown(cells: pd.DataFrame) -> str:
-    rule = ["---", *["---:"] * (len(cells.columns) - 1)]
+    rule = ["---" if heading in TEXTS else "---:" for heading in cells.columns]
     lines = [" | ".join(row) for row in [list(cells.columns), rule, *cells.to_numpy().tolist()]]
     return "".join(f"| {line} |\n" for line in lines)
 
@@ -250,11 +254,13 @@ def _booktabs(
     if wide is None:
         wide = {"Method": 0.3} if max(map(len, cells["Method"]), default=0) > 36 else {}
     kinds = [
-        rf">{{\raggedright\arraybackslash}}p{{{wide[heading]}\linewidth}}" if heading in wide else "r" if position else "l"
-        for position, heading in enumerate(cells.columns)
+        rf">{{\raggedright\arraybackslash}}p{{{wide[heading]}\linewidth}}"
+        if heading in wide
+        else ("l" if heading in TEXTS else "r")
+        for heading in cells.columns
     ]
     lines = [
-        r"\begin{table}[htbp]",
+        r"\begin{table}[htbp]\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{4pt}",
         r"\centering\footnotesize" + (r"\setlength{\tabcolsep}{3pt}" if len(wide) > 1 else ""),
         rf"\caption{{{caption}}}",
         rf"\label{{{label}}}",
@@ -265,6 +271,7 @@ def _booktabs(
         *(" & ".join(row) + r" \\" for row in cells.to_numpy().tolist()),
         r"\bottomrule",
         r"\end{tabular}",
+        *([r"\par\smallskip"] if notes else []),
         *(rf"\par\raggedright\footnotesize {note}" for note in notes),
         r"\end{table}",
     ]
