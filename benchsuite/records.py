@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,12 @@ class RunRecord:
     @cached_property
     def sample(self) -> str:
         """A digest of the tasks and images, equal for runs that may be averaged."""
-        return digest([self.task_names, sorted([entry["name"], entry["digest"]] for entry in self.data)])
+        return _sample(tuple(self.task_names), tuple(sorted((entry["name"], entry["digest"]) for entry in self.data)))
+
+
+@lru_cache
+def _sample(tasks: tuple[str, ...], images: tuple[tuple[str, str], ...]) -> str:
+    return digest([tasks, images])  # thousands of records have the same ones
 
 
 def _check(holds: Any, what: str) -> None:
@@ -377,6 +382,7 @@ def read_all(folder: Path) -> list[RunRecord]:
             except UserError as error:
                 refused[path] = str(error)
     finally:
+        gc.freeze()  # nor will what was read here ever be garbage in a cycle
         if collected:
             gc.enable()
     if refused:
