@@ -134,7 +134,8 @@ class Served(torch.nn.Module):
         Returns class scores (B, K_task). Raises UserError for other images and for a task that is not there."""
         from .data.batches import normalise, pad_images
 
-        info, images = self._task(task), torch.as_tensor(images)
+        info = self._task(task)
+        images = images if isinstance(images, Tensor) else torch.tensor(images)  # a copy: what comes from a file is read-only
         if images.dtype != torch.uint8 or images.ndim != 4:
             found = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             raise UserError(f"images must be uint8 (B, H, W, C) as the data set has them, not {found}")
