@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import stat
 import tempfile
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from short_runs import room
 
 from benchsuite import records
 from benchsuite.cli import main
@@ -80,6 +82,34 @@ def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, tmp_path):
     assert where in Faulty.asked
     assert record.correct == run(job_of(tasks=1), results=tmp_path).correct
     assert {path.name for path in folder.iterdir()} == {"record.json", "artifact.safetensors"}
+
+
+def test_a_write_that_is_refused_half_way_leaves_what_was_there(tmp_path):
+    path = tmp_path / "record.json"
+    records.write_atomic(path, "old")
+    with room(1000):
+        records.write_atomic(path, "x" * 1000)  # control: there is room for this
+        with pytest.raises(UserError, match=f"cannot write to {tmp_path}: File too large; choose"):
+            records.write_atomic(path, "y" * 1001)
+    assert path.read_text() == "x" * 1000
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_checkpoint_that_is_refused_half_way_costs_the_task_in_training(tmp_path):
+    job, events = job_of("ewc", tasks=3), []
+
+    def stop(event):
+        if (event.stage, event.epoch) == (1, 1):  # the second task has been learnt
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+    with room(resource.RLIM_INFINITY), pytest.raises(UserError, match="File too large"):
+        run(job, results=tmp_path, report=stop)
+    folder = tmp_path / job.folder
+    assert (folder / "checkpoint.pt").stat().st_size > 20_000  # that of the first task, whole
+    assert not list(folder.glob(".writing*"))
+    record = run(job, results=tmp_path, report=events.append)
+    assert events[0].stage == 1
+    assert records.same_numbers(record, run(job, results=tmp_path / "undisturbed"))
 
 
 @pytest.mark.parametrize("file", ["checkpoint.pt", "artifact.safetensors", "record.json", "progress.json"])

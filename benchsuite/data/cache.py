@@ -98,7 +98,7 @@ def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
         (folder / "index").mkdir(exist_ok=True)
         write_atomic(folder / "index" / f"{key}.json", json.dumps({"digest": whole, "note": note}))
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; {ELSEWHERE}") from None
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; {ELSEWHERE}") from None
     stored = _open(target, whole)
     if stored is None:
         raise UserError(f"{target}: cannot be read back; check the disk, or name another cache folder in BENCHSUITE_CACHE")

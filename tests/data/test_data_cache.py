@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from short_runs import room
 
 from benchsuite.data import cache, load, readers, sets, verify
 from benchsuite.errors import UserError
@@ -119,18 +120,26 @@ def test_verify_mends_an_altered_entry(mnist, cache_dir):
     assert cache.digest(cache.Arrays(*(np.load(entry(cache_dir) / f"{a}.npy") for a in cache.Arrays._fields))) == good.digest
 
 
-def test_failed_write_leaves_nothing(mnist, cache_dir, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("800 requested and 300 written")])
+def test_failed_write_leaves_nothing(error, mnist, cache_dir, monkeypatch):
     save = np.save
 
     def full(file, array):
         if Path(file).name == "test_x.npy":
-            raise OSError(28, "No space left on device")
+            raise error
         save(file, array)
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(UserError, match=f"cannot write to .*: {error.strerror or error}; choose"):
         load("mnist", mnist, partial=True)
     assert not list((cache_dir / "arrays" / "mnist").iterdir())
+
+
+def test_a_write_that_is_refused_half_way_leaves_nothing(mnist, cache_dir):
+    with room(100), pytest.raises(UserError, match=r"cannot write to .*(File too large|requested and [0-9]+ written); choose"):
+        load("mnist", mnist, partial=True)
+    assert not list((cache_dir / "arrays" / "mnist").iterdir())
+    assert load("mnist", mnist, partial=True)
 
 
 def test_remains_of_a_killed_process_are_cleared(mnist, cache_dir):
