@@ -1,4 +1,6 @@
+import resource
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -38,6 +40,22 @@ def colour_task():
         )
 
     return make
+
+
+@pytest.fixture
+def room():
+    """While it lasts the system refuses to write a file beyond so many bytes, as it does where a disk is full."""
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """Strategies on a few digits, for tests that look inside a training."""
 
-import resource
-from contextlib import contextmanager
-
 import torch
 
 from benchsuite.data.stream import build_stream
@@ -12,17 +9,6 @@ from benchsuite.runner import assemble
 from benchsuite.settings import recipe_of, resolve
 
 TINY = {"train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
-
-
-@contextmanager
-def room(size):
-    """The system refuses to write a file beyond so many bytes, as it does where a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def make(*plugins, method="finetune", precision="fp32", dtype=torch.float32, **settings):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from short_runs import room
 
 from benchsuite import records
 from benchsuite.cli import main
@@ -84,7 +83,7 @@ def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"record.json", "artifact.safetensors"}
 
 
-def test_a_write_that_is_refused_half_way_leaves_what_was_there(tmp_path):
+def test_a_write_that_is_refused_half_way_leaves_what_was_there(room, tmp_path):
     path = tmp_path / "record.json"
     records.write_atomic(path, "old")
     with room(1000):
@@ -95,7 +94,7 @@ def test_a_write_that_is_refused_half_way_leaves_what_was_there(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_a_checkpoint_that_is_refused_half_way_costs_the_task_in_training(tmp_path):
+def test_a_checkpoint_that_is_refused_half_way_costs_the_task_in_training(room, tmp_path):
     job, events = job_of("ewc", tasks=3), []
 
     def stop(event):

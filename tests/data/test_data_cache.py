@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from short_runs import room
 
 from benchsuite.data import cache, load, readers, sets, verify
 from benchsuite.errors import UserError
@@ -135,7 +134,7 @@ def test_failed_write_leaves_nothing(error, mnist, cache_dir, monkeypatch):
     assert not list((cache_dir / "arrays" / "mnist").iterdir())
 
 
-def test_a_write_that_is_refused_half_way_leaves_nothing(mnist, cache_dir):
+def test_a_write_that_is_refused_half_way_leaves_nothing(room, mnist, cache_dir):
     with room(100), pytest.raises(UserError, match=r"cannot write to .*(File too large|requested and [0-9]+ written); choose"):
         load("mnist", mnist, partial=True)
     assert not list((cache_dir / "arrays" / "mnist").iterdir())
@@ -191,7 +190,7 @@ def test_concurrent_processes(mnist, cache_dir):
     processes = [context.Process(target=_load, args=(mnist, barrier, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=20) for _ in processes]
+    found = [results.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
     assert found[0] == found[1] == found[2]
