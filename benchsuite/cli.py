@@ -483,6 +483,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
         device = choose_device(arguments.device, arguments.precision).type
         slots = arguments.jobs or (1 if device == "cuda" else cores())
         engine = Local(slots, place(device=device, threads=max(1, cores() // slots)))
+        print(f"benchsuite: runs to do: {len(left)} of {len(jobs)}, {slots} at once", file=sys.stderr)
     else:
         from .cluster import Cluster
 
@@ -490,7 +491,6 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
         gpus = float(arguments.device == "cuda") if arguments.gpus_per_run is None else arguments.gpus_per_run
         where = place(device=arguments.device, threads=max(1, int(cpus)))
         engine = Cluster(arguments.ray, where, images, cpus=cpus, gpus=gpus)
-    print(f"benchsuite: runs to do: {len(left)} of {len(jobs)}, {engine.slots} at once", file=sys.stderr)
     with Display(left) as display:
         return run_all(left, results=arguments.results, engine=engine, report=display)
 

@@ -294,7 +294,7 @@ def test_trials_and_re_runs_stay_apart_and_a_folder_without_records_is_an_error(
 
 def test_a_results_folder_that_cannot_be_written_ends_the_merge_with_one_line(elsewhere, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    assert main(["merge", str(elsewhere), "--results", str(tmp_path / "file")]) == 2
+    assert main(["merge", str(elsewhere), "--results", str(tmp_path / "file" / "runs")]) == 2
     err = capsys.readouterr().err
     assert "cannot write to" in err
     assert len(err.splitlines()) == 1
