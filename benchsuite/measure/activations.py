@@ -7,7 +7,7 @@ Over the same batches each is asked for
 - peak: MB, the most that is allocated at any moment of the step beyond what was when it began,
 - error: ||g - g'|| / ||g|| over all weights of convolutions and linear layers, g the gradient of the unmodified network,
 means over batches but for peak, which is the largest. Then all take turns in training; a step's time is the median over rounds of
-the ratios to the unmodified one's within a round. MB are 10^6 bytes.
+the ratios to the unmodified one's within a round, with the lowest and the highest of them. MB are 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--epochs", type=int, default=10, help="of training before anything is measured")
     parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT", help="these alone")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=2, help="steps of each variant in each round; 0 times nothing")
     parser.add_argument("--output", type=Path, help="folder for the table (Markdown, CSV) and the figure")
     arguments = parser.parse_args()
@@ -65,7 +66,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     exact: list[list[Tensor]] = []
     contenders: dict[str, Contender] = {}
-    for label, (modifier, settings) in VARIANTS.items():
+    for label in dict.fromkeys(["unmodified", *arguments.variants]):
+        modifier, settings = VARIANTS[label]
         overrides = {"tasks": 1, "epochs": arguments.epochs, "milestones": (), **settings}
         job = resolve(arguments.protocol, "lite", f"finetune{modifier}", 4, overrides=overrides, precision=arguments.precision)
         recipe = recipe_of(job.settings)
@@ -95,15 +97,16 @@ def main() -> None:
         contenders[label] = held(strategy, stream.train[0])
     frame = pd.DataFrame(rows)
     frame["held_ratio"] = frame["held"] / frame["held"][0]
-    frame["time"] = float("nan")
+    frame[["time", "lowest", "highest"]] = float("nan")
     if arguments.steps:
         seconds = race(contenders, arguments.rounds, arguments.steps)
-        frame["time"] = [ratio(seconds, variant, "unmodified").median for variant in frame["variant"]]
+        frame[["time", "lowest", "highest"]] = [ratio(seconds, variant, "unmodified") for variant in frame["variant"]]
     where = environment(torch.device("cpu"), [source_revision()])
     provenance = (
         f"{arguments.protocol}, first task of seed 4 after {arguments.epochs} epochs, batches of {recipe.batch_size}, "
         f"{arguments.precision}, {where['threads']} threads, {where['device_name']}, torch {where['versions']['torch']}, "
-        f"revision {where['source']['revision'][:7] or 'unknown'}, {where['date'][:10]}"
+        f"revision {where['source']['revision'][:7] or 'unknown'}, {where['date'][:10]}; rounds: {arguments.rounds}, "
+        f"steps in each: {arguments.steps}"
     )
     table = markdown(frame, provenance)
     print(table)
@@ -150,7 +153,11 @@ def markdown(frame: pd.DataFrame, provenance: str) -> str:
     lines = [f"| {heads} |", "|---|" + "---:|" * 6]
     for row in frame.to_dict("records"):
         numbers = [f"{row[name]:.{digits}f}" for name, digits in (("formula", 2), ("held", 2), ("held_ratio", 3))]
-        numbers += [f"{row['peak']:.2f}", f"{row['error']:.4f}", f"{row['time']:.2f}"]
+        numbers += [
+            f"{row['peak']:.2f}",
+            f"{row['error']:.4f}",
+            f"{row['time']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})",
+        ]
         lines.append(f"| {row['variant']} | {' | '.join(n.replace('nan', '–') for n in numbers)} |")
     return "\n".join(lines) + f"\n\n{provenance}\n"
 
