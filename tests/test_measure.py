@@ -197,6 +197,18 @@ def test_the_table_of_activations_has_every_variant_beside_the_unmodified_step(m
     assert "| hosvd 0.8 |" in (tmp_path / "activations.md").read_text()
 
 
+def test_some_activations_alone_take_turns_with_the_unmodified_step(monkeypatch, capsys, tmp_path):
+    words = f"--protocol split-digits --epochs 1 --batches 1 --rounds 2 --steps 1 --output {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["activations", *words.split(), "--variants", "hosvd 0.8"])
+    activations.main()
+    frame = pd.read_csv(tmp_path / "activations.csv").set_index("variant")
+    assert list(frame.index) == ["unmodified", "hosvd 0.8"]
+    row = frame.loc["hosvd 0.8"]
+    assert 0 < row["lowest"] <= row["time"] <= row["highest"]
+    said = f"{row['time']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
+    assert said in (tmp_path / "activations.md").read_text()
+
+
 def test_what_the_user_can_mend_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCHSUITE_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
