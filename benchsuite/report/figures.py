@@ -99,7 +99,7 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
     """What compressing every map does at each epsilon: relative gradient error, step time, bytes held and peak relative to the
     unmodified step's. A line for each family of `frame` (columns family, epsilon, error, time, held, formula, peak in MB; its
     first row is the unmodified step's)."""
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     plain = frame.iloc[0]
     known = frame.dropna(subset=["epsilon"])
@@ -110,6 +110,7 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
         "bytes held / unmodified": known["held"] / plain["held"],
         "peak / unmodified": known["peak"] / plain["peak"],
     }
+    lines: dict[str, Any] = {}
     for axes, (heading, values) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for family, look in looks.items():
             rows = known[known["family"] == family].sort_values("epsilon")
@@ -122,7 +123,8 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         _plain(axes)
-        axes.legend(fontsize=FONT, **LEGEND)
+        lines |= {str(line.get_label()): line for line in axes.lines}
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, fontsize=FONT, **LEGEND)
     figure.supxlabel(textwrap.fill(provenance, FINE), fontsize=SMALL, color="0.4")
     return figure
 
