@@ -21,7 +21,7 @@ from scipy.special import stdtrit  # quantile of Student's t; scipy.stats has it
 
 from . import metrics
 from .errors import UserError
-from .records import PARTS, Job, RunRecord, digest
+from .records import PARTS, Job, RunRecord, digest, no_collection
 from .significance import bootstrap_p, holm
 from .source import stale
 
@@ -100,6 +100,7 @@ class Leaderboard:
     runs: dict[str, list[RunRecord]]
 
 
+@no_collection()
 def leaderboard(
     records: Sequence[RunRecord],
     published: Sequence[Published] = (),

@@ -366,25 +366,31 @@ def read_of(job: Job, path: Path) -> RunRecord:
     return record
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Without the garbage collector: records have no cycles, but thousands of lists, through which it would go each time."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
+
+
 def read_all(folder: Path) -> list[RunRecord]:
     """Every record below `folder`, in the order of their paths.
 
     Raises UserError for one that cannot be trusted, or was copied or moved there, and names all others of that kind too."""
     found = (os.path.join(place, "record.json") for place, _, files in os.walk(folder) if "record.json" in files)
     paths = [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
-    collected = gc.isenabled()
-    gc.disable()  # records have no cycles, but there are thousands of lists in each, through which it would go again and again
     records, refused = [], {}
-    try:
+    with no_collection():
         for path in paths:
             try:
                 records.append(_in_its_place(path))
             except UserError as error:
                 refused[path] = str(error)
-    finally:
-        gc.freeze()  # nor will what was read here ever be garbage in a cycle
-        if collected:
-            gc.enable()
     if refused:
         first, *others = refused
         more = f"; nor can these be ranked: {', '.join(map(str, others))}" if others else ""

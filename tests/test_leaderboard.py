@@ -1,3 +1,4 @@
+import gc
 import math
 import re
 import shutil
@@ -488,3 +489,16 @@ def test_accuracies_at_matched_size_are_compared_among_themselves():
     found = rows(leaderboard(runs, match="cacl").parameter_efficiency)
     assert found["er"]["matched_accuracy_p"] > 0.05
     assert np.isnan([found[name]["matched_accuracy_p"] for name in ("cacl", "big")]).all()
+
+
+def test_the_garbage_collector_is_left_as_it_was(tmp_path):
+    for before in (True, False):
+        (gc.enable if before else gc.disable)()
+        try:
+            leaderboard([run(), *read_all(tmp_path)])
+            with pytest.raises(UserError):
+                leaderboard([])
+            assert gc.isenabled() is before
+        finally:
+            gc.enable()
+    assert gc.get_freeze_count() == 0  # what is frozen is not cleared at exit, and some libraries complain of it there
