@@ -163,10 +163,15 @@ class ConvNet(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch normalisation around a skip connection; the stream's units are gated after the sum."""
+    """Two 3x3 convolutions with batch normalisation around a skip connection; the stream's units are gated after the sum.
+
+    A stride is taken before the 1x1 convolution of the shortcut, which is the same: oneDNN's strided one writes past its memory
+    where fewer than 8 channels come in (oneDNN issue 6035).
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.units = Units(width)
@@ -174,11 +179,12 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.units(F.relu(self.bn1(self.conv1(x))))
-        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+        skipped = x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
+        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(skipped))
 
 
 class ResNet18(nn.Module):
