@@ -40,6 +40,7 @@ from .errors import Diverged, UserError
 from .grid import IN_HAND, write_failure
 from .method import Method, methods
 from .modifiers import Modified
+from .nn import bfloat16
 from .nn.guard import FrozenGuard
 from .nn.multihead import MultiHead
 from .protocol import Protocol, Task, protocols
@@ -152,7 +153,7 @@ def code_of(job: Job) -> dict[str, str]:
 
 
 def choose_device(device: str, precision: str) -> torch.device:
-    """auto: the GPU where there is one."""
+    """auto: the GPU where there is one. Prepares this process for the precision on that device."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda"):
@@ -165,6 +166,8 @@ def choose_device(device: str, precision: str) -> torch.device:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise UserError("precision bf16: this GPU does not support it; use --precision fp32")
+    elif precision == "bf16" and not bfloat16.native():
+        bfloat16.install()
     return torch.device(device)
 
 

@@ -3,24 +3,14 @@
 Each pair shares its seed: task order, initial weights, batches and augmentation are the same, only the arithmetic differs.
 Printed: ACC under both, and the mean difference with its 95 % interval over the seeds (Student's t). Runs are resumed and kept
 as any run is.
-
-A processor without bf16 arithmetic is some ten times slower at bf16 convolutions than at fp32 ones. `--emulate` computes them
-in fp32 on operands rounded to bf16 and rounds the result, forwards and backwards, which is what a processor with bf16 and fp32
-accumulators does; its runs are kept apart, under `emulated`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..cli import parse_settings
 from ..leaderboard import t_interval
@@ -28,22 +18,6 @@ from ..metrics import accuracy_matrix, average_accuracy, learning_accuracy
 from ..runner import run
 from ..settings import resolve
 from . import script
-
-
-def emulated(enabled: bool = True) -> contextlib.AbstractContextManager[Any]:
-    """Inside it, convolutions under bf16 autocast on the CPU are computed in fp32 on rounded operands."""
-    native = F.conv2d
-
-    def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        if not torch.is_autocast_enabled("cpu"):
-            return native(x, weight, bias, *args, **kwargs)
-        with torch.autocast("cpu", enabled=False):
-            # The gradient passes each of these casts too, and is rounded there.
-            x, weight = x.bfloat16().float(), weight.bfloat16().float()
-            bias = None if bias is None else bias.bfloat16().float()
-            return native(x, weight, bias, *args, **kwargs).bfloat16()
-
-    return mock.patch.object(F, "conv2d", conv2d) if enabled else contextlib.nullcontext()
 
 
 def main() -> None:
@@ -56,17 +30,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=5)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--results", type=Path, default=Path("runs/precision"))
-    parser.add_argument("--emulate", action="store_true", help="on the CPU: bf16 convolutions through fp32 arithmetic")
     arguments = parser.parse_args()
     overrides = parse_settings(arguments) | {"tasks": arguments.tasks}
     found: dict[str, list[np.ndarray]] = {"fp32": [], "bf16": []}
     for seed in arguments.seeds:
         for precision, matrices in found.items():
             job = resolve(arguments.protocol, arguments.tier, arguments.method, seed, overrides=overrides, precision=precision)
-            emulate = arguments.emulate and precision == "bf16"
-            with emulated(emulate):
-                results = arguments.results / "emulated" if emulate else arguments.results
-                record = run(job, results=results, data_dir=arguments.data_dir, device="cpu" if arguments.emulate else "auto")
+            record = run(job, results=arguments.results, data_dir=arguments.data_dir)
             matrices.append(accuracy_matrix(record))
             print(f"{job} {precision}: ACC {average_accuracy(matrices[-1]):.2f} %", flush=True)
     for name, statistic in (("ACC", average_accuracy), ("learning accuracy", learning_accuracy)):
