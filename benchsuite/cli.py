@@ -215,13 +215,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         top.print_help()
         return 2
-    if (results := getattr(arguments, "results", None)) and results.exists() and not results.is_dir():
-        print(f"benchsuite: error: {results}: is no folder; name one with --results", file=sys.stderr)
-        return 2
     # A termination ends a command as an interrupt does: the worker processes go too.
     here = threading.current_thread() is threading.main_thread()  # Python lets no other thread set a handler
     before = signal.signal(signal.SIGTERM, interrupt) if here else None
     try:
+        if (results := getattr(arguments, "results", None)) and results.exists() and not results.is_dir():
+            raise UserError(f"{results}: is no folder; name one with --results")
         return int(globals()[f"command_{arguments.command.replace('-', '_')}"](arguments) or 0)
     except UserError as error:
         print(f"benchsuite: error: {error}", file=sys.stderr)
@@ -230,7 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
-        print("benchsuite: interrupted; finished tasks are kept, the same command resumes", file=sys.stderr)
+        kept = arguments.command in ("run", "leaderboard", "tune", "verify")
+        print(f"benchsuite: interrupted{'; finished tasks are kept, the same command resumes' if kept else ''}", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     finally:
         if here:
@@ -339,7 +339,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     if not records and (there := {path.parts[-5:-3] for path in arguments.results.glob("*/*/*/*/record.json")}):
         found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
         raise UserError(f"{folder}: has no finished runs; there are some of {found}")
-    files = {} if arguments.no_run else {name: methods.source(name) for name in methods.all()}
+    files = {} if arguments.no_run else methods.sources()
     board = leaderboard(records, protocol.published, match=match, files=files)
     output = arguments.output or folder / "leaderboard"
     write_report(board, output)
@@ -364,7 +364,7 @@ def command_report(arguments: argparse.Namespace) -> None:
         protocols=arguments.protocol,
         tiers=arguments.tier,
         families=families,
-        files={name: methods.source(name) for name in methods.all()},
+        files=methods.sources(),
     )
     print("\n".join(f"{folder / 'report.tex'}" for folder in dict.fromkeys(file.parent for file in files)))
     print(f"what is reproduced: {arguments.output / 'ledger.md'}")
@@ -462,7 +462,8 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
     from .settings import recipe_of
 
     jobs = jobs_of(protocol, arguments, chosen)
-    note_slow_precision(arguments)
+    if arguments.ray is None:  # what this machine has says nothing of a cluster's nodes
+        note_slow_precision(arguments)
     left = missing(jobs, arguments.results, lambda line: print(f"benchsuite: {line}", file=sys.stderr))
     if not left:
         return {}
@@ -489,7 +490,9 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
 
         cpus = 1.0 if arguments.cpus_per_run is None else arguments.cpus_per_run
         gpus = float(arguments.device == "cuda") if arguments.gpus_per_run is None else arguments.gpus_per_run
-        where = place(device=arguments.device, threads=max(1, int(cpus)))
+        # On a node "auto" would take a GPU that Ray has given to nobody, or to another run.
+        device = arguments.device if arguments.device != "auto" else "cuda" if gpus else "cpu"
+        where = place(device=device, threads=max(1, int(cpus)))
         engine = Cluster(arguments.ray, where, images, cpus=cpus, gpus=gpus)
     with Display(left) as display:
         return run_all(left, results=arguments.results, engine=engine, report=display)
@@ -603,7 +606,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
     record = read(path)
     if arguments.method:
         name = resolve_method(methods, arguments.method)
-        if name != record.job.method.partition("+")[0]:
+        if name != record.job.base:
             raise UserError(f"{arguments.method}: registers {name}, the record is of {record.job.method}; name that one's file")
     took = sum(map(sum, record.seconds.values()))
     print(f"{record.job}: took {took:,.0f} s on record; interrupt it and the same command resumes", file=sys.stderr)

@@ -303,6 +303,6 @@ def outcome(job: Job, place: Place, tell: Callable[[Any], None]) -> str:
         run(job, results=place.results, data_dir=place.data_dir, device=place.device, report=report)
     except (UserError, RunFailed) as error:
         return str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"{job}: {' '.join(f'{type(error).__name__}: {error}'.split())}"
     return ""

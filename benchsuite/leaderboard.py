@@ -240,17 +240,12 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     return dict(sorted(labels.items()))
 
 
-def _base(record: RunRecord) -> str:
-    """The method without its modifier."""
-    return record.job.method.partition("+")[0]
-
-
 def _versions(records: Sequence[RunRecord], files: Mapping[str, str]) -> tuple[list[RunRecord], list[str]]:
     """Of each method in a file the records of one version, that of `files` or the one that ran last; and what is left out."""
     versions: dict[str, dict[str, str]] = {}  # when each version of a file ran last
     for record in records:
         if source := record.job.method_source:
-            dates = versions.setdefault(_base(record), {})
+            dates = versions.setdefault(record.job.base, {})
             dates[source] = max(dates.get(source, ""), str(record.environment.get("date", "")))
     chosen, notes = {}, []
     for name, dates in versions.items():
@@ -264,7 +259,7 @@ def _versions(records: Sequence[RunRecord], files: Mapping[str, str]) -> tuple[l
         if any(words):
             which = "is here" if now in dates else "ran last"
             notes.append("; ".join(filter(None, [f"{name}: the version of its file that {which} ({chosen[name][:7]})", *words])))
-    kept = [record for record in records if record.job.method_source in ("", chosen.get(_base(record)))]
+    kept = [record for record in records if record.job.method_source in ("", chosen.get(record.job.base))]
     return kept, notes
 
 
@@ -397,7 +392,8 @@ def _pair_of_method(run: RunRecord) -> tuple[Any, ...]:
 def _unmodified(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of the same method without its modifier: same seed, precision, tasks, images and settings, on a machine of the same
     name with as many threads. records: by `_pair_of_method`."""
-    base, plus, _ = run.job.method.partition("+")
+    if run.job.base == run.job.method:
+        return None
 
     def agree(other: RunRecord) -> bool:
         return (
@@ -407,7 +403,7 @@ def _unmodified(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecor
             and all(other.environment.get(name) == run.environment.get(name) for name in ("device", "device_name", "threads"))
         )
 
-    return next((other for other in records.get((base, *_pair(run)), []) if agree(other)), None) if plus else None
+    return next((other for other in records.get((run.job.base, *_pair(run)), []) if agree(other)), None)
 
 
 def _added(run: RunRecord) -> float:

@@ -20,9 +20,9 @@ ROUNDING = 0.005  # figures are printed with two decimals
 VERDICTS = ("not reproduced", "undecided", "reproduced", "no run yet", "not comparable")
 RULE = (
     "A figure is reproduced where our mean differs from it by at most 1.5 points, or 15 % of a size. Further off it is not"
-    " reproduced where it lies outside the 95 % interval of our seeds (Student's t), undecided inside; a single seed, which has"
-    " no interval, does not reproduce it. Only `paper` runs on complete data, with no setting changed, are compared, and only"
-    " with figures that were measured under the same protocol."
+    " reproduced where it lies outside the 95 % interval of our seeds (Student's t), undecided inside; a single seed further"
+    " off, which has no interval, does not reproduce it. Only `paper` runs on complete data, with no setting changed, are"
+    " compared, and only with figures that were measured under the same protocol."
 )
 
 

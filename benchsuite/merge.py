@@ -82,7 +82,8 @@ class _Refused(UserError):
 
 
 def _line(path: Path, error: UserError) -> str:
-    return str(error) if str(path.parent) in str(error) else f"{path}: {error}"
+    """What is wrong with a record. What reading it advises ("; delete it and run again") is for the owner of a results folder."""
+    return str(error).partition("; ")[0] if str(path.parent) in str(error) else f"{path}: {error}"
 
 
 def check(record: RunRecord) -> list[str]:
@@ -128,7 +129,7 @@ def check(record: RunRecord) -> list[str]:
         expected = [(task.name, task.dataset, list(task.classes)) for task in order]
         if [(task["name"], task["dataset"], task.get("classes")) for task in record.tasks] != expected:
             raise UserError(f"its tasks are not those of {job.protocol} in the order of seed {job.seed}")
-    if job.method.partition("+")[0] in methods.all() and methods.source(job.method) == job.method_source:
+    if job.base in methods.all() and methods.source(job.method) == job.method_source:
         made = method_of(job.method, job.settings)
         if T > 1 and together != made.trains_jointly:
             raise UserError(f"{len(record.iterations)} trainings for {T} tasks, which is not how {job.method} learns")

@@ -66,6 +66,11 @@ class Job:
         return digest({k: v for k, v in parts.items() if (k, v) != ("data", "")})[:12]
 
     @property
+    def base(self) -> str:
+        """The method without its modifier."""
+        return self.method.partition("+")[0]
+
+    @property
     def folder(self) -> Path:
         """Where this job keeps its files, below the results folder."""
         return Path(self.protocol, self.tier, self.method, f"{self.config}-seed{self.seed}")

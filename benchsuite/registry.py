@@ -70,7 +70,7 @@ class Registry(Generic[T]):
                 spec.loader.exec_module(module)
             except UserError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 what = " ".join(f"{type(error).__name__}: {error}".split())  # in one line, however many the error has
                 raise UserError(f"{path}: cannot be imported: {what}") from error
             new = sorted(set(self._known) - before)
@@ -87,6 +87,10 @@ class Registry(Generic[T]):
         """SHA-256 of that file, or ""."""
         path = self.file(name)
         return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+
+    def sources(self) -> dict[str, str]:
+        """That of every registered item, by name."""
+        return {name: self.source(name) for name in self.all()}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -113,7 +113,7 @@ def run(
             record = _Run(job, folder, data_dir, chosen, report, plugins).finish(note)
         except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a method may end the process, but not without a word
             what = str(error) if isinstance(error, Diverged) else " ".join(f"{type(error).__name__}: {error}".split())
             write_failure(job, folder, what, traceback.format_exc())
             (folder / "progress.json").unlink(missing_ok=True)
@@ -333,6 +333,7 @@ class _Run:
         model = self.method.model
         content = {
             "config": self.job.config,
+            "seed": self.job.seed,
             "made_with": self._made_with(),
             "code": self.code,
             "threads": torch.get_num_threads(),  # they decide how sums are rounded
@@ -360,8 +361,8 @@ class _Run:
             config, made_with = content["config"], content["made_with"]
         except Exception as error:
             raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start this run again") from None
-        if config != self.job.config:
-            raise UserError(f"{path}: belongs to another configuration; delete it to start this run again")
+        if (config, content.get("seed", self.job.seed)) != (self.job.config, self.job.seed):
+            raise UserError(f"{path}: belongs to another configuration or seed; delete it to start this run again")
         if made_with != self._made_with():
             raise UserError(f"{path}: was made from other images or on another kind of device; delete it to start this run again")
         if changed := source.changes(content.get("code", {})):

@@ -142,6 +142,8 @@ def resolve(
         made = method_of(method, settings)
     except ValueError as error:
         raise UserError(f"{method}: {error}") from None
+    except Exception as error:
+        raise _broken(method, error) from error
     check_protocol(chosen, recipe)
     if not has_batchnorm(recipe.backbone):  # a setting without effect is no part of a run's identity
         if "batchnorm" in (overrides or {}):
@@ -150,7 +152,11 @@ def resolve(
     if recipe.width == 1:
         del settings["width"]
         origins.pop("width", None)
-    if reason := made.unfit(recipe):
+    try:
+        reason = made.unfit(recipe)
+    except Exception as error:
+        raise _broken(method, error) from error
+    if reason:
         raise Unfit(f"{method} cannot run like this: {reason}")
     return Job(
         protocol=protocol,
@@ -162,6 +168,11 @@ def resolve(
         origins=origins,
         method_source=methods.source(method),
     )
+
+
+def _broken(method: str, error: Exception) -> UserError:
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"{method}: cannot be made: {what}; `benchsuite check` its file")
 
 
 def check_protocol(protocol: Protocol, recipe: Recipe) -> None:

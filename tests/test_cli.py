@@ -477,3 +477,16 @@ def test_a_method_in_a_file_has_its_family_on_the_page_and_its_settings_checked_
     assert "not checked" not in capsys.readouterr().err
     assert call("report", "paper", "--method", "./anchor.py") == 0
     assert "moorings" in (folder / "paper" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["--jobs", "2"], (2, 4)), (["--jobs", "16"], (16, 1)), ([], (8, 1))], ids=str)
+def test_runs_at_once_share_the_cores(words, expected, folder, monkeypatch):
+    from benchsuite import grid
+
+    asked = []
+    monkeypatch.setattr(grid, "cores", lambda: 8)
+    monkeypatch.setattr(
+        grid, "run_all", lambda jobs, engine, **_: asked.append((engine.slots, engine.place.threads)) or {"a": "b"}
+    )
+    assert call("leaderboard", "--tier", "smoke", "--method", "finetune", "--seeds", "1", "--device", "cpu", *words) != 0
+    assert asked == [expected]

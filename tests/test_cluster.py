@@ -309,6 +309,8 @@ def test_a_node_with_other_source_refuses(own_cache, tmp_path):
         (["--ray", "local", "--gpus-per-run", "-1"], "must not be negative"),
         (["--ray", "local", "--cpus-per-run", "0"], "must be positive"),
         pytest.param(["--ray", "127.0.0.1:1"], "no Ray cluster answers at '127.0.0.1:1'", marks=needs_ray),
+        # this machine need not have a GPU for its nodes to
+        pytest.param(["--ray", "127.0.0.1:1", "--device", "cuda"], "no Ray cluster answers at '127.0.0.1:1'", marks=needs_ray),
         pytest.param(["--ray", "somewhere"], "HOST:PORT", marks=needs_ray),
     ],
 )
@@ -326,3 +328,46 @@ def test_without_ray_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     place = Place(results=tmp_path, data_dir=None, device="cpu", threads=1)
     with pytest.raises(UserError, match=r"pip install 'benchsuite\[ray\]'"):
         Cluster("local", place, {})
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ("cpu", 1, 1.0, 0.0)),
+        (["--cpus-per-run", "3"], ("cpu", 3, 3.0, 0.0)),
+        (["--gpus-per-run", "0.125"], ("cuda", 1, 1.0, 0.125)),
+        (["--device", "cuda"], ("cuda", 1, 1.0, 1.0)),
+    ],
+    ids=str,
+)
+def test_what_a_run_takes_decides_its_device_and_threads(words, expected, own_cache, monkeypatch, tmp_path):
+    """auto is no device of a node: what Ray has not given to a run it must not take."""
+    from benchsuite import cluster, grid
+
+    asked = []
+
+    def asking(address, place, images, *, cpus, gpus):
+        asked.append((place.device, place.threads, cpus, gpus, {name: len(i.train_y) for name, i in images.items()}))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "Cluster", asking)
+    monkeypatch.setattr(grid, "run_all", lambda jobs, **_: {"folder": f"{len(jobs)} runs"})
+    assert main(["leaderboard", "--ray", "local", "--tier", "smoke", "--method", "finetune", "--seeds", "1-2", *words]) != 0
+    ((*found, images),) = asked
+    assert tuple(found) == expected
+    assert images["digits"] > 1000
+
+
+def test_images_travel_to_a_node_once(own_cache, monkeypatch):
+    from benchsuite import cluster
+
+    fetched, made = [], images()
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda arrays: fetched.append(1) or arrays))
+    sent = cluster.Sent([tuple(map(np.array, cluster._arrays(made)))], made.digest, True, "")
+    for _ in range(2):
+        assert cluster.received("mnist", sent).digest == made.digest
+    assert fetched == [1]
+    other = replace(made, train_x=255 - made.train_x)
+    digest = cache.digest(cluster._arrays(other))
+    cluster.received("mnist", cluster.Sent([cluster._arrays(other)], digest, True, ""))  # control: others are another set
+    assert fetched == [1, 1]

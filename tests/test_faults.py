@@ -7,12 +7,13 @@ import resource
 import stat
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from benchsuite import records
+from benchsuite import records, runner
 from benchsuite.cli import main
 from benchsuite.errors import UserError
 from benchsuite.method import Method, register
@@ -81,6 +82,53 @@ def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, tmp_path):
     assert where in Faulty.asked
     assert record.correct == run(job_of(tasks=1), results=tmp_path).correct
     assert {path.name for path in folder.iterdir()} == {"record.json", "artifact.safetensors"}
+
+
+@pytest.mark.parametrize("where", ["__post_init__", "unfit"])
+def test_a_method_that_raises_before_its_run_is_one_line(where, own_methods, monkeypatch, capsys, tmp_path):
+    def broken(self, *args):
+        raise RuntimeError(f"in {where}")
+
+    register(type("Faulty", (Method,), {where: broken, "__module__": __name__}))
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *WORDS, "--method", "faulty"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"faulty: cannot be made: RuntimeError: in {where}" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_that_cannot_be_taken_up_again_keeps_its_checkpoint(faulty, tmp_path):
+    def stop(event):
+        if event.stage == 1:
+            raise KeyboardInterrupt
+
+    def broken(self, state):
+        raise RuntimeError("in load_state")
+
+    job = job_of("faulty")
+    with pytest.raises(KeyboardInterrupt):
+        run(job, results=tmp_path, report=stop)
+    checkpoint = tmp_path / job.folder / "checkpoint.pt"
+    kept = checkpoint.read_bytes()
+    with faulty.context() as patch:
+        patch.setattr(Faulty, "load_state", broken)
+        with pytest.raises(RunFailed, match="RuntimeError: in load_state"):
+            run(job, results=tmp_path)
+    assert checkpoint.read_bytes() == kept
+    assert run(job, results=tmp_path).correct == run(job_of(), results=tmp_path).correct
+
+
+def test_a_method_that_ends_the_process_has_a_reason_on_record(own_methods, tmp_path):
+    class Quits(Method):
+        def before_backward(self, strategy, **kwargs):
+            raise SystemExit("enough")
+
+    register(Quits)
+    with pytest.raises(RunFailed, match="SystemExit: enough"):
+        run(job_of("quits"), results=tmp_path)
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
+    with pytest.raises(UserError, match=r"leaves.py: cannot be imported: SystemExit: 3"):
+        own_methods.load_file(tmp_path / "leaves.py")
 
 
 def test_a_write_that_is_refused_half_way_leaves_what_was_there(room, tmp_path):
@@ -188,6 +236,7 @@ def test_a_clock_that_goes_backwards_changes_no_number(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "time", back)
+    monkeypatch.setattr(runner, "_now", lambda: datetime.fromtimestamp(back(), UTC).isoformat(timespec="seconds"))
     with pytest.raises(KeyboardInterrupt):
         run(job, results=tmp_path, report=stop)
     checkpoint = tmp_path / job.folder / "checkpoint.pt"
@@ -196,6 +245,7 @@ def test_a_clock_that_goes_backwards_changes_no_number(tmp_path, monkeypatch):
     record = run(job, results=tmp_path, report=events.append)
     assert events[0].stage == 1
     assert records.same_numbers(record, alone)
+    assert record.environment["date"].startswith("2096")  # the clock was the one above
     assert all(seconds >= 0 for times in record.seconds.values() for seconds in times)
 
 

@@ -579,14 +579,21 @@ def test_a_script_that_is_not_the_pages_own_is_refused(chromium):
 
 def test_the_published_records_make_a_page(browser):
     results = Path(__file__).parents[1] / "results"
-    found = read_all(results / "split-cifar100")
-    tiers = {record.job.tier: [r for r in found if r.job.tier == record.job.tier] for record in found}
-    html = page([leaderboard(group) for group in tiers.values()], base=results.as_posix())
+    found = [*read_all(results / "split-cifar100"), *read_all(results / "split-digits")]
+    groups = {}
+    for record in found:
+        groups.setdefault((record.job.protocol, record.job.tier), []).append(record)
+    html = page([leaderboard(group) for group in groups.values()], base=results.as_posix())
     (browser.folder / "results.html").write_text(html)
     for width in (400, 1600):
         show(browser, width, view="split-cifar100/lite/accuracy", file="results.html")
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        assert len(find(browser, "tbody tr")) == len(configurations(tiers["lite"]))
+        assert len(find(browser, "tbody tr")) == len(configurations(groups["split-cifar100", "lite"]))
+    press(browser, "split-digits", "#protocol option")  # a board that the tier at hand does not have: its own is shown
+    assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier paper"
+    assert len(find(browser, "tbody tr")) == len(configurations(groups["split-digits", "paper"]))
+    press(browser, "split-cifar100", "#protocol option")
+    assert find(browser, "#title")[0].text == "Accuracy on split-cifar100, tier lite"
     links = [r["record"] for board in content(html)["boards"] for row in board["rows"] for r in row["runs"]]
     assert len(links) == len(found)
     assert all(Path(unquote(link)).is_file() for link in links)

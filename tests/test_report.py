@@ -186,6 +186,7 @@ def test_figures_are_drawn(report):
         if path.suffix == ".pdf":
             assert path.stat().st_size > 5000
             assert b"CreationDate" not in path.read_bytes()
+            assert b"/Subtype /Image" not in path.read_bytes()  # lines and areas, at any size
             kinds = fonts(path.read_bytes())
             assert set(kinds) <= {"/TrueType", "/CIDFontType2"}  # the second is what newer matplotlib makes of TrueType fonts
             assert set(kinds.values()) == {True}
@@ -206,15 +207,17 @@ def fonts(pdf):
     return kinds
 
 
-def test_the_check_of_fonts_sees_type_3():
+def test_the_checks_of_figures_see_type_3_and_pixels():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure, file = Figure(), io.BytesIO()
     FigureCanvasAgg(figure)
     figure.text(0.5, 0.5, "text")
+    figure.add_subplot().imshow([[1]])
     figure.savefig(file, format="pdf")  # as matplotlib does without being told
     assert "/Type3" in fonts(file.getvalue())
+    assert b"/Subtype /Image" in file.getvalue()
 
 
 def test_same_records_in_any_order_give_the_same_bytes(report, tmp_path):
@@ -350,6 +353,12 @@ def test_the_report_compiles(tmp_path):
         assert done.returncode == 0, done.stdout[-2000:]
         assert "Overfull \\hbox" not in done.stdout
         assert (folder / "report.pdf").stat().st_size > 10_000
+    tables_alone = r"\input{split_x/lite/accuracy}\input{ledger}"  # as in anybody's paper
+    (tmp_path / "paper.tex").write_text(
+        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{tables_alone}\end{{document}}"
+    )
+    done = subprocess.run([*command[:-1], "paper.tex"], cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 @pytest.fixture

@@ -220,19 +220,20 @@ def test_a_checkpoint_made_from_other_images_is_refused(tmp_path, monkeypatch):
         run(job, results=tmp_path)
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_and_left_alone(tmp_path):
+@pytest.mark.parametrize("changed", [{"lr": 0.5}, {"seed": 2}], ids=str)
+def test_a_checkpoint_of_another_run_is_refused_and_left_alone(changed, tmp_path):
     def stop(event):
         if event.stage == 1:
             raise KeyboardInterrupt
 
-    one, other = job_of(), job_of(lr=0.5)
+    one, other = job_of(), job_of(**changed)
     for job in (one, other):
         with pytest.raises(KeyboardInterrupt):
             run(job, results=tmp_path, report=stop)
     path = tmp_path / one.folder / "checkpoint.pt"
     content = (tmp_path / other.folder / "checkpoint.pt").read_bytes()
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"belongs to another configuration; delete it"):
+    with pytest.raises(UserError, match=r"belongs to another configuration or seed; delete it"):
         run(one, results=tmp_path)
     assert path.read_bytes() == content
     run(other, results=tmp_path)  # control: in its own place it is gone on from

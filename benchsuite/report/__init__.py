@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -137,7 +138,8 @@ def write_report(board: Leaderboard, folder: Path) -> list[Path]:
     written = _write(folder, files)
     for old in (*folder.glob("accuracy_matrix_*"), *folder.glob("rank_growth_*")):  # of rows that are no longer there
         if old.name not in files and old.suffix in (".pdf", ".png"):
-            old.unlink()
+            with suppress(OSError):  # another command may be at the same folder
+                old.unlink()
     return written
 
 

@@ -136,7 +136,9 @@ def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figur
     mean, _ = t_interval(np.stack([metrics.accuracy_matrix(run) for run in runs]))
     n = len(mean)
     figure, axes = _figure(provenance, height=3.2)
-    image = axes.imshow(mean, vmin=0, vmax=100, cmap="cividis")
+    image = axes.pcolormesh(np.arange(n), np.arange(n), mean, vmin=0, vmax=100, cmap="cividis")  # an image would be pixels
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
     ticks = np.arange(0, n, 1 if n <= 10 else 2)
     axes.set_xticks(ticks, ticks + 1)
     axes.set_yticks(ticks, ticks + 1)
@@ -150,6 +152,7 @@ def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figur
             number = f"{mean[t, i]:.{1 if n <= 6 else 0}f}"
             axes.text(i, t, number, ha="center", va="center", fontsize=FONT, color=colour)
     bar = figure.colorbar(image, shrink=0.8)
+    bar.solids.set_rasterized(False)
     bar.set_label("%", fontsize=FONT)
     bar.ax.tick_params(labelsize=FONT)
     return figure

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..leaderboard import Leaderboard, configurations, leaderboard, series
-from ..records import RunRecord
+from ..records import Job, RunRecord
 from . import figures, tables
 
 OTHER = "other"  # the family of a method that says nothing of it
@@ -99,7 +99,7 @@ def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[s
                 "label": label,
                 "series": name,
                 "published": is_published,
-                "families": ["published"] if is_published else _families(group[0].job.method, families),
+                "families": ["published"] if is_published else _families(group[0].job, families),
                 "order": place,
                 "look": look,
                 "settings": _settings(group[0]) if group else "",
@@ -136,9 +136,8 @@ def _of_each_run(records: Sequence[RunRecord]) -> dict[Path, dict[str, str]]:
     return texts
 
 
-def _families(method: str, families: Mapping[str, str]) -> list[str]:
-    base, plus, _ = method.partition("+")
-    return [families.get(base, OTHER), *([MODIFIED] if plus else [])]
+def _families(job: Job, families: Mapping[str, str]) -> list[str]:
+    return [families.get(job.base, OTHER), *([MODIFIED] if job.base != job.method else [])]
 
 
 def _settings(run: RunRecord) -> str:

@@ -191,7 +191,7 @@ def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[st
     body = "\n".join([*tabular, "\\clearpage\\small\\setlength{\\parindent}{0pt}", *rows])
     title = _latex(title)
     return (
-        "\\documentclass{article}\n\\usepackage{array,booktabs,caption,graphicx}\n"
+        "\\documentclass{article}\n\\usepackage{booktabs,caption,graphicx}\n"
         "\\usepackage[margin=2cm]{geometry}\n\\sloppy\n"
         f"\\title{{{title}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle\n{listed}\\clearpage\n{body}\n\\end{{document}}\n"
     )
@@ -254,11 +254,10 @@ def _booktabs(
     if wide is None:
         wide = {"Method": 0.3} if max(map(len, cells["Method"]), default=0) > 36 else {}
     kinds = [
-        rf">{{\raggedright\arraybackslash}}p{{{wide[heading]}\linewidth}}"
-        if heading in wide
-        else ("l" if heading in TEXTS else "r")
-        for heading in cells.columns
+        rf"p{{{wide[heading]}\linewidth}}" if heading in wide else ("l" if heading in TEXTS else "r") for heading in cells.columns
     ]
+    cells = cells.assign(**{heading: r"\raggedright " + cells[heading] for heading in wide})
+    end = r" \tabularnewline" if wide else r" \\"  # \raggedright makes \\ a line within its cell
     lines = [
         r"\begin{table}[htbp]\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{4pt}",
         r"\centering\footnotesize" + (r"\setlength{\tabcolsep}{3pt}" if len(wide) > 1 else ""),
@@ -266,9 +265,9 @@ def _booktabs(
         rf"\label{{{label}}}",
         rf"\begin{{tabular}}{{{''.join(kinds)}}}",
         r"\toprule",
-        " & ".join(_latex(heading) for heading in cells.columns) + r" \\",
+        " & ".join(_latex(heading) for heading in cells.columns) + end,
         r"\midrule",
-        *(" & ".join(row) + r" \\" for row in cells.to_numpy().tolist()),
+        *(" & ".join(row) + end for row in cells.to_numpy().tolist()),
         r"\bottomrule",
         r"\end{tabular}",
         *([r"\par\smallskip"] if notes else []),
