@@ -84,7 +84,8 @@ class Leaderboard:
         `RunRecord.memory` has them, the largest over tasks: held, peak, formula; step_time relative to the unmodified method,
         from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes, what is there
         between two steps; accuracy; pareto as above, with held for the size.
-    provenance: one line; it belongs under every table and figure.
+    provenance: one line; it belongs under every table and figure. footnotes: what a reader must know before comparing rows;
+        size_notes: those of them that matter to the last two boards alone.
     runs: those behind each row, by its label, in the order of seeds.
     """
 
@@ -96,6 +97,7 @@ class Leaderboard:
     tier: str
     provenance: str
     footnotes: list[str]
+    size_notes: list[str]
     elsewhere: list[str]
     runs: dict[str, list[RunRecord]]
 
@@ -162,7 +164,8 @@ def leaderboard(
 
     accuracy = board[~board["published"] | board["accuracy"].notna()]
     transfer = board[~board["published"] | board["bwt"].notna()]
-    notes = [*_footnotes(rows, board), *left_out]
+    size_notes = _size_notes(rows, board)
+    notes = [*_footnotes(rows, board), *left_out, *size_notes]
     blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
     efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
     if match:
@@ -170,13 +173,15 @@ def leaderboard(
         efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
         values = pd.DataFrame({i: pd.Series(samples[label]["accuracy"].to_numpy(), seeds[i]) for i, label in enumerate(rows)})
         efficiency[["matched_accuracy_p", "matched_accuracy_paired"]] = _against_best("matched_accuracy", efficiency, values)
-        notes.append(
+        size_notes.append(
             f"matched size: between {NEAR:.0%} and all of the {reference['megabytes']:.3f} MB of {reference['method']}; of each"
             " method the row that comes closest, on the same tasks and in the same precision"
         )
+        notes.append(size_notes[-1])
     measured = board[~board["published"]]
     if measured["step_time"].notna().any():
-        notes.append("step time: from the wall clock of whole trainings, on machines that may have had other work meanwhile")
+        size_notes.append("step time: from the wall clock of whole trainings, on machines that may have had other work meanwhile")
+        notes.append(size_notes[-1])
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
@@ -188,22 +193,21 @@ def leaderboard(
             "bwt bwt_ci bwt_note forgetting forgetting_ci forgetting_note",
         ),
         parameter_efficiency=_select(
-            efficiency.sort_values(["pareto", "megabytes", "method"], ascending=[False, True, True]),
+            _smallest_first(efficiency, "megabytes"),
             f"width megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
             "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci matched_accuracy pareto",
         ),
         training_memory=_select(
-            measured.assign(pareto=partial(_pareto, size="held")).sort_values(
-                ["pareto", "held", "method"], ascending=[False, True, True]
-            ),
+            _smallest_first(measured.assign(pareto=partial(_pareto, size="held")), "held"),
             "held held_ci peak peak_ci formula formula_ci step_time step_time_ci step_seconds step_seconds_ci "
             "training_megabytes training_megabytes_ci "
             "accuracy accuracy_ci pareto",
         ),
         protocol=records[0].job.protocol,
         tier=tier,
-        provenance=_provenance(records),
+        provenance=provenance(records),
         footnotes=[*notes, *(f"{p.method} (published): {p.source}" for p in published if p.source)],
+        size_notes=size_notes,
         elsewhere=elsewhere,
         runs=rows,
     )
@@ -473,16 +477,28 @@ def _elsewhere(rows: dict[str, list[RunRecord]]) -> list[str]:
 
 
 def _pareto(board: pd.DataFrame, size: str = "megabytes") -> pd.Series:
-    """Rows that no other row dominates: at most its size and at least its accuracy, one of them strictly.
+    """Rows that no other row dominates: at most its size, as printed, and at least its accuracy, one of them strictly.
 
     Only rows that compete take part: a reference that sees all tasks at once would leave no one else.
     """
     part = board["competes"] & board[size].notna()
-    sizes, accuracy = board[size].where(part), board["accuracy"].where(part).astype(float)
+    sizes, accuracy = as_printed(board[size]).where(part), board["accuracy"].where(part).astype(float)
     dominated = [
         ((sizes <= s) & (accuracy >= a) & ((sizes < s) | (accuracy > a))).any() for s, a in zip(sizes, accuracy, strict=True)
     ]
     return part & ~pd.Series(dominated, index=board.index, dtype=bool)
+
+
+def as_printed(sizes: pd.Series) -> pd.Series:
+    """Megabytes to the decimals of the tables, two, or three below 1: the few bytes of a method's name, in the header
+    of its file, decide nothing."""
+    return sizes.round(2).where(sizes >= 1, sizes.round(3))
+
+
+def _smallest_first(board: pd.DataFrame, size: str) -> pd.DataFrame:
+    """The Pareto front, then the others; of one size the more accurate first."""
+    by = [~board["pareto"], as_printed(board[size]), -board["accuracy"].astype(float), board["method"]]
+    return board.loc[pd.DataFrame(dict(enumerate(by))).sort_values([*range(len(by))]).index]
 
 
 def _select(board: pd.DataFrame, columns: str) -> pd.DataFrame:
@@ -519,12 +535,15 @@ def _revision(run: RunRecord) -> str:
     return str(run.environment.get("source", {}).get("revision") or "unknown")[:7]
 
 
-def _provenance(records: Sequence[RunRecord]) -> str:
+def provenance(records: Sequence[RunRecord]) -> str:
+    """One line: what was run, where, by which versions and when."""
+
     def every(get: Callable[[RunRecord], Any]) -> str:
         return ", ".join(map(str, sorted({get(r) for r in records})))
 
     dates = sorted({str(r.environment.get("date", "unknown"))[:10] for r in records})
     incomplete = sorted({entry["name"] for r in records for entry in r.data if not entry["complete"]})
+    revisions = {_revision(r) for r in records}
     return "; ".join(
         [
             f"{records[0].job.protocol}, tier {records[0].job.tier}",
@@ -533,7 +552,7 @@ def _provenance(records: Sequence[RunRecord]) -> str:
             every(_device),
             every(lambda r: r.job.precision),
             ", ".join(f"{library} {every(partial(_version, library))}" for library in VERSIONS),
-            f"revision {every(_revision)}",
+            f"revision {every(_revision)}" if len(revisions) <= 3 else f"{len(revisions)} revisions (see the notes)",
             dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
             *([f"not the published benchmark: incomplete images of {', '.join(incomplete)}"] if incomplete else []),
         ]
@@ -589,21 +608,35 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
         notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
 
     for label, runs in rows.items():
-        sizes: dict[str, list[int]] = {}
-        for run in runs:
-            for name, size in run.facts.get("other_sizes", {}).items():
-                sizes.setdefault(name, []).append(size)
-        if sizes:
-            notes.append(f"{label}: " + ", ".join(f"{np.mean(s) / MB:.3f} MB as {name}" for name, s in sizes.items()))
         notes += [f"{label}: {remark}" for remark in ranged(r for run in runs for r in run.facts.get("remarks", []))]
-        if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
-            notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
     for row in board[~board["published"]].to_dict("records"):
         if 0 < row["ratio_n"] < row["n"]:
             notes.append(
                 f"{row['method']}: forward gain and ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds, "
                 f"{REFERENCE} has no matching run of the others"
             )
+    return notes
+
+
+def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
+    """What stored sizes and memory are beside the numbers of the boards."""
+    notes = []
+    for label, runs in rows.items():
+        sizes: dict[str, list[int]] = {}
+        for run in runs:
+            for name, size in run.facts.get("other_sizes", {}).items():
+                sizes.setdefault(name, []).append(size)
+        here = f"{np.mean([run.stored_bytes for run in runs]) / MB:.3f}"
+        said = {name: f"{np.mean(s) / MB:.3f}" for name, s in sizes.items()}
+        if others := [f"{size} MB as {name}" for name, size in said.items() if size != here]:
+            notes.append(f"{label}: {', '.join(others)}")
+        if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
+            notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
+    held = board.loc[~board["published"]].set_index("method")["held"]
+    if held.notna().any() and held.isna().any():
+        notes.append(
+            f"memory of a step was not measured, so that its front is without them: {', '.join(held.index[held.isna()])}"
+        )
     return notes
 
 

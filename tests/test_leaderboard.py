@@ -365,8 +365,9 @@ def test_footnotes():
         "runs on different devices: cpu (Model X) (finetune); cuda (Model Y) (cacl)",
         "runs with different versions of torch: 2.6.0 (finetune); 2.7.0 (cacl)",
         "from an uncommitted revision: cacl",
-        "cacl: 1.000 MB as factors, 2.500 MB as kernels",
+        "cacl: 2.500 MB as kernels",  # as factors it is as large as the table says
     ]
+    assert board.size_notes == ["cacl: 2.500 MB as kernels"]
 
 
 def test_runs_of_other_source_than_is_here_are_named():
@@ -502,3 +503,24 @@ def test_the_garbage_collector_is_left_as_it_was(tmp_path):
         finally:
             gc.enable()
     assert gc.get_freeze_count() == 0  # what is frozen is not cleared at exit, and some libraries complain of it there
+
+
+def test_the_bytes_of_a_name_decide_nothing():
+    long = run("a_long_name", correct=((90, None), (80, 80)), size=1_000_009)
+    board = leaderboard([run("short", size=1_000_000), long, run("larger", correct=((90, None), (50, 50)), size=1_100_000)])
+    frame = board.parameter_efficiency
+    assert list(frame["method"]) == ["a_long_name", "short", "larger"]
+    assert list(frame["pareto"]) == [True, False, False]
+    assert list(frame["megabytes"]) == [1.000009, 1.0, 1.1]  # the numbers themselves are whole
+    small = leaderboard([run("short", size=1_000_000), run("smaller", size=990_000)]).parameter_efficiency
+    assert list(small["method"]) == ["smaller", "short"]  # control: what can be read counts
+
+
+def test_many_revisions_are_counted_in_the_line_and_named_in_a_note():
+    def made(k):
+        return run(f"m{k}", environment={"source": {"revision": f"{k}bcdef0123", "dirty": False}})
+
+    assert "revision 0bcdef0, 1bcdef0, 2bcdef0;" in leaderboard([made(k) for k in range(3)]).provenance
+    board = leaderboard([made(k) for k in range(4)])
+    assert "4 revisions (see the notes);" in board.provenance
+    assert any(note.startswith("runs of different source revisions: 0bcdef0 (m0)") for note in board.footnotes)

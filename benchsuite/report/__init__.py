@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import UserError
-from ..leaderboard import Leaderboard, Published, leaderboard
+from ..leaderboard import Leaderboard, Published, leaderboard, provenance
 from ..ledger import ledger
 from ..records import digest, read_all, write_atomic
 from ..registry import suggest
@@ -111,12 +111,15 @@ def write_report(board: Leaderboard, folder: Path) -> list[Path]:
         if len(name) > 100:  # a file's name has its limits
             name = f"{name[:80]}-{digest(label)[:8]}"
         n = len(group)
-        ranks = figures.rank_growth(label, group, board.provenance)
+        made = provenance(group)
+        ranks = figures.rank_growth(label, group, made)
         drawings[f"rank_growth_{name}"] = (
             ranks,
             f"Components of each layer over tasks: {label} {where}; {_averaged([n], 'bands')}.",
         )
-        matrix = figures.accuracy_matrix(label, group, board.provenance)
+        if all(row[0] is None for row in group[0].correct[:-1]) and len(group[0].correct) > 1:
+            continue  # all tasks at once: the matrix is its last row
+        matrix = figures.accuracy_matrix(label, group, made)
         words = f"Accuracy on the k-th task of each seed's own order after learning t tasks: {label} {where}; {_averaged([n])}."
         drawings[f"accuracy_matrix_{name}"] = (matrix, words)
     shown = [(name, words) for name, (drawing, words) in drawings.items() if drawing]

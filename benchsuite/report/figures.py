@@ -9,7 +9,7 @@ import io
 import textwrap
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -42,29 +42,30 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
     A line joins the rows of a method at several widths; the largest has its name, the others their width. Where there are more
     than `FEW` methods the names stand in a legend."""
     frame = board.parameter_efficiency.rename(columns={"megabytes": "x", "megabytes_ci": "x_ci"})
-    return _trade_off(frame, "stored for all tasks (MB)", board.provenance)
+    return _trade_off(frame, "stored for all tasks (MB)", board)
 
 
 def accuracy_vs_memory(board: Leaderboard) -> Figure:
     """The same against the MB that a training step holds for its backward pass."""
     frame = board.training_memory.rename(columns={"held": "x", "held_ci": "x_ci"}).assign(width=1.0)
-    return _trade_off(frame, "held for the backward pass (MB)", board.provenance)
+    return _trade_off(frame, "held for the backward pass (MB)", board)
 
 
-def _trade_off(frame: pd.DataFrame, heading: str, provenance: str) -> Figure:
+def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard) -> Figure:
     rows = frame.dropna(subset=["accuracy", "x"]).sort_values("x").to_dict("records")
     for row in rows:
         row["series"] = series(row["method"])
     largest = {row["series"]: row for row in rows}
     for row in rows:
-        name = row["series"] if len(largest) <= FEW else ""
+        name = row["series"] if len(largest) <= FEW or row["pareto"] else ""
         row["text"] = name if row is largest[row["series"]] else f"×{row['width']:g}"
-    looks = _looks([name for name in sorted(largest) if not largest[name]["published"]])
+    every = looks_of(board.runs)
+    looks = {name: every[name] for name in sorted(largest) if not largest[name]["published"]}
     others = [name for name in sorted(largest) if largest[name]["published"]]
     looks |= {name: {"color": "black", "marker": OUTSIDE[i % len(OUTSIDE)], "linestyle": ""} for i, name in enumerate(others)}
     columns = _columns(looks)
     legend = -(-len(looks) // columns) if len(looks) > FEW else 0
-    figure, axes = _figure(f"{provenance}; dashed: Pareto front", height=2.7 + 0.14 * legend)
+    figure, axes = _figure(f"{board.provenance}; dashed: Pareto front", height=2.7 + 0.14 * legend)
     front = sorted((row["x"], row["accuracy"]) for row in rows if row["pareto"])
     axes.plot(*np.array(front).reshape(-1, 2).T, drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
     for name in looks:
@@ -82,6 +83,7 @@ def _trade_off(frame: pd.DataFrame, heading: str, provenance: str) -> Figure:
             markersize=5,
             elinewidth=0.8,
             capsize=1.5,
+            zorder=4 if row["pareto"] else 2,  # what the figure is about is not covered
         )
     axes.set_xscale("log")
     axes.margins(0.2, 0.12)
@@ -139,7 +141,7 @@ def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figur
     image = axes.pcolormesh(np.arange(n), np.arange(n), mean, vmin=0, vmax=100, cmap="cividis")  # an image would be pixels
     axes.invert_yaxis()
     axes.set_aspect("equal")
-    ticks = np.arange(0, n, 1 if n <= 10 else 2)
+    ticks = np.arange(n - 1, -1, -1 if n <= 10 else -2)[::-1]  # the last one always
     axes.set_xticks(ticks, ticks + 1)
     axes.set_yticks(ticks, ticks + 1)
     axes.grid(False)
@@ -163,7 +165,7 @@ def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) 
     series = {
         label: [metrics.accuracy_after_each_task(metrics.accuracy_matrix(run)) for run in group] for label, group in runs.items()
     }
-    return _over_tasks(series, "mean accuracy (%)", provenance)
+    return _over_tasks(series, "mean accuracy (%)", provenance, scale="per cent")
 
 
 def forgetting_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
@@ -181,15 +183,17 @@ def stored_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) ->
         label: [np.array([np.nan if s is None else sum(s.values()) / MB for s in run.stored]) for run in group]
         for label, group in runs.items()
     }
-    return _over_tasks(series, "stored (MB)", provenance, log=True)
+    return _over_tasks(series, "stored (MB)", provenance, scale="log")
 
 
-def _over_tasks(series: dict[str, list[np.ndarray]], heading: str, provenance: str, log: bool = False) -> Figure | None:
+def _over_tasks(
+    series: dict[str, list[np.ndarray]], heading: str, provenance: str, scale: Literal["linear", "per cent", "log"] = "linear"
+) -> Figure | None:
     """A line for each row. Bands of more than `FEW` rows would hide one another: then only the last point has its interval."""
     summaries = {label: t_interval(np.stack(values)) for label, values in series.items()}
     if all(np.isnan(mean).all() for mean, _ in summaries.values()):
         return None
-    looks = _looks(list(series))
+    looks = looks_of(series)
     columns = _columns(series)
     figure, axes = _figure(provenance, height=2.4 + 0.14 * -(-len(series) // columns))
     for place, (label, (mean, half)) in enumerate(summaries.items()):
@@ -213,10 +217,10 @@ def _over_tasks(series: dict[str, list[np.ndarray]], heading: str, provenance: s
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.set_xlabel("tasks learned", fontsize=FONT)
     axes.set_ylabel(heading, fontsize=FONT)
-    if log:
+    if scale == "log":
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis, *axes.get_ylim())
-    else:
+    elif scale == "per cent":
         _bound(axes)
     figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT, **LEGEND)
     return figure
@@ -253,15 +257,17 @@ def rank_growth(label: str, runs: list[RunRecord], provenance: str) -> Figure | 
     """How many components each layer holds after task k against k, mean over seeds; None where the records do not say.
 
     Of a bank that grows, `facts["ranks"]` has the cumulative ranks of each layer, for each task; of networks that were cut
-    one by one, those of each network, which are summed here. A kernel with two ranks (Tucker's) has a panel for each.
+    one by one, those of each network, which are summed here. A kernel with two ranks (Tucker's) has a panel for each; ranks of
+    more modes are those of activations, of which nothing is kept.
     """
     found = [_ranks(run) for run in runs]
     if not all(found):
         return None
     layers = {name: t_interval(np.stack([one[name] for one in found])) for name in found[0] if all(name in one for one in found)}
     modes = max(mean.shape[1] for mean, _ in layers.values())
-    kinds = {1: ["components"], 2: ["output components", "input components"]}
-    names = kinds.get(modes, [f"components, mode {m + 1}" for m in range(modes)])
+    if modes > 2:
+        return None
+    names = {1: ["components"], 2: ["output components", "input components"]}[modes]
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, modes, squeeze=False)[0])
@@ -344,15 +350,22 @@ def _bound(axes: Axes) -> None:
     axes.set_ylim(max(low, -2), min(high, 102))
 
 
+def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each row of a board looks, by its label, in every figure and on the page. Under the name of its `series` a method looks
+    as the first of its widths does."""
+    looks = _looks(sorted(labels))
+    return {series(label): look for label, look in reversed(looks.items())} | looks
+
+
 def _looks(labels: list[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker, filling and line by position in the alphabet, so that a row looks the same in every figure."""
+    """Colour, marker, filling and line, by position."""
     turn = len(MARKERS)
     return {
         label: {
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % turn],
             "fillstyle": FILLS[i // turn % len(FILLS)],
-            "linestyle": LINES[i // turn % len(LINES)],
+            "linestyle": LINES[i // len(COLOURS) % len(LINES)],  # with the colour no line returns before 24
         }
         for i, label in enumerate(labels)
     }
@@ -374,7 +387,7 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
     for (left, bottom), (right, top) in pairwise(front):
         for corners in ([(left, bottom), (right, bottom)], [(right, bottom), (right, top)]):
             low, high = axes.transData.transform(corners)
-            taken.append(Bbox([low - 1, high + 1]))
+            taken.append(Bbox([low - margin, high + margin]))
 
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:

@@ -85,15 +85,11 @@ def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[s
     # As in the printed figure: measured rows first, so that they look the same with and without published ones.
     drawn = sorted({(published[label], series(label)) for label in points["method"]})
     order = {name: i for i, (_, name) in enumerate(drawn)}
+    looks = figures._looks([name for _, name in drawn]) | figures.looks_of(board.runs)
     rows = []
     for label, is_published in published.items():
         group, name = board.runs.get(label, []), series(label)
         place = order.get(name)
-        look = (
-            None
-            if place is None
-            else [figures.COLOURS[place % len(figures.COLOURS)], figures.MARKERS[place % len(figures.MARKERS)]]
-        )
         rows.append(
             {
                 "label": label,
@@ -101,7 +97,7 @@ def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[s
                 "published": is_published,
                 "families": ["published"] if is_published else _families(group[0].job, families),
                 "order": place,
-                "look": look,
+                "look": None if place is None else [looks[name][part] for part in ("color", "marker", "fillstyle")],
                 "settings": _settings(group[0]) if group else "",
                 "runs": [_run(run, own[run.job.folder], base) for run in group],
             }

@@ -80,14 +80,33 @@ COLUMNS = {
         Column("Held (MB)", "held"),
         Column("Peak (MB)", "peak"),
         Column("Formula (MB)", "formula", optional=True),  # what a paper counts: never without the other two
-        Column("Step time / unmodified", "step_time", 2, optional=True),
+        Column("Step time ratio", "step_time", 2, optional=True),
         Column("Training MB", "training_megabytes", screen=False),
         Column("Accuracy (%)", "accuracy", 2),
         Column("Pareto", "pareto"),
         Column("n", "n", 0),
     ],
 }
+SAYS = {  # what the columns are, and the order of rows where it is not that of the first column
+    "accuracy": (
+        "Accuracy: mean over the tasks after the last one; learning accuracy: of each task when it had been learnt; forward gain:"
+        " the latter from the second task on, less that of a network of its own."
+    ),
+    "backward_transfer": (
+        "Backward transfer: mean change in accuracy of the tasks but the last since each was learnt; forgetting: mean fall"
+        " from the best accuracy that each had."
+    ),
+    "parameter_efficiency": (
+        "MB: of the file that serves all tasks; individual: a network for each task; Pareto: none that competes is as small and"
+        " as accurate: these first, then by size."
+    ),
+    "training_memory": (
+        "Memory of a training step: held for its backward pass, the most allocated, and what papers count; Pareto: none that"
+        " competes holds as little and is as accurate: these first, then by what is held."
+    ),
+}
 DAGGER = "†"
+ABOUT_SIZES = ("parameter_efficiency", "training_memory")
 TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of words, not of numbers
 LEDGER_WIDTHS = {"Published": 0.17, "Ours": 0.14, "Verdict": 0.11, "Reason": 0.24}  # shares of a line
 
@@ -119,8 +138,12 @@ def caption(board: Leaderboard, kind: str) -> str:
     rivals = frame[frame["competes"]]
     n = sorted(int(n) for n in frame["n"].dropna().unique())
     text = f"{TITLES[kind]} on {board.protocol}, tier {board.tier}; "
-    text += "one seed, so no intervals. " if n[-1] == 1 else f"mean ± 95 % interval (Student's t) over n = {span(n)} seeds"
-    text += "" if n[-1] == 1 else ", of two as wide as 12.7 standard errors. " if 2 in n else ". "
+    if n[-1] == 1:
+        text += "one seed, so no intervals or tests. "
+    else:
+        text += f"mean ± 95 % interval (Student's t) over n = {span(n)} seeds"
+        text += ", of two as wide as 12.7 standard errors. " if 2 in n else ". "
+    text += f"{SAYS[kind]} "
     if others := [row for row in board.elsewhere if row in set(frame["method"])]:
         text += f"Not compared: {', '.join(others)}, on other tasks or images. "
     if len(rivals) < 2:
@@ -142,10 +165,11 @@ def caption(board: Leaderboard, kind: str) -> str:
     few = dict.fromkeys(row for n in compared if n < 2 for row in compared[n])
     if tested:
         text += (
-            f"{DAGGER} not distinguishable from the best (p > {ALPHA}): smoothed studentised bootstrap of the differences paired"
-            f" by seed, {span(tested)} seeds in common, Holm's correction over the methods compared. "
+            f"{DAGGER} not distinguishable from the best (p > {ALPHA}), which does not mean equal to it: smoothed studentised"
+            f" bootstrap of the differences paired by seed, {span(tested)} seeds in common, Holm's correction over the methods"
+            " compared. "
         )
-    if few:
+    if few and n[-1] > 1:
         text += "Without two seeds in common with the best nothing can be said of differences"
         text += f": so of {', '.join(few)}." if tested else ", so nothing is marked as not distinguishable."
     return text.strip()
@@ -154,23 +178,31 @@ def caption(board: Leaderboard, kind: str) -> str:
 def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
     """One board as a Markdown table, with its caption and provenance below."""
     wrap = {"best": "**{}**", "second": "<ins>{}</ins>"}
-    notes = "".join(f"- {note}\n" for note in board.footnotes) if footnotes else ""
-    table = _markdown(_marked(board, kind, wrap, lambda text: text.replace("|", r"\|")))
-    return f"## {TITLES[kind]}\n\n{table}\n{caption(board, kind)}\n\n{board.provenance}\n" + (f"\n{notes}" if notes else "")
+    cells, reasons = _without_reasons(_marked(board, kind, wrap, lambda text: text.replace("|", r"\|")))
+    listed = [note for note in board.footnotes if kind in ABOUT_SIZES or note not in board.size_notes] if footnotes else []
+    notes = "".join(f"- {note}\n" for note in [*reasons, *listed])
+    return f"## {TITLES[kind]}\n\n{_markdown(cells)}\n{caption(board, kind)}\n\n{board.provenance}\n" + (
+        f"\n{notes}" if notes else ""
+    )
 
 
 def to_latex(board: Leaderboard, kind: str) -> str:
     """One board as a LaTeX table for the `booktabs` package, ready for `\\input`; provenance stands below."""
     wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{\smash{{{}}}}}"}  # the line below the digits, not below the dagger
-    cells = _marked(board, kind, wrap, _latex, narrow=True)
-    reasons: dict[str, list[str]] = {}  # too long for a cell: they go below the table
+    cells, notes = _without_reasons(_marked(board, kind, wrap, _latex, narrow=True))
+    cells = cells.map(lambda text: text.replace(r" $^\dagger$", r"\rlap{\,$^\dagger$}"))  # numbers stay below one another
+    label = f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}"
+    return _booktabs(cells, _latex(caption(board, kind)), label, [*notes, _latex(board.provenance)])
+
+
+def _without_reasons(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The cells with a bare "n/a", and each reason, which is too long for a cell, with the rows that it is of."""
+    reasons: dict[str, list[str]] = {}
     for _, row in cells.iterrows():
         for text in dict.fromkeys(text for text in row.iloc[1:] if text.startswith("n/a: ")):
             reasons.setdefault(text, []).append(row.iloc[0])
     notes = [f"{reason} ({', '.join(rows)})" for reason, rows in reasons.items()]
-    cells = cells.map(lambda text: "n/a" if text in reasons else text)
-    label = f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}"
-    return _booktabs(cells, _latex(caption(board, kind)), label, [*notes, _latex(board.provenance)])
+    return cells.map(lambda text: "n/a" if text in reasons else text), notes
 
 
 def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:
@@ -185,6 +217,7 @@ def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[st
     listed = "".join(f"\\item {_latex(note)}\n" for note in notes)
     listed = (
         f"\\section*{{Notes}}\n\\renewcommand{{\\labelitemi}}{{$\\bullet$}}\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n"
+        "\\clearpage\n"
         if notes
         else ""
     )
@@ -193,26 +226,28 @@ def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[st
     return (
         "\\documentclass{article}\n\\usepackage{booktabs,caption,graphicx}\n"
         "\\usepackage[margin=2cm]{geometry}\n\\sloppy\n"
-        f"\\title{{{title}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle\n{listed}\\clearpage\n{body}\n\\end{{document}}\n"
+        f"\\title{{{title}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle\n{listed}{body}\n\\end{{document}}\n"
     )
 
 
 def print_boards(board: Leaderboard, console: Console) -> None:
     """The four boards on the screen, each with its caption, then provenance and footnotes."""
+    every: dict[str, None] = {}
     for kind, title in TITLES.items():
-        cells = _cells(board, kind, narrow=True)
+        cells, reasons = _without_reasons(_cells(board, kind, narrow=True))
+        every |= dict.fromkeys(reasons)
         marks = _marks(board, kind)
         # Text, not str: rich would read the brackets of a label as markup.
         table = Table(title=Text(title), caption=Text(caption(board, kind)), title_justify="left", caption_justify="left")
         for position, heading in enumerate(cells.columns):
             # a name may be folded, never cut short; on a narrow screen the other columns need their room too
-            wide = 0 if position else min(24, console.width // 6, max(map(len, cells["Method"])))
-            table.add_column(Text(heading), justify="right" if position else "left", overflow="fold", min_width=wide)
+            wide = None if position else min(24, console.width // 4, max(map(len, cells["Method"])))
+            table.add_column(Text(heading), justify="right" if position else "left", overflow="fold", width=wide)
         styles = {"best": "bold", "second": "underline"}
         for i, row in cells.iterrows():
             table.add_row(*(Text(text, styles.get(marks.get((i, heading), ""), "")) for heading, text in row.items()))
         console.print(table, crop=False)
-    for note in (board.provenance, *board.footnotes):
+    for note in (board.provenance, *every, *board.footnotes):
         console.print(Text(f"- {note}"))
 
 
@@ -294,6 +329,8 @@ def _marks(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
     marks: dict[tuple[int, str], str] = {}
     for column in shown(board, kind):
         rivals = frame[frame["competes"] & frame[column.name].notna()] if column.best else frame[:0]
+        if kind == "training_memory":
+            rivals = rivals[rivals["held"].notna()]  # this board is of those that were measured
         if len(rivals) < 2:
             continue
         printed = rivals[column.name].map(lambda value, column=column: float(_number(value, column)))
@@ -319,7 +356,7 @@ def _cell(row: dict, column: Column, best: bool = False) -> str:
     if pd.isna(value):
         note = row.get(f"{column.name}_note")
         return note if isinstance(note, str) else "–"
-    text = _number(value, column)
+    text = "<0.001" if column.digits is None and 0 < value < 0.0005 else _number(value, column)
     mark = f" {DAGGER}" if not best and row.get(f"{column.name}_p", 0) > ALPHA else ""
     if interval is None or pd.isna(interval) or (column.digits is None and round(interval, _digits(value, column)) == 0):
         return text + mark  # a size that is the same for every seed needs no interval
