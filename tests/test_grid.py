@@ -331,3 +331,15 @@ def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
     ]
     assert not list((tmp_path / "runs").rglob(".writing*"))
     assert (tmp_path / "runs" / "split-digits" / "smoke" / "leaderboard" / "report.tex").exists()
+
+
+def test_where_nothing_can_be_forked_processes_are_spawned(tmp_path, monkeypatch):
+    """As for a GPU: what has seen one cannot be forked."""
+    import multiprocessing
+
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    engine = Local(1, Place(results=tmp_path, data_dir=None, device="cpu", threads=1))
+    assert engine.context.get_start_method() == "spawn"
+    job = tiny("finetune", 1, tasks=1)
+    assert run_all([job], results=tmp_path, engine=engine) == {}
+    assert (tmp_path / job.folder / "record.json").exists()

@@ -52,7 +52,7 @@ from ..nn.multihead import MultiHead
 from ..protocol import Recipe, protocols
 from ..records import Job, write_atomic
 from ..registry import suggest
-from ..runner import assemble, environment, source_revision
+from ..runner import assemble, choose_device, environment, source_revision
 from ..settings import Unfit, recipe_of, resolve
 from ..strategy import Watch, make_optimizer
 from .race import Contender, held, race, ratio
@@ -484,7 +484,7 @@ class Processes:
 
     def __init__(self, bench: Bench, count: int, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
-        words = (bench.protocol, bench.data_dir, bench.precision, dict(bench.overrides), threads)
+        words = (bench.protocol, bench.data_dir, bench.device.type, bench.precision, dict(bench.overrides), threads)
         self.pipes, self.processes = [], []
         for _ in range(count):
             ours, theirs = context.Pipe()
@@ -510,9 +510,17 @@ class Processes:
             process.join()
 
 
-def _serve(pipe: Any, protocol: str, data_dir: Path | None, precision: str, overrides: dict[str, Any], threads: int) -> None:
+def _serve(
+    pipe: Any, protocol: str, data_dir: Path | None, device: str, precision: str, overrides: dict[str, Any], threads: int
+) -> None:
     torch.set_num_threads(threads)
-    bench = Bench(protocol=protocol, data_dir=data_dir, precision=precision, overrides={**overrides, "tasks": 1})
+    bench = Bench(
+        protocol=protocol,
+        data_dir=data_dir,
+        device=choose_device(device, precision),
+        precision=precision,
+        overrides={**overrides, "tasks": 1},
+    )
     step = bench.ours("finetune")
     try:
         while pipe.recv():
