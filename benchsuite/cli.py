@@ -481,7 +481,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
     place = partial(Place, results=arguments.results, data_dir=arguments.data_dir, method_files=files)
     engine: Engine
     if arguments.ray is None:
-        device = choose_device(arguments.device, arguments.precision).type
+        device = choose_device(arguments.device, "fp32").type
         slots = arguments.jobs or (1 if device == "cuda" else cores())
         engine = Local(slots, place(device=device, threads=max(1, cores() // slots)))
         print(f"benchsuite: runs to do: {len(left)} of {len(jobs)}, {slots} at once", file=sys.stderr)
@@ -731,7 +731,7 @@ def note_slow_precision(arguments: argparse.Namespace) -> None:
     from .nn import bfloat16
     from .runner import choose_device
 
-    device = choose_device(arguments.device, arguments.precision)
+    device = choose_device(arguments.device, "fp32")  # whether a GPU has bf16 each run asks: here that would open the GPU
     if arguments.precision == "bf16" and device.type == "cpu" and not bfloat16.native():
         print(
             "benchsuite: note: this CPU has no bf16 arithmetic; its numbers are computed in fp32, which is no faster than fp32",

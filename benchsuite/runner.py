@@ -456,12 +456,13 @@ def assign_state(model: nn.Module, state: dict[str, Any], frozen: set[str]) -> N
 def environment(device: torch.device, revisions: list[dict[str, Any]]) -> dict[str, Any]:
     """Where a run was made: hardware, versions, source, date."""
     names = ("torch", "torchvision", "avalanche-lib", "numpy", "benchsuite")
+    cudnn = {"cudnn": str(torch.backends.cudnn.version())} if device.type == "cuda" else {}
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "instructions": "" if device.type == "cuda" else _instructions(),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}, **cudnn},
         "source": revisions[-1],
         "earlier_sources": revisions[:-1],
         "date": _now(),

@@ -58,6 +58,7 @@ class Strategy(SupervisedTemplate):
             plugins=[Schedule(), method, method.guard, *plugins],
             evaluator=evaluator,
         )
+        self.plugins.remove(evaluator)  # with nothing to evaluate it would copy the experience at every hook
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         for plugin in self.plugins:
@@ -137,7 +138,7 @@ def optimizer_of(recipe: Recipe, parameters: Sequence[Tensor]) -> torch.optim.Op
     """The recipe's optimiser in PyTorch's fused form, where it is sound."""
     if recipe.optimizer == "sgd":
         # With momentum the fused form breaks on parameters of which some have had no gradient yet (the heads of later tasks).
-        fused = recipe.momentum == 0
+        fused = True if recipe.momentum == 0 else None  # None: what PyTorch takes by itself
         return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)

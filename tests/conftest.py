@@ -1,6 +1,9 @@
+import os
 import resource
 import warnings
 from contextlib import contextmanager
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks: what is the same to the bit is so on the CPU
 
 import pytest
 import torch

@@ -55,6 +55,7 @@ class Normalised(Dataset):
 
     def __init__(self, images: TaskImages, augmentation: Augmentation | None) -> None:
         self.images, self.targets = images, images.labels.tolist()
+        self._pixels: Tensor | None = None  # where a loader works: image by image there is nothing for a GPU to do
         steps: list[Any] = []
         if augmentation and augmentation.padding:
             steps.append(v2.RandomCrop(images.pixels.shape[1:3], padding=augmentation.padding))
@@ -69,7 +70,9 @@ class Normalised(Dataset):
         return len(self.targets)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.images.pixels[i].permute(2, 0, 1), self.targets[i]
+        if self._pixels is None:
+            self._pixels = self.images.pixels.cpu()
+        return self._pixels[i].permute(2, 0, 1), self.targets[i]
 
 
 def build_stream(protocol: Protocol, recipe: Recipe, seed: int, *, data_dir: Path | None, device: torch.device) -> TaskStream:

@@ -379,7 +379,7 @@ def widen(method: Any, tasks: int) -> None:
     source = torch.Generator().manual_seed(0)
     for layer, new, name in zip(method.layers.values(), (9, 26, 27, 30, 35), method.layers, strict=False):
         layer.draw_residual((new * (tasks - 1),), source)
-        layer.consolidate(torch.arange(new * (tasks - 1)))
+        layer.consolidate(torch.arange(new * (tasks - 1), device=layer.sigma.device))
         layer.ranks = []  # so that the task about to be learnt is still called 0; its kernel costs the same
         method.pools[name] = [method.pools[name][0]]
 
@@ -404,7 +404,7 @@ class Bare:
         self.optimizer = make_optimizer(self.recipe, self.model)
         if not fused:
             for group in self.optimizer.param_groups:
-                group["fused"] = False
+                group["fused"] = None  # what PyTorch takes by itself
         self.forward: Any = torch.compile(self.model.embed) if compiled else self.model.embed
         images = bench.full.train[0].images
         self.x, self.y = normalise(images.pixels, images.mean, images.std).contiguous(memory_format=layout), images.labels
