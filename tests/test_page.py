@@ -87,7 +87,10 @@ def test_tables_hold_the_numbers_of_the_board_and_the_text_of_the_printed_one(ki
             assert shown["rows"][row["row"]]["label"] == expected["method"] == cells["method"][0]
             texts = [re.sub(r"\*\*|</?ins>", "", text) for text in texts]
             # why a number is not there stands below a printed table
-            assert [re.sub("^n/a: .*", "n/a", text) for _, text, *_ in row["cells"][:-1]] == [*texts, *[""] * (len(names) - 1 - len(texts))]
+            assert [re.sub("^n/a: .*", "n/a", text) for _, text, *_ in row["cells"][:-1]] == [
+                *texts,
+                *[""] * (len(names) - 1 - len(texts)),
+            ]
             for name, (value, _, *half) in list(cells.items())[1:-1]:
                 assert value == expected[name] or (value is None and pd.isna(expected[name]))
                 wanted = expected.get(f"{name}_ci")
