@@ -28,7 +28,7 @@ from .method import Method, methods
 from .nn.normalisation import BatchNormPolicy
 from .protocol import protocols
 from .records import Job, RunRecord
-from .settings import Unfit, convert, field_types, in_words, method_of, recipe_of, resolve
+from .settings import Crashed, Unfit, convert, field_types, in_words, method_of, recipe_of, resolve
 
 PROTOCOL, TIER, T = "split-digits", "smoke", 3
 TINY: Mapping[str, Any] = {"tasks": T, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
@@ -364,13 +364,13 @@ def refused(bench: Bench, name: str, setting: str, value: Any, *, must_be: bool 
     must_be: False where a method may also accept it."""
     try:
         bench.job(name, **{setting: value})
+    except Crashed as error:
+        advice = f"in __post_init__, raise ValueError with the name {setting!r}"
+        raise Broken(f"{setting}={value!r} breaks: {one_line(error.cause)}; {advice}") from None
     except UserError as error:
         named = setting in str(error) and "\n" not in str(error)
         if not named and not (isinstance(error, Unfit) and not must_be):
             raise Broken(f"{setting}={value!r} is refused without its name ({one_line(error)}); name the field") from None
-    except Exception as error:
-        advice = f"in __post_init__, raise ValueError with the name {setting!r}"
-        raise Broken(f"{setting}={value!r} breaks: {one_line(error)}; {advice}") from None
     else:
         if must_be:
             raise Broken(f"{setting}={value!r} is accepted; give the field a type, such as float or Literal")

@@ -27,6 +27,15 @@ class Unfit(UserError):
     """A method does not apply to a recipe, and says why."""
 
 
+class Crashed(UserError):
+    """A method raised something of its own, `cause`, before its run."""
+
+    def __init__(self, method: str, cause: Exception) -> None:
+        what = " ".join(f"{type(cause).__name__}: {cause}".split())
+        super().__init__(f"{method}: cannot be made: {what}; `benchsuite check` its file")
+        self.cause = cause
+
+
 def convert(name: str, value: Any, kind: Any) -> Any:
     """`value`, text from a command line or a value from JSON, as the annotated type `kind`. Raises UserError with the name."""
     origin = get_origin(kind)
@@ -143,7 +152,7 @@ def resolve(
     except ValueError as error:
         raise UserError(f"{method}: {error}") from None
     except Exception as error:
-        raise _broken(method, error) from error
+        raise Crashed(method, error) from error
     check_protocol(chosen, recipe)
     if not has_batchnorm(recipe.backbone):  # a setting without effect is no part of a run's identity
         if "batchnorm" in (overrides or {}):
@@ -155,7 +164,7 @@ def resolve(
     try:
         reason = made.unfit(recipe)
     except Exception as error:
-        raise _broken(method, error) from error
+        raise Crashed(method, error) from error
     if reason:
         raise Unfit(f"{method} cannot run like this: {reason}")
     return Job(
@@ -168,11 +177,6 @@ def resolve(
         origins=origins,
         method_source=methods.source(method),
     )
-
-
-def _broken(method: str, error: Exception) -> UserError:
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return UserError(f"{method}: cannot be made: {what}; `benchsuite check` its file")
 
 
 def check_protocol(protocol: Protocol, recipe: Recipe) -> None:

@@ -316,7 +316,7 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
 def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
     """Two commands; their run of a method counts how often it was begun."""
     (tmp_path / "counts.py").write_text(COUNTS)
-    words = "leaderboard --tier smoke --method ./counts.py --method finetune --seeds 1-2 --jobs 1 --set epochs=1 --set tasks=2"
+    words = "leaderboard --tier smoke --method ./counts.py --seeds 1-2 --jobs 1 --set epochs=1 --set tasks=1"
     commands = [
         subprocess.Popen([sys.executable, "-m", "benchsuite", *words.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -326,9 +326,7 @@ def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
     assert not any("Traceback" in error for error in errors)
     assert sorted((tmp_path / "begun").read_text().split()) == ["1", "2"]
     found = records.read_all(tmp_path / "runs" / "split-digits" / "smoke")
-    assert sorted((record.job.method, record.job.seed) for record in found) == [
-        (method, seed) for method in ("counts", "finetune") for seed in (1, 2)
-    ]
+    assert sorted(record.job.seed for record in found) == [1, 2]
     assert not list((tmp_path / "runs").rglob(".writing*"))
     assert (tmp_path / "runs" / "split-digits" / "smoke" / "leaderboard" / "report.tex").exists()
 

@@ -154,7 +154,8 @@ def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figur
             number = f"{mean[t, i]:.{1 if n <= 6 else 0}f}"
             axes.text(i, t, number, ha="center", va="center", fontsize=FONT, color=colour)
     bar = figure.colorbar(image, shrink=0.8)
-    bar.solids.set_rasterized(False)
+    for area in bar.ax.collections:
+        area.set_rasterized(False)
     bar.set_label("%", fontsize=FONT)
     bar.ax.tick_params(labelsize=FONT)
     return figure
