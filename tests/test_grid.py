@@ -50,21 +50,6 @@ Path("new").rename("worker")
 time.sleep(300)
 """
 
-COUNTS = """
-from pathlib import Path
-
-from benchsuite import Method, register
-
-
-@register
-class Counts(Method):
-    def prepare(self, model):
-        if Path("runs").exists():  # not where a server has loaded the file
-            with open(Path(__file__).with_name("begun"), "a") as file:
-                file.write(f"{self.seed}\\n")
-        return model
-"""
-
 
 def alive(pid):
     try:
@@ -314,21 +299,21 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
 
 
 def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
-    """Two commands; their run of a method counts how often it was begun."""
-    (tmp_path / "counts.py").write_text(COUNTS)
-    words = "leaderboard --tier smoke --method ./counts.py --seeds 1-2 --jobs 1 --set epochs=1 --set tasks=1"
-    commands = [
-        subprocess.Popen([sys.executable, "-m", "benchsuite", *words.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    jobs = [tiny(method, seed, tasks=2) for method in ("finetune", "ewc") for seed in (1, 2)]
+    place = Place(results=tmp_path, data_dir=None, device="cpu", threads=1)
+    said, errors = [], []
+    boards = [
+        Thread(target=lambda: errors.append(run_all(jobs, results=tmp_path, engine=Local(1, place), report=said.append)))
         for _ in range(2)
     ]
-    errors = [command.communicate(timeout=240)[1] for command in commands]
-    assert [command.returncode for command in commands] == [0, 0], errors
-    assert not any("Traceback" in error for error in errors)
-    assert sorted((tmp_path / "begun").read_text().split()) == ["1", "2"]
-    found = records.read_all(tmp_path / "runs" / "split-digits" / "smoke")
-    assert sorted(record.job.seed for record in found) == [1, 2]
-    assert not list((tmp_path / "runs").rglob(".writing*"))
-    assert (tmp_path / "runs" / "split-digits" / "smoke" / "leaderboard" / "report.tex").exists()
+    for board in boards:
+        board.start()
+    for board in boards:
+        board.join()
+    assert errors == [{}, {}]
+    assert not missing(jobs, tmp_path)
+    starts = [str(event.job.folder) for event in said if event.epoch == 0]
+    assert sorted(starts) == sorted(str(job.folder) for job in jobs)
 
 
 def test_where_nothing_can_be_forked_processes_are_spawned(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -541,3 +542,18 @@ def test_notes_on_sizes_stand_under_the_boards_of_sizes():
     assert "**" in next(line for line in about["accuracy"].splitlines() if line.startswith("| a |"))
     tiny = replace(run("b"), stored=[None, {"weights": 999_600, "heads": 400, "masks": 0, "other": 0}])
     assert "| <0.001 | 0 |" in tables.to_markdown(leaderboard([tiny]), "parameter_efficiency")
+
+
+def test_a_figure_that_another_command_has_removed_meanwhile_is_no_error(tmp_path, undrawn, monkeypatch):
+    write_report(leaderboard([run("a", tasks=3), run("gone", tasks=3)]), tmp_path)
+    old = tmp_path / "accuracy_matrix_gone.png"
+    assert old.exists()
+    unlink = Path.unlink
+
+    def late(path, **given):
+        unlink(path)
+        return unlink(path, **given)
+
+    monkeypatch.setattr(Path, "unlink", late)
+    write_report(leaderboard([run("a", tasks=3)]), tmp_path)
+    assert not old.exists()
