@@ -165,7 +165,7 @@ def leaderboard(
     accuracy = board[~board["published"] | board["accuracy"].notna()]
     transfer = board[~board["published"] | board["bwt"].notna()]
     size_notes = _size_notes(rows, board)
-    notes = [*_footnotes(rows, board), *left_out, *size_notes]
+    notes = [*_footnotes(rows, board), *left_out]
     blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
     efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
     if match:
@@ -177,11 +177,9 @@ def leaderboard(
             f"matched size: between {NEAR:.0%} and all of the {reference['megabytes']:.3f} MB of {reference['method']}; of each"
             " method the row that comes closest, on the same tasks and in the same precision"
         )
-        notes.append(size_notes[-1])
     measured = board[~board["published"]]
     if measured["step_time"].notna().any():
         size_notes.append("step time: from the wall clock of whole trainings, on machines that may have had other work meanwhile")
-        notes.append(size_notes[-1])
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
@@ -206,7 +204,7 @@ def leaderboard(
         protocol=records[0].job.protocol,
         tier=tier,
         provenance=provenance(records),
-        footnotes=[*notes, *(f"{p.method} (published): {p.source}" for p in published if p.source)],
+        footnotes=[*notes, *size_notes, *(f"{p.method} (published): {p.source}" for p in published if p.source)],
         size_notes=size_notes,
         elsewhere=elsewhere,
         runs=rows,
