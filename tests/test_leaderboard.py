@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -107,6 +107,7 @@ def test_the_board_of_training_memory():
         {"settings": {"epochs": 20}},
         {"environment": {"device_name": "Model Y"}},
         {"environment": {"threads": 2}},
+        {"environment": {"instructions": "avx avx2"}},
         {"data": [{**COMPLETE, "digest": "e" * 64}]},
     ],
 )
@@ -115,6 +116,33 @@ def test_a_step_is_compared_with_the_same_run_without_the_modifier_only(other):
     assert rows(leaderboard([modified, run()]).training_memory)["finetune+hosvd"]["step_time"] == 1  # control
     board = leaderboard([modified, run(**other)]).training_memory
     assert np.isnan(rows(board)["finetune+hosvd"]["step_time"])
+
+
+AVX2, AVX512 = ({"instructions": f"avx avx2 {more}fma"} for more in ("", "avx512_bf16 avx512bw "))
+
+
+def test_the_peak_of_emulated_bf16_is_left_out():
+    measured = memory([4_000_000] * 2, [8_000_000] * 2)
+    here = run(precision="bf16", environment=AVX512, **measured)
+    there = run(seed=2, precision="bf16", environment=AVX2, **memory([4_000_000] * 2, [90_000_000] * 2))
+    found = leaderboard([here, there])
+    row = rows(found.training_memory)["finetune"]
+    assert (row["held"], row["peak"], row["n"]) == (4, 8, 2)
+    assert sum(note.startswith("peak of a step: without") for note in found.size_notes) == 1
+    plain = leaderboard([here, replace(there, job=replace(there.job, precision="fp32"))])  # control: in fp32 it counts
+    assert rows(plain.training_memory)["finetune [precision=fp32]"]["peak"] == 90
+    assert not any(note.startswith("peak of a step") for note in plain.size_notes)
+
+
+def test_step_times_are_of_one_kind_of_machine():
+    slow = {"train": [9.0, 9.0], "evaluate": [1.0, 1.0]}
+    one, two, three = run(environment=AVX512), run(seed=2, environment=AVX2, seconds=slow), run("er", environment=AVX512)
+    found = rows(leaderboard([one, two, three]).training_memory)
+    assert [found[name]["step_seconds"] for name in ("finetune", "er")] == [0.1, 0.1]
+    third = replace(two, job=replace(two.job, seed=3))
+    found = rows(leaderboard([one, two, third, replace(three, job=replace(three.job, seed=3))]).training_memory)
+    assert found["finetune"]["step_seconds"] == pytest.approx(0.9)  # of as many the one whose instructions come last
+    assert np.isnan(found["er"]["step_seconds"])
 
 
 def test_every_statistic_of_two_seeds():

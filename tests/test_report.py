@@ -125,11 +125,11 @@ def test_latex():
     board = leaderboard([*records(), run("a&b 100%", last=1)])
     text = tables.to_latex(board, "accuracy")
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{", r"\label{"))
-    assert r"fine\_tune & \underline{\smash{80.75 $\pm$ 9.53}} & \underline{\smash{91.00 $\pm$ 12.71\rlap{\,$^\dagger$}}}" in text
+    assert r"fine\_tune & \underline{\smash{80.75$\pm$9.53}} & \underline{\smash{91.00$\pm$12.71\rlap{\,$^\dagger$}}}" in text
     assert r"a\&b 100\% &" in text
     assert r"joint & 95.00 & n/a & n/a &" in text  # a reference is never the best
     assert r"n/a: trains all tasks at once (joint)" in text
-    assert r"individual & \textbf{93.00 $\pm$ 0.00}" in text
+    assert r"individual & \textbf{93.00$\pm$0.00}" in text
     assert text.count(r"\textbf") == text.count(r"\underline") == 3
     assert r"& $-$2.00" in text.replace(r"\underline{\smash{", "")
     assert r"\par\raggedright\footnotesize split\_x, tier lite; seeds: 1, 2" in text
@@ -300,7 +300,7 @@ def test_a_dagger_stands_at_what_the_seeds_cannot_tell_from_the_best():
     marked = {row[0]: "†" in row[1] for row in rows}
     assert [marked[f"| {name}"] for name in ("best", "close", "bound", "far")] == [False, True, False, False]
     text = tables.to_latex(board, "accuracy")
-    assert r"close & \underline{\smash{86.60 $\pm$" in text
+    assert r"close & \underline{\smash{86.60$\pm$" in text
     assert r"\rlap{\,$^\dagger$}}" in text
     assert r"$^\dagger$ not distinguishable from the best (p $>$ 0.05), which does not mean equal to it: smoothed" in text
     assert "paired by seed, 5 seeds in common, Holm's correction over the methods compared" in text
@@ -366,6 +366,32 @@ def test_the_report_compiles(tmp_path):
     )
     done = subprocess.run([*command[:-1], "paper.tex"], cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
+def test_a_table_fits_the_column_of_an_article(tmp_path):
+    def varied(method, seed):
+        memory = {
+            name: [20_000 + n * seed + 40_000_000 * (seed == 9)] * 2
+            for name, n in (("held", 9999), ("peak", 7777), ("formula", 5555))
+        }
+        return replace(
+            run(method, seed, 90, 80 + seed, 1_000_000 + 9_999 * seed), memory=memory, macs=[2_500_000 + seed * 99_999] * 2
+        )
+
+    board = leaderboard(
+        [varied(m, s) for m in ("individual", "individual-tucker", "cacl-kronecker", "cacl") for s in (1, 2, 3, 9)]
+    )
+    text = tables.to_latex(board, "training_memory")
+    chosen = re.search(r"(?<=\\centering)\\\w+\\setlength\{\\tabcolsep\}\{3pt\}", text)[0]
+    for type_, fits in ((chosen, True), (r"\footnotesize", False)):  # the control: as it was
+        (tmp_path / "paper.tex").write_text(
+            rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{text.replace(chosen, type_)}\end{{document}}"
+        )
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert ("Overfull \\hbox" not in done.stdout) is fits
 
 
 @pytest.fixture

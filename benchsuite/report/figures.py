@@ -229,9 +229,9 @@ def _over_tasks(
 
 def step_time(board: Leaderboard) -> Figure:
     """Milliseconds of a training step (log axis), wall clock, a row each with its 95 % interval."""
-    frame = board.training_memory.sort_values(["step_seconds", "method"], ascending=False)
+    frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
     figure, axes = _figure(
-        f"{board.provenance}; wall clock of whole trainings, on machines that may have had other work meanwhile",
+        f"{board.provenance}; wall clock of whole trainings on one kind of machine, which may have had other work",
         height=0.9 + 0.16 * len(frame),
     )
     y = np.arange(len(frame))

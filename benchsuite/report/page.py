@@ -170,6 +170,7 @@ def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequen
             {
                 "name": column.name,
                 "heading": column.heading,
+                "latex": tables.latex_heading(column.heading),
                 "text": False,
                 "direction": column.best,
                 "interval": f"{column.name}_ci" in frame,

@@ -7,6 +7,7 @@ off, and the interval does not matter. Rows that do not compete (all tasks at on
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -108,7 +109,8 @@ SAYS = {  # what the columns are, and the order of rows where it is not that of 
 DAGGER = "†"
 ABOUT_SIZES = ("parameter_efficiency", "training_memory")
 TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of words, not of numbers
-LEDGER_WIDTHS = {"Published": 0.17, "Ours": 0.14, "Verdict": 0.11, "Reason": 0.24}  # shares of a line
+ARTICLE = 345  # points: the width of a line
+LEDGER_WIDTHS = {"Published": 0.15, "Ours": 0.12, "Verdict": 0.1, "Reason": 0.19}  # shares of a line
 
 
 def numbers(board: Leaderboard, kind: str) -> pd.DataFrame:
@@ -190,7 +192,8 @@ def to_latex(board: Leaderboard, kind: str) -> str:
     """One board as a LaTeX table for the `booktabs` package, ready for `\\input`; provenance stands below."""
     wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{\smash{{{}}}}}"}  # the line below the digits, not below the dagger
     cells, notes = _without_reasons(_marked(board, kind, wrap, _latex, narrow=True))
-    cells = cells.map(lambda text: text.replace(r" $^\dagger$", r"\rlap{\,$^\dagger$}"))  # numbers stay below one another
+    # numbers stay below one another, and narrow
+    cells = cells.map(lambda text: text.replace(r" $^\dagger$", r"\rlap{\,$^\dagger$}").replace(r" $\pm$ ", r"$\pm$"))
     label = f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}"
     return _booktabs(cells, _latex(caption(board, kind)), label, [*notes, _latex(board.provenance)])
 
@@ -295,12 +298,12 @@ def _booktabs(
     end = r" \tabularnewline" if wide else r" \\"  # \raggedright makes \\ a line within its cell
     lines = [
         r"\begin{table}[htbp]\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{4pt}",
-        r"\centering\footnotesize" + (r"\setlength{\tabcolsep}{3pt}" if len(wide) > 1 else ""),
+        rf"\centering{_type(cells, wide)}",
         rf"\caption{{{caption}}}",
         rf"\label{{{label}}}",
         rf"\begin{{tabular}}{{{''.join(kinds)}}}",
         r"\toprule",
-        " & ".join(_latex(heading) for heading in cells.columns) + end,
+        " & ".join(latex_heading(heading) for heading in cells.columns) + end,
         r"\midrule",
         *(" & ".join(row) + end for row in cells.to_numpy().tolist()),
         r"\bottomrule",
@@ -310,6 +313,29 @@ def _booktabs(
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _type(cells: pd.DataFrame, wide: Mapping[str, float]) -> str:
+    """The largest type in which a table fits the column of an article, by the characters of its longest cells."""
+    characters = 0
+    for heading in (heading for heading in cells.columns if heading not in wide):
+        lines = [*latex_heading(heading).removeprefix(r"\shortstack[r]").split(r"\\"), *cells[heading]]
+        characters += max(len(re.sub(r"\\rlap\{.*?\}|\\[a-z]+|[\\{}$]", "", line)) for line in lines)
+    room = ARTICLE * (1 - sum(wide.values()))
+    types = (("footnotesize", 4.3, 6), ("footnotesize", 4.3, 3), ("scriptsize", 4.0, 3))  # a character, half a gap: in points
+    size, _, gap = next((t for t in types if characters * t[1] + 2 * t[2] * len(cells.columns) <= room), types[-1])
+    return rf"\{size}\setlength{{\tabcolsep}}{{{gap}pt}}"
+
+
+def latex_heading(heading: str) -> str:
+    """A heading in LaTeX, in two lines where it is long: tables must fit the columns of an article."""
+    words = [_latex(word) for word in heading.split(" ")]
+    if len(heading) < 8 or len(words) == 1:
+        return " ".join(words)
+    above, below = min(
+        ((" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))), key=lambda lines: max(map(len, lines))
+    )
+    return rf"\shortstack[r]{{{above}\\{below}}}"
 
 
 def _marked(
