@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .data import cache, sets
-from .errors import UserError
+from .errors import UserError, one_line
 from .grid import Place, outcome
 from .method import methods
 from .records import ELSEWHERE, Job, held, locked, read, set_aside, write_atomic
@@ -262,7 +262,7 @@ def on_node(
         except UserError as error:
             messages.put(str(error))
         except BaseException as error:  # whatever it is, somebody waits for a last word
-            messages.put(f"{job}: {type(error).__name__}: {error}")
+            messages.put(f"{job}: {one_line(error)}")
 
     Thread(target=work, daemon=True).start()
     while not isinstance(message := messages.get(), str):

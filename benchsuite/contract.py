@@ -23,7 +23,7 @@ from torch import Tensor
 from . import artifact, records, runner
 from .data.batches import normalise
 from .data.stream import build_stream
-from .errors import UserError
+from .errors import UserError, one_line
 from .method import Method, methods
 from .nn.normalisation import BatchNormPolicy
 from .protocol import protocols
@@ -133,10 +133,6 @@ def run_in_pieces(job: Job, results: Path) -> int:
         else:
             return stops
     raise AssertionError("never came to an end")
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @dataclass

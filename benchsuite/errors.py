@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """A loss, class score or activation is no longer a finite number."""
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and message of an error, in one line however many it has."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

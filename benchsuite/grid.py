@@ -22,7 +22,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .records import SCHEMA, Job, held, read, read_of, write_atomic
 from .source import stale
 
@@ -304,5 +304,5 @@ def outcome(job: Job, place: Place, tell: Callable[[Any], None]) -> str:
     except (UserError, RunFailed) as error:
         return str(error)
     except (Exception, SystemExit) as error:
-        return f"{job}: {' '.join(f'{type(error).__name__}: {error}'.split())}"
+        return f"{job}: {one_line(error)}"
     return ""

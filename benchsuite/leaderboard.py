@@ -588,14 +588,16 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
             return []
         return [f"{title}: " + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in sorted(who.items()))]
 
-    notes = []
+    same: dict[str, list[str]] = {}  # the rows of each note
     for label, runs in rows.items():
         origins: dict[str, dict[str, None]] = {}  # what was chosen, by where it comes from
         for run in runs:
             for name, origin in run.job.origins.items():
                 origins.setdefault(origin, {})[f"{name} = {_short(run.job.settings.get(name))}"] = None
         if origins:
-            notes.append(f"{label}: " + "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items()))
+            text = "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items())
+            same.setdefault(text, []).append(label)
+    notes = [f"{', '.join(labels)}: {text}" for text, labels in same.items()]
     recipe = [name for name in records[0].job.settings if all(name in r.job.settings for r in records)]
     for name in recipe:
         notes += differing(f"runs with different settings: {name}", partial(_setting, name))

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import metrics, records
 from .artifact import Artifact
 from .data.sets import OFFICIAL
-from .errors import UserError
+from .errors import UserError, one_line
 from .method import methods
 from .protocol import protocols
 from .records import PARTS, RunRecord
@@ -58,7 +58,7 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
             continue
         except Exception as error:  # anybody can write a record: what no check foresaw refuses this one alone
             count["refused"] += 1
-            refuse(f"{path}: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]}")
+            refuse(f"{path}: {one_line(error)[:200]}")
             continue
         agreed[protocol].update(claims(record))
         sound[path] = record

@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 T = TypeVar("T")
 USER_MODULE = "benchsuite_user_"  # how the modules of files outside of any package begin
@@ -71,8 +71,7 @@ class Registry(Generic[T]):
             except UserError:
                 raise
             except (Exception, SystemExit) as error:
-                what = " ".join(f"{type(error).__name__}: {error}".split())  # in one line, however many the error has
-                raise UserError(f"{path}: cannot be imported: {what}") from error
+                raise UserError(f"{path}: cannot be imported: {one_line(error)}") from error
             new = sorted(set(self._known) - before)
             if len(new) != 1:
                 raise UserError(f"{path}: registers {len(new)} {self.kind}s, expected one; put @register above one class")

@@ -36,7 +36,7 @@ from .accounting import macs
 from .artifact import Artifact
 from .data.sets import MissingData, has_one_form, load
 from .data.stream import TaskStream, build_stream
-from .errors import Diverged, UserError
+from .errors import Diverged, UserError, one_line
 from .grid import IN_HAND, write_failure
 from .method import Method, methods
 from .modifiers import Modified
@@ -114,7 +114,7 @@ def run(
         except (UserError, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # a method may end the process, but not without a word
-            what = str(error) if isinstance(error, Diverged) else " ".join(f"{type(error).__name__}: {error}".split())
+            what = str(error) if isinstance(error, Diverged) else one_line(error)
             write_failure(job, folder, what, traceback.format_exc())
             (folder / "progress.json").unlink(missing_ok=True)
             raise RunFailed(f"{job}: {what}; see {folder / 'failure.json'}") from error

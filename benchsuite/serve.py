@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .errors import one_line
+
 TRAINING = ("benchsuite.strategy", "benchsuite.runner", "benchsuite.data.stream")
 
 
@@ -32,7 +34,7 @@ def main() -> None:
             network = load(path)
             answers.append([network(images, t) for t in range(len(network.tasks))])
         except Exception as error:
-            answers.append(" ".join(f"{type(error).__name__}: {error}".split()))
+            answers.append(one_line(error))
     torch.save(answers, "answers.pt")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .method import Method, methods
 from .nn.backbones import BACKBONES, has_batchnorm
 from .protocol import Protocol, Recipe, protocols
@@ -31,8 +31,7 @@ class Crashed(UserError):
     """A method raised something of its own, `cause`, before its run."""
 
     def __init__(self, method: str, cause: Exception) -> None:
-        what = " ".join(f"{type(cause).__name__}: {cause}".split())
-        super().__init__(f"{method}: cannot be made: {what}; `benchsuite check` its file")
+        super().__init__(f"{method}: cannot be made: {one_line(cause)}; `benchsuite check` its file")
         self.cause = cause
 
 

@@ -472,6 +472,8 @@ def test_the_plain_network_is_the_same_for_all_methods():
 def test_long_fractions_are_cut_short_in_the_notes():
     one = run("a", settings={"epochs": 10, "share": 1 / 3}, origins={"share": "tuned"})
     assert "a: share = 0.3333 (tuned)" in leaderboard([one]).footnotes
+    alike = [replace(one, job=replace(one.job, method=name)) for name in "bc"]
+    assert leaderboard([one, *alike, run("d")]).footnotes[0] == "a, b, c: share = 0.3333 (tuned)"  # said once
 
 
 def five(method, *accuracies, size=1_000_000, **changes):

@@ -44,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.batches import Batches, normalise
 from ..data.sets import verify
 from ..data.stream import TaskStream, build_stream
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..grid import cores
 from ..method import methods
 from ..nn.backbones import reseed_dropout
@@ -237,7 +237,7 @@ class Bench:
                 errors[name] = distances(plain, Bare(self, dropout=False, **options).trial())
                 contenders[name] = Bare(self, **options)
             except Exception as error:  # a compiler that is not there, an operation that this machine does not have
-                self.say(f"n/a: {name}: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]}")
+                self.say(f"n/a: {name}: {one_line(error)[:200]}")
         makers = {name: partial(contenders.__getitem__, name) for name in contenders}
         rows, _ = self.compared(makers, [(name, "plain") for name in contenders])
         for row in rows:
