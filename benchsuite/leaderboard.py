@@ -80,14 +80,15 @@ class Leaderboard:
         (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
         matched_accuracy (where sizes are matched); pareto marks the competing rows that no other such row beats in size
         without losing accuracy.
-    training_memory: step_seconds, wall clock of one step, mean over the training, of runs on the kind of machine that most were
-        made on; megabytes of one training step as `RunRecord.memory` has them, the largest over tasks: held, peak (not where a
-        CPU computed bf16 in fp32), formula; step_time relative to the unmodified method,
-        from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes, what is there
-        between two steps; accuracy; pareto as above, with held for the size.
+    training_memory: step_seconds, wall clock of a training by its steps, the median over tasks, of runs on the kind of machine
+        that most were made on, among those whose record says which; megabytes of one training step as `RunRecord.memory` has
+        them, the largest over tasks: held, peak (not where a CPU computed bf16 in fp32), formula; step_time relative to the
+        unmodified method, from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes,
+        what is there between two steps; accuracy; pareto as above, with held for the size. A row without held does not compete
+        here.
     provenance: one line; it belongs under every table and figure. footnotes: what a reader must know before comparing rows;
         size_notes: those of them that matter to the last two boards alone.
-    runs: those behind each row, by its label, in the order of seeds.
+    runs: those behind each row, by its label, in the order of seeds. timed: those of them that step_seconds are of.
     """
 
     accuracy: pd.DataFrame
@@ -101,6 +102,7 @@ class Leaderboard:
     size_notes: list[str]
     elsewhere: list[str]
     runs: dict[str, list[RunRecord]]
+    timed: list[RunRecord]
 
 
 @no_collection()
@@ -130,10 +132,10 @@ def leaderboard(
         published = ()
 
     references, plain = _by(_pair, (r for r in records if _may_be_reference(r))), _by(_pair_of_method, records)
-    machines = Counter(map(_machine, records))
-    timed = max(machines, key=lambda kind: (machines[kind], kind))
+    machines = Counter(filter(None, map(_machine, records)))
+    most = max(machines, key=lambda kind: (machines[kind], kind), default=())
     samples = {
-        label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain), timed) for run in runs])
+        label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain), most) for run in runs])
         for label, runs in rows.items()
     }
     dense = {_network(r): r.facts["dense_macs"] for r in records if "dense_macs" in r.facts}  # not all records have it
@@ -144,7 +146,7 @@ def leaderboard(
         ]
         + [
             {
-                "method": f"{p.method} (published)",
+                "method": f"{p.method} ({_published(p)})",
                 "published": True,
                 "competes": False,
                 "accuracy": p.accuracy,
@@ -169,20 +171,22 @@ def leaderboard(
     transfer = board[~board["published"] | board["bwt"].notna()]
     size_notes = _size_notes(rows, board)
     notes = [*_footnotes(rows, board), *left_out]
+    measured = board[~board["published"]].copy()
+    measured["competes"] &= measured["held"].notna()
+    values = pd.DataFrame({i: pd.Series(samples[label]["accuracy"].to_numpy(), seeds[i]) for i, label in enumerate(rows)})
+    measured[["accuracy_p", "accuracy_paired"]] = _against_best("accuracy", measured, values)
     blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
     efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
     if match:
         reference, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
         efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
-        values = pd.DataFrame({i: pd.Series(samples[label]["accuracy"].to_numpy(), seeds[i]) for i, label in enumerate(rows)})
         efficiency[["matched_accuracy_p", "matched_accuracy_paired"]] = _against_best("matched_accuracy", efficiency, values)
         size_notes.append(
             f"matched size: between {NEAR:.0%} and all of the {reference['megabytes']:.3f} MB of {reference['method']}; of each"
             " method the row that comes closest, on the same tasks and in the same precision"
         )
-    measured = board[~board["published"]]
     if measured["step_time"].notna().any():
-        size_notes.append("step time: from the wall clock of whole trainings, on machines that may have had other work meanwhile")
+        size_notes.append("step time: from the wall clock of trainings, on machines that may have had other work meanwhile")
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
@@ -200,18 +204,24 @@ def leaderboard(
         ),
         training_memory=_select(
             _smallest_first(measured.assign(pareto=partial(_pareto, size="held")), "held"),
-            "held held_ci peak peak_ci formula formula_ci step_time step_time_ci step_seconds step_seconds_ci "
+            "held held_ci held_n peak peak_ci peak_n formula formula_ci formula_n step_time step_time_ci step_time_n "
+            "step_seconds step_seconds_ci step_seconds_n "
             "training_megabytes training_megabytes_ci "
             "accuracy accuracy_ci pareto",
         ),
         protocol=records[0].job.protocol,
         tier=tier,
         provenance=provenance(records),
-        footnotes=[*notes, *size_notes, *(f"{p.method} (published): {p.source}" for p in published if p.source)],
+        footnotes=[*notes, *size_notes, *(f"{p.method} ({_published(p)}): {p.source}" for p in published if p.source)],
         size_notes=size_notes,
         elsewhere=elsewhere,
         runs=rows,
+        timed=[run for runs in rows.values() for run in runs if most and _machine(run) == most],
     )
+
+
+def _published(figure: Published) -> str:
+    return "published" if figure.comparable else "published, other protocol"
 
 
 def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -353,7 +363,7 @@ def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.Da
 def _statistics(
     run: RunRecord, reference: RunRecord | None, unmodified: RunRecord | None, timed: tuple[str, ...]
 ) -> dict[str, float]:
-    """The statistics of one run; sizes in bytes, MACs as counted. timed: the kind of machine whose seconds are shown."""
+    """The statistics of one run; sizes in bytes, MACs as counted. timed: the kind of machine whose seconds count."""
     R = metrics.accuracy_matrix(run)
     stored = run.stored[-1]
     assert stored is not None, "a finished run has an artifact"
@@ -371,25 +381,29 @@ def _statistics(
         "training_megabytes": run.training_state_bytes,
         **{name: max(run.memory.get(name) or [], default=np.nan) for name in ("held", "peak", "formula")},
         **({"peak": np.nan} if _emulated(run) else {}),
-        "step_seconds": _step_seconds(run) if _machine(run) == timed else np.nan,
+        "step_seconds": _step_seconds(run) if timed and _machine(run) == timed else np.nan,
         "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
     }
 
 
 def _step_seconds(run: RunRecord) -> float:
-    """Wall clock of one optimisation step, mean over the training."""
-    return sum(run.seconds["train"]) / sum(run.iterations)
+    """Wall clock of a training by its number of steps: the median over tasks, as other work may have slowed some of them."""
+    return float(np.median([seconds / n for seconds, n in zip(run.seconds["train"], run.iterations, strict=True)]))
 
 
 def _machine(run: RunRecord) -> tuple[str, ...]:
-    """The kind of machine that a run was made on, as far as its record says."""
-    return tuple(str(run.environment.get(name, "unknown")) for name in ("device", "device_name", "threads", "instructions"))
+    """The kind of machine that a run was made on, and with which torch; empty where an older record says too little of it."""
+    if "instructions" not in run.environment:
+        return ()
+    names = ("device", "device_name", "threads", "instructions")
+    return (*(str(run.environment.get(name, "unknown")) for name in names), _version("torch", run))
 
 
 def _emulated(run: RunRecord) -> bool:
     """Whether its bf16 convolutions were computed in fp32 (`benchsuite.nn.bfloat16`), whose copies are in the peak of a step."""
     words = run.environment.get("instructions", "").split()
-    return run.job.precision == "bf16" and "avx2" in words and not any(word.startswith(("avx512", "amx")) for word in words)
+    own = any(word.startswith(("avx512", "avx_ne", "amx")) for word in words)
+    return run.job.precision == "bf16" and "avx2" in words and not own
 
 
 def _by(key: Callable[[RunRecord], Any], records: Iterable[RunRecord]) -> dict[Any, list[RunRecord]]:
@@ -419,7 +433,7 @@ def _unmodified(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecor
             other.job.method_source == run.job.method_source
             and all(run.job.settings.get(name) == value for name, value in other.job.settings.items())
             and other.sample == run.sample
-            and _machine(other) == _machine(run)
+            and _machine(other) == _machine(run) != ()
         )
 
     return next((other for other in records.get((run.job.base, *_pair(run)), []) if agree(other)), None)
@@ -617,6 +631,8 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     for library in VERSIONS:
         notes += differing(f"runs with different versions of {library}", partial(_version, library))
     notes += differing("runs of different source revisions", _revision)
+    if emulated := _some_seeds(rows, _emulated):
+        notes.append(f"bf16 computed in fp32, on a CPU without such arithmetic: {emulated}")
     dirty = [label for label, runs in rows.items() if any(r.environment.get("source", {}).get("dirty") for r in runs)]
     if dirty:
         notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
@@ -649,17 +665,24 @@ def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[s
             notes.append(f"{label}: {', '.join(others)}")
         if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
-    if emulated := [label for label, found in rows.items() if any(map(_emulated, found))]:
-        notes.append(
-            "peak of a step: without the runs on a CPU that has no bf16 arithmetic, whose fp32 copies would be in it:"
-            f" {', '.join(emulated)}"
-        )
-    held = board.loc[~board["published"]].set_index("method")["held"]
-    if held.notna().any() and held.isna().any():
-        notes.append(
-            f"memory of a step was not measured, so that its front is without them: {', '.join(held.index[held.isna()])}"
-        )
+    if emulated := _some_seeds(rows, _emulated):
+        notes.append(f"peak of a step: without bf16 computed in fp32, whose copies would be in it: {emulated}")
+    measured = board.loc[~board["published"]].set_index("method")
+    if (absent := measured["held"].isna()).any():
+        which = "of any row" if absent.all() else f"of {', '.join(measured.index[absent])}, which do not compete there"
+        notes.append(f"memory of a step was not measured {which}")
+    for label, row in measured.iterrows():
+        if 0 < row["held_n"] < row["n"]:
+            notes.append(
+                f"{label}: memory of a step over {row['held_n']:.0f} of {row['n']:.0f} seeds, the others were not measured"
+            )
     return notes
+
+
+def _some_seeds(rows: Mapping[str, Sequence[RunRecord]], which: Callable[[RunRecord], bool]) -> str:
+    """The rows with such runs, each with their seeds."""
+    found = {label: [str(run.job.seed) for run in runs if which(run)] for label, runs in rows.items()}
+    return ", ".join(f"{label} (seed {', '.join(seeds)})" for label, seeds in found.items() if seeds)
 
 
 def ranged(remarks: Iterable[str]) -> list[str]:

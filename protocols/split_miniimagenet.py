@@ -35,7 +35,8 @@ register(
                 ours="cacl",
                 accuracy=70.10,
                 megabytes=13.03,
-                source="official code (github pavanteja295/CACL), README, released model, lambda_s = 0.1, one seed",
+                source="official code (github pavanteja295/CACL), README, released model, lambda_s = 0.1, one seed; it numbers"
+                " the classes in an order that is not documented, so that its tasks may group them otherwise",
             ),
             Published(method="HAT", ours="hat", comparable=False, accuracy=59.45, bwt=-0.04, source=ACL_PROTOCOL),
             Published(method="A-GEM", ours="agem", comparable=False, accuracy=52.43, bwt=-15.23, source=ACL_PROTOCOL),

@@ -38,6 +38,7 @@ def run(method="finetune", seed=1, correct=((90, None), (70, 80)), size=1_000_00
         "environment": {
             "device": "cpu",
             "device_name": "Model X",
+            "instructions": "avx",
             "versions": {"torch": "2.6.0", "avalanche-lib": "0.6.0", "benchsuite": "0.1.0"},
             "source": {"revision": "abcdef0123", "dirty": False},
             "date": "2026-01-02T03:04:05+00:00",
@@ -108,6 +109,7 @@ def test_the_board_of_training_memory():
         {"environment": {"device_name": "Model Y"}},
         {"environment": {"threads": 2}},
         {"environment": {"instructions": "avx avx2"}},
+        {"environment": {"versions": {"torch": "2.7.0"}}},
         {"data": [{**COMPLETE, "digest": "e" * 64}]},
     ],
 )
@@ -128,7 +130,8 @@ def test_the_peak_of_emulated_bf16_is_left_out():
     found = leaderboard([here, there])
     row = rows(found.training_memory)["finetune"]
     assert (row["held"], row["peak"], row["n"]) == (4, 8, 2)
-    assert sum(note.startswith("peak of a step: without") for note in found.size_notes) == 1
+    assert found.size_notes == ["peak of a step: without bf16 computed in fp32, whose copies would be in it: finetune (seed 2)"]
+    assert "bf16 computed in fp32, on a CPU without such arithmetic: finetune (seed 2)" in found.footnotes
     plain = leaderboard([here, replace(there, job=replace(there.job, precision="fp32"))])  # control: in fp32 it counts
     assert rows(plain.training_memory)["finetune [precision=fp32]"]["peak"] == 90
     assert not any(note.startswith("peak of a step") for note in plain.size_notes)
@@ -140,9 +143,39 @@ def test_step_times_are_of_one_kind_of_machine():
     found = rows(leaderboard([one, two, three]).training_memory)
     assert [found[name]["step_seconds"] for name in ("finetune", "er")] == [0.1, 0.1]
     third = replace(two, job=replace(two.job, seed=3))
-    found = rows(leaderboard([one, two, third, replace(three, job=replace(three.job, seed=3))]).training_memory)
+    board = leaderboard([one, two, third, replace(three, job=replace(three.job, seed=3))])
+    found = rows(board.training_memory)
     assert found["finetune"]["step_seconds"] == pytest.approx(0.9)  # of as many the one whose instructions come last
     assert np.isnan(found["er"]["step_seconds"])
+    assert board.timed == [two, third]
+    older = run()
+    del older.environment["instructions"]
+    assert leaderboard([older]).timed == []  # nobody knows on what
+
+
+def test_other_work_during_a_task_is_not_in_the_step_time():
+    one = run(correct=((90, None, None), (90, 90, None), (90, 90, 90)), macs=[1] * 3)
+    busy = replace(one, seconds={"train": [1.0, 100.0, 1.0], "evaluate": [1.0] * 3})
+    assert rows(leaderboard([busy]).training_memory)["finetune"]["step_seconds"] == 0.1
+
+
+def test_rows_whose_memory_was_not_measured_do_not_compete_there():
+    def row(method, *accuracies, **changes):
+        return [run(method, seed, ((90, None), (90, a)), **changes) for seed, a in enumerate(accuracies, 1)]
+
+    measured = memory([4_000_000] * 2, [8_000_000] * 2)
+    a, b, c = row("a", 70, 71, 73, **measured), row("b", 60, 62, 61, **measured), row("c", 85, 88, 87, activation_bytes=1)
+    board = leaderboard([*a, *b, *c])
+    assert board.training_memory["competes"].tolist() == [True, True, False]
+    found = rows(board.training_memory)
+    assert np.isnan(found["a"]["accuracy_p"])  # the best here
+    assert found["b"]["accuracy_p"] < 0.05
+    assert np.isnan(found["c"]["accuracy_p"])
+    assert rows(board.accuracy)["a"]["accuracy_p"] < 0.05  # control: there it is not
+    assert board.size_notes == ["memory of a step was not measured of c, which do not compete there"]
+    some = leaderboard([run(**measured), run(seed=2)])
+    assert some.size_notes == ["finetune: memory of a step over 1 of 2 seeds, the others were not measured"]
+    assert leaderboard([run()]).size_notes == ["memory of a step was not measured of any row"]
 
 
 def test_every_statistic_of_two_seeds():
@@ -311,6 +344,12 @@ def test_the_individual_run_to_compare_with_has_the_same_seed_recipe_precision_a
     assert rows(leaderboard([run(), *several]).parameter_efficiency)["finetune"]["ratio"] == 0.5
 
 
+def test_figures_of_another_protocol_say_so_in_their_row():
+    figures = [Published(method="HAT", accuracy=77.0, comparable=False), Published(method="CACL", accuracy=86.0)]
+    board = leaderboard([run(tier="paper")], figures)
+    assert board.accuracy["method"].tolist() == ["CACL (published)", "HAT (published, other protocol)", "finetune"]
+
+
 def test_fewer_seeds_of_individual_are_stated():
     board = leaderboard([run(), run(seed=2), individual()])
     row = rows(board.accuracy)["finetune"]
@@ -341,7 +380,7 @@ def test_published_figures_stand_only_beside_complete_paper_runs():
     assert math.isnan(row["n"])
     assert board.backward_transfer["method"].tolist() == ["finetune", "A-GEM (published)"]
     assert board.parameter_efficiency["method"].tolist() == ["finetune", "CACL (published)"]
-    assert board.footnotes == ["CACL (published): its README", "A-GEM (published): Table 1"]
+    assert board.footnotes[1:] == ["CACL (published): its README", "A-GEM (published): Table 1"]
     for name in ("accuracy", "forward_gain", "n"):
         assert board.accuracy[name].dtype.kind == "f"
 
@@ -394,8 +433,9 @@ def test_footnotes():
         "runs with different versions of torch: 2.6.0 (finetune); 2.7.0 (cacl)",
         "from an uncommitted revision: cacl",
         "cacl: 2.500 MB as kernels",  # as factors it is as large as the table says
+        "memory of a step was not measured of any row",
     ]
-    assert board.size_notes == ["cacl: 2.500 MB as kernels"]
+    assert board.size_notes == board.footnotes[-2:]
 
 
 def test_runs_of_other_source_than_is_here_are_named():

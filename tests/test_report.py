@@ -23,6 +23,7 @@ from benchsuite.report import figures, tables, write_report, write_reports
 ENVIRONMENT = {
     "device": "cpu",
     "device_name": "Model X",
+    "instructions": "avx",
     "versions": {"torch": "2.6.0", "avalanche-lib": "0.6.0", "benchsuite": "0.1.0"},
     "source": {"revision": "abcdef0123", "dirty": False},
     "date": "2026-01-02T03:04:05+00:00",
@@ -500,15 +501,17 @@ def test_numbers_in_a_heat_map_are_of_full_size_and_inside_their_cells(tasks, ro
 
 def test_captions_of_figures_say_what_is_averaged_and_what_bars_are(report, tmp_path, undrawn):
     text = (report[0].parent / "report.tex").read_text()
-    over = r"each seed in its own order; mean over n = 1 to 2 seeds; bands and bars: 95 \% intervals (Student's t).}"
-    assert text.count(over.replace(r"\\", "\\")) == 3
-    assert r"mean over n = 1 to 2 seeds; bars: 95 \% intervals (Student's t); dashed: Pareto front.}" in text
+    intervals = r"95 \% intervals (Student's t), of two as wide as 12.7 standard errors"
+    assert text.count(f"each seed in its own order; mean over n = 1 to 2 seeds; bands and bars: {intervals}.}}") == 3
+    assert f"mean over n = 1 to 2 seeds; bars: {intervals}; dashed: Pareto front of the rows that compete.}}" in text
     assert r"after learning t tasks: fine\_tune on split\_x, tier lite; mean over n = 2 seeds.}" in text
     assert r"joint on split" not in text  # whose matrix would be its last row
     one = [run("a", tasks=3), *(run(f"b{i}", tasks=3) for i in range(figures.FEW)), run("c")]
     write_report(leaderboard(one), tmp_path)
     text = (tmp_path / "leaderboard.md").read_text()
-    assert "one seed, so no intervals; dashed: Pareto front without c, on other tasks or images." in text
+    assert (
+        "one seed, so no intervals; dashed: Pareto front of the rows that compete, without c, on other tasks or images." in text
+    )
     assert "95 %" not in text
     many = [*one, *(run(f"b{i}", 2, tasks=3) for i in range(figures.FEW))]
     write_report(leaderboard(many), tmp_path)

@@ -92,8 +92,8 @@ def write_report(board: Leaderboard, folder: Path) -> list[Path]:
     bars = _averaged(seeds, "bars")
     ends = "bands and bars" if len(runs) <= figures.FEW else "bars at the last task"
     over = f"{where}, each seed in its own order; {_averaged(seeds, ends)}."
-    front = f"{where}; {bars}; dashed: Pareto front"
-    front += f" without {', '.join(board.elsewhere)}, on other tasks or images." if board.elsewhere else "."
+    front = f"{where}; {bars}; dashed: Pareto front of the rows that compete"
+    front += f", without {', '.join(board.elsewhere)}, on other tasks or images." if board.elsewhere else "."
     drawings = {
         "accuracy_vs_size": (figures.accuracy_vs_size(board), f"Accuracy against stored size {front}"),
         "accuracy_after_each_task": (figures.accuracy_after_each_task(runs, board.provenance), f"Accuracy over tasks {over}"),
@@ -102,8 +102,11 @@ def write_report(board: Leaderboard, folder: Path) -> list[Path]:
             f"Forgetting over tasks {over}",
         ),
         "stored_after_each_task": (figures.stored_after_each_task(runs, board.provenance), f"Stored size over tasks {over}"),
-        "step_time": (figures.step_time(board), f"Wall clock of a training step {where}; {bars}."),
     }
+    if board.timed:
+        timed = _averaged([int(n) for n in board.training_memory["step_seconds_n"] if n > 0], "bars")
+        words = f"Wall clock of a training by its steps, median over tasks, {where}, on one kind of machine; {timed}."
+        drawings["step_time"] = (figures.step_time(board), words)
     if board.training_memory["held"].notna().any():
         drawings["accuracy_vs_memory"] = (figures.accuracy_vs_memory(board), f"Accuracy against memory for training {front}")
     for label, group in runs.items():
@@ -139,7 +142,11 @@ def write_report(board: Leaderboard, folder: Path) -> list[Path]:
     title = f"{board.protocol}, tier {board.tier}"
     files["report.tex"] = tables.latex_document(title, list(tables.TITLES), shown, board.footnotes)
     written = _write(folder, files)
-    for old in (*folder.glob("accuracy_matrix_*"), *folder.glob("rank_growth_*")):  # of rows that are no longer there
+    for old in (
+        *folder.glob("accuracy_matrix_*"),
+        *folder.glob("rank_growth_*"),
+        *folder.glob("step_time.*"),
+    ):  # of rows that are no longer there
         if old.name not in files and old.suffix in (".pdf", ".png"):
             with suppress(OSError):  # another command may be at the same folder
                 old.unlink()
@@ -151,7 +158,8 @@ def _averaged(counts: Collection[int], marks: str = "") -> str:
     if max(counts) == 1:
         return "one seed, so no intervals" if marks else "one seed"
     mean = f"mean over n = {tables.span(sorted({*counts}))} seeds"
-    return f"{mean}; {marks}: 95 % intervals (Student's t)" if marks else mean
+    wide = ", of two as wide as 12.7 standard errors" if 2 in counts else ""
+    return f"{mean}; {marks}: 95 % intervals (Student's t){wide}" if marks else mean
 
 
 def _write(folder: Path, files: Mapping[str, bytes | str]) -> list[Path]:

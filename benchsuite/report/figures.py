@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from .. import metrics
-from ..leaderboard import MB, Leaderboard, series, t_interval
+from ..leaderboard import MB, Leaderboard, provenance, series, t_interval
 from ..records import RunRecord
 
 WIDTH = 3.3  # inches: one column of the usual two-column layouts
@@ -227,12 +227,14 @@ def _over_tasks(
     return figure
 
 
-def step_time(board: Leaderboard) -> Figure:
-    """Milliseconds of a training step (log axis), wall clock, a row each with its 95 % interval."""
+def step_time(board: Leaderboard) -> Figure | None:
+    """Milliseconds of training by steps (log axis), wall clock, a row each with its 95 % interval; None without such rows."""
+    if not board.timed:
+        return None
     frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
     figure, axes = _figure(
-        f"{board.provenance}; wall clock of whole trainings on one kind of machine, which may have had other work",
-        height=0.9 + 0.16 * len(frame),
+        f"{provenance(board.timed)}; wall clock of trainings, beside what other work there was; median over tasks",
+        height=1.1 + 0.16 * len(frame),
     )
     y = np.arange(len(frame))
     axes.errorbar(
@@ -250,7 +252,7 @@ def step_time(board: Leaderboard) -> Figure:
     _plain_ticks(axes.xaxis, *axes.get_xlim())
     axes.set_yticks(y, [textwrap.shorten(name, 34, placeholder=" …") for name in frame["method"]])
     axes.set_ylim(-0.7, len(frame) - 0.3)
-    axes.set_xlabel("a training step (ms)", fontsize=FONT)
+    axes.set_xlabel("training time / steps (ms)", fontsize=FONT)
     return figure
 
 

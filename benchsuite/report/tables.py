@@ -152,9 +152,14 @@ def caption(board: Leaderboard, kind: str) -> str:
         return text.strip()
     text += "Best in bold, second underlined, by the numbers as printed"
     absent = frame[~frame["competes"] & ~frame["method"].isin(others)]
+    blank = absent["held"].isna() if kind == "training_memory" else absent["published"] & False
     out = [
         words
-        for there, words in ((~absent["published"], "trained on all tasks at once"), (absent["published"], "published"))
+        for there, words in (
+            (~absent["published"] & ~blank, "trained on all tasks at once"),
+            (blank, "whose memory was not measured"),
+            (absent["published"], "published"),
+        )
         if there.any()
     ]
     text += f"; rows {' or '.join(out)} do not compete. " if out else ". "
@@ -355,8 +360,6 @@ def _marks(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
     marks: dict[tuple[int, str], str] = {}
     for column in shown(board, kind):
         rivals = frame[frame["competes"] & frame[column.name].notna()] if column.best else frame[:0]
-        if kind == "training_memory":
-            rivals = rivals[rivals["held"].notna()]  # this board is of those that were measured
         if len(rivals) < 2:
             continue
         printed = rivals[column.name].map(lambda value, column=column: float(_number(value, column)))
