@@ -100,7 +100,7 @@ def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard) -> Figure:
 def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
     """What compressing every map does at each epsilon: relative gradient error, step time, bytes held and peak relative to the
     unmodified step's. A line for each family of `frame` (columns family, epsilon, error, time, held, formula, peak in MB; its
-    first row is the unmodified step's)."""
+    first row is the unmodified step's); epsilon 1, which keeps the maps themselves, is a point beside it."""
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     plain = frame.iloc[0]
@@ -116,16 +116,19 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
     for axes, (heading, values) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for family, look in looks.items():
             rows = known[known["family"] == family].sort_values("epsilon")
-            axes.plot(rows["epsilon"], values[rows.index], label=family, markersize=3, linewidth=0.9, **look)
+            lossy, exact = rows[rows["epsilon"] < 1], rows[rows["epsilon"] == 1]
+            axes.plot(exact["epsilon"], values[exact.index], markersize=3, **{**look, "linestyle": ""})
+            axes.plot(lossy["epsilon"], values[lossy.index], label=family, markersize=3, linewidth=0.9, **look)
             if heading.startswith("bytes"):
-                formula = rows["formula"] / plain["held"]
-                axes.plot(rows["epsilon"], formula, label=f"{family}, formula", linewidth=0.9, linestyle=":", color=look["color"])
+                formula = lossy["formula"] / plain["held"]
+                dotted = {"linewidth": 0.9, "linestyle": ":", "color": look["color"]}
+                axes.plot(lossy["epsilon"], formula, label=f"{family}, formula", **dotted)
         axes.set_xlabel("epsilon", fontsize=FONT)
         axes.set_ylabel(heading, fontsize=FONT)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_ylim(0, 1.08 * values.max())
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         _plain(axes)
-        lines |= {str(line.get_label()): line for line in axes.lines}
+        lines |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, fontsize=FONT, **LEGEND)
     figure.supxlabel(textwrap.fill(provenance, FINE), fontsize=SMALL, color="0.4")
     return figure
@@ -228,7 +231,7 @@ def _over_tasks(
 
 
 def step_time(board: Leaderboard) -> Figure | None:
-    """Milliseconds of training by steps (log axis), wall clock, a row each with its 95 % interval; None without such rows."""
+    """Milliseconds of training by steps, wall clock, a row each with its 95 % interval; None without such rows."""
     if not board.timed:
         return None
     frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
@@ -248,8 +251,7 @@ def step_time(board: Leaderboard) -> Figure | None:
         elinewidth=0.8,
         capsize=1.5,
     )
-    axes.set_xscale("log", nonpositive="clip")
-    _plain_ticks(axes.xaxis, *axes.get_xlim())
+    axes.set_xlim(left=0)
     axes.set_yticks(y, [textwrap.shorten(name, 34, placeholder=" …") for name in frame["method"]])
     axes.set_ylim(-0.7, len(frame) - 0.3)
     axes.set_xlabel("training time / steps (ms)", fontsize=FONT)
