@@ -80,12 +80,11 @@ class Leaderboard:
         (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
         matched_accuracy (where sizes are matched); pareto marks the competing rows that no other such row beats in size
         without losing accuracy.
-    training_memory: step_seconds, wall clock of a training by its steps, the median over tasks, of runs on the kind of machine
-        that most were made on, among those whose record says which; megabytes of one training step as `RunRecord.memory` has
-        them, the largest over tasks: held, peak (not where a CPU computed bf16 in fp32), formula; step_time relative to the
-        unmodified method, from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes,
-        what is there between two steps; accuracy; pareto as above, with held for the size. A row without held does not compete
-        here.
+    training_memory: step_seconds, wall clock per training step, the median over tasks, of the runs on one kind of machine, if
+        half of all are and their records say so; megabytes of one training step as `RunRecord.memory` has them, the largest
+        over tasks: held, peak (not where a CPU computed bf16 in fp32), formula; step_time relative to the unmodified method,
+        from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes, what is there
+        between two steps; accuracy; pareto as above, with held for the size. A row without held does not compete here.
     provenance: one line; it belongs under every table and figure. footnotes: what a reader must know before comparing rows;
         size_notes: those of them that matter to the last two boards alone.
     runs: those behind each row, by its label, in the order of seeds. timed: those of them that step_seconds are of.
@@ -132,8 +131,9 @@ def leaderboard(
         published = ()
 
     references, plain = _by(_pair, (r for r in records if _may_be_reference(r))), _by(_pair_of_method, records)
-    machines = Counter(filter(None, map(_machine, records)))
-    most = max(machines, key=lambda kind: (machines[kind], kind), default=())
+    machines = Counter(map(_machine, records))
+    half = [kind for kind, n in machines.items() if kind and 2 * n >= len(records)]
+    most = max(half, default=None)
     samples = {
         label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain), most) for run in runs])
         for label, runs in rows.items()
@@ -159,11 +159,12 @@ def leaderboard(
     elsewhere = _elsewhere(rows)
     board["competes"] &= ~board["method"].isin(elsewhere)
     seeds = [[run.job.seed for run in runs] for runs in rows.values()]
+
+    def by_seed(name: str) -> pd.DataFrame:
+        return pd.DataFrame({i: pd.Series(samples[label][name].to_numpy(float), seeds[i]) for i, label in enumerate(rows)})
+
     for name in (name for name in BETTER if name not in ("compression", "matched_accuracy")):
-        values = pd.DataFrame(
-            {i: pd.Series(samples[label][name].to_numpy(float), index=seeds[i]) for i, label in enumerate(rows)}
-        )
-        board[[f"{name}_p", f"{name}_paired"]] = _against_best(name, board, values)
+        board[[f"{name}_p", f"{name}_paired"]] = _against_best(name, board, by_seed(name))
     board["compression_p"], board["compression_paired"] = board["ratio_p"], board["ratio_paired"]  # its inverse
     board = board.copy()  # in one piece again
 
@@ -173,14 +174,16 @@ def leaderboard(
     notes = [*_footnotes(rows, board), *left_out]
     measured = board[~board["published"]].copy()
     measured["competes"] &= measured["held"].notna()
-    values = pd.DataFrame({i: pd.Series(samples[label]["accuracy"].to_numpy(), seeds[i]) for i, label in enumerate(rows)})
-    measured[["accuracy_p", "accuracy_paired"]] = _against_best("accuracy", measured, values)
+    for name in ("accuracy", "peak"):
+        measured[[f"{name}_p", f"{name}_paired"]] = _against_best(name, measured, by_seed(name))
     blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
     efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
     if match:
         reference, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
         efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
-        efficiency[["matched_accuracy_p", "matched_accuracy_paired"]] = _against_best("matched_accuracy", efficiency, values)
+        efficiency[["matched_accuracy_p", "matched_accuracy_paired"]] = _against_best(
+            "matched_accuracy", efficiency, by_seed("accuracy")
+        )
         size_notes.append(
             f"matched size: between {NEAR:.0%} and all of the {reference['megabytes']:.3f} MB of {reference['method']}; of each"
             " method the row that comes closest, on the same tasks and in the same precision"
@@ -216,7 +219,7 @@ def leaderboard(
         size_notes=size_notes,
         elsewhere=elsewhere,
         runs=rows,
-        timed=[run for runs in rows.values() for run in runs if most and _machine(run) == most],
+        timed=[run for runs in rows.values() for run in runs if _machine(run) == most],
     )
 
 
@@ -361,7 +364,7 @@ def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.Da
 
 
 def _statistics(
-    run: RunRecord, reference: RunRecord | None, unmodified: RunRecord | None, timed: tuple[str, ...]
+    run: RunRecord, reference: RunRecord | None, unmodified: RunRecord | None, timed: tuple[str, ...] | None
 ) -> dict[str, float]:
     """The statistics of one run; sizes in bytes, MACs as counted. timed: the kind of machine whose seconds count."""
     R = metrics.accuracy_matrix(run)
@@ -381,14 +384,14 @@ def _statistics(
         "training_megabytes": run.training_state_bytes,
         **{name: max(run.memory.get(name) or [], default=np.nan) for name in ("held", "peak", "formula")},
         **({"peak": np.nan} if _emulated(run) else {}),
-        "step_seconds": _step_seconds(run) if timed and _machine(run) == timed else np.nan,
+        "step_seconds": _step_seconds(run) if _machine(run) == timed else np.nan,
         "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
     }
 
 
 def _step_seconds(run: RunRecord) -> float:
-    """Wall clock of a training by its number of steps: the median over tasks, as other work may have slowed some of them."""
-    return float(np.median([seconds / n for seconds, n in zip(run.seconds["train"], run.iterations, strict=True)]))
+    """Wall clock per training step: the median over tasks, as other work may have slowed some of them; NaN where it is 0."""
+    return float(np.median([seconds / n for seconds, n in zip(run.seconds["train"], run.iterations, strict=True) if n])) or np.nan
 
 
 def _machine(run: RunRecord) -> tuple[str, ...]:
@@ -401,9 +404,9 @@ def _machine(run: RunRecord) -> tuple[str, ...]:
 
 def _emulated(run: RunRecord) -> bool:
     """Whether its bf16 convolutions were computed in fp32 (`benchsuite.nn.bfloat16`), whose copies are in the peak of a step."""
-    words = run.environment.get("instructions", "").split()
-    own = any(word.startswith(("avx512", "avx_ne", "amx")) for word in words)
-    return run.job.precision == "bf16" and "avx2" in words and not own
+    words = run.environment.get("instructions", "").split()  # of records that do not say it themselves
+    guess = "avx2" not in words or any(word.startswith(("avx512", "amx")) for word in words)
+    return run.job.precision == "bf16" and not run.environment.get("native_bf16", guess)
 
 
 def _by(key: Callable[[RunRecord], Any], records: Iterable[RunRecord]) -> dict[Any, list[RunRecord]]:
@@ -424,7 +427,7 @@ def _pair_of_method(run: RunRecord) -> tuple[Any, ...]:
 
 def _unmodified(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of the same method without its modifier: same seed, precision, tasks, images and settings, on the same kind of
-    machine with as many threads. records: by `_pair_of_method`."""
+    machine, which both records must name, with as many threads and the same torch. records: by `_pair_of_method`."""
     if run.job.base == run.job.method:
         return None
 
@@ -631,8 +634,10 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     for library in VERSIONS:
         notes += differing(f"runs with different versions of {library}", partial(_version, library))
     notes += differing("runs of different source revisions", _revision)
-    if emulated := _some_seeds(rows, _emulated):
-        notes.append(f"bf16 computed in fp32, on a CPU without such arithmetic: {emulated}")
+    seeds = {label: [str(run.job.seed) for run in runs if _emulated(run)] for label, runs in rows.items()}
+    if emulated := [f"{label} (seed {', '.join(found)})" for label, found in seeds.items() if found]:
+        words = "bf16 computed in fp32, on a CPU without bf16 arithmetic; no peak of a step, as fp32 copies would be in it"
+        notes.append(f"{words}: {', '.join(emulated)}")
     dirty = [label for label, runs in rows.items() if any(r.environment.get("source", {}).get("dirty") for r in runs)]
     if dirty:
         notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
@@ -665,11 +670,11 @@ def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[s
             notes.append(f"{label}: {', '.join(others)}")
         if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
-    if emulated := _some_seeds(rows, _emulated):
-        notes.append(f"peak of a step: without bf16 computed in fp32, whose copies would be in it: {emulated}")
     measured = board.loc[~board["published"]].set_index("method")
     if (absent := measured["held"].isna()).any():
-        which = "of any row" if absent.all() else f"of {', '.join(measured.index[absent])}, which do not compete there"
+        which = (
+            "for any row" if absent.all() else f"for {', '.join(measured.index[absent])}; on its board only the others compete"
+        )
         notes.append(f"memory of a step was not measured {which}")
     for label, row in measured.iterrows():
         if 0 < row["held_n"] < row["n"]:
@@ -677,12 +682,6 @@ def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[s
                 f"{label}: memory of a step over {row['held_n']:.0f} of {row['n']:.0f} seeds, the others were not measured"
             )
     return notes
-
-
-def _some_seeds(rows: Mapping[str, Sequence[RunRecord]], which: Callable[[RunRecord], bool]) -> str:
-    """The rows with such runs, each with their seeds."""
-    found = {label: [str(run.job.seed) for run in runs if which(run)] for label, runs in rows.items()}
-    return ", ".join(f"{label} (seed {', '.join(seeds)})" for label, seeds in found.items() if seeds)
 
 
 def ranged(remarks: Iterable[str]) -> list[str]:

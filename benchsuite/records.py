@@ -101,7 +101,8 @@ class RunRecord:
     seconds: {"train": [...], "evaluate": [...]}, wall clock for each task.
     data: one entry {name, digest, complete, note} per image set; `note` says what is partial or substituted.
     environment: device, device_name, threads, versions, source revision, date, and, absent in older records, `instructions`, the
-        processor's vector instructions, and `code`, digests of the source of its method and protocol (`benchsuite.source`).
+        processor's vector instructions, `native_bf16`, whether it computes in bf16, and `code`, digests of the source of its
+        method and protocol (`benchsuite.source`).
     facts: what the method reports of itself (its rank table, other sizes, ...).
     artifact_sha256: of the exported artifact's file.
     """
@@ -171,6 +172,7 @@ class RunRecord:
             _check(isinstance(content, dict), f"{name} must be a mapping")
         for name in ("versions", "source"):
             _check(isinstance(self.environment.get(name, {}), dict), f"{name} of the environment must be a mapping")
+        _check(_is_text(self.environment.get("instructions", "")), "instructions of the environment must be text")
         code = self.environment.get("code", {})
         holds = isinstance(code, dict) and all(map(_is_text, code.values()))
         _check(holds, "code of the environment must be a mapping to digests")

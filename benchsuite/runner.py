@@ -461,6 +461,7 @@ def environment(device: torch.device, revisions: list[dict[str, Any]]) -> dict[s
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "instructions": "" if device.type == "cuda" else _instructions(),
+        "native_bf16": device.type == "cuda" or bfloat16.native(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}, **cudnn},
         "source": revisions[-1],

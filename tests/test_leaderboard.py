@@ -120,6 +120,15 @@ def test_a_step_is_compared_with_the_same_run_without_the_modifier_only(other):
     assert np.isnan(rows(board)["finetune+hosvd"]["step_time"])
 
 
+def test_records_that_do_not_name_their_machine_are_not_timed():
+    pair = [run("finetune+hosvd", settings={"epochs": 10, "epsilon": 0.8}), run()]
+    for record in pair:
+        del record.environment["instructions"]
+    board = leaderboard(pair)
+    assert np.isnan(rows(board.training_memory)["finetune+hosvd"]["step_time"])
+    assert board.timed == []
+
+
 AVX2, AVX512 = ({"instructions": f"avx avx2 {more}fma"} for more in ("", "avx512_bf16 avx512bw "))
 
 
@@ -130,11 +139,16 @@ def test_the_peak_of_emulated_bf16_is_left_out():
     found = leaderboard([here, there])
     row = rows(found.training_memory)["finetune"]
     assert (row["held"], row["peak"], row["n"]) == (4, 8, 2)
-    assert found.size_notes == ["peak of a step: without bf16 computed in fp32, whose copies would be in it: finetune (seed 2)"]
-    assert "bf16 computed in fp32, on a CPU without such arithmetic: finetune (seed 2)" in found.footnotes
+    said = "bf16 computed in fp32, on a CPU without bf16 arithmetic; no peak of a step, as fp32 copies would be in it"
+    assert f"{said}: finetune (seed 2)" in found.footnotes
     plain = leaderboard([here, replace(there, job=replace(there.job, precision="fp32"))])  # control: in fp32 it counts
     assert rows(plain.training_memory)["finetune [precision=fp32]"]["peak"] == 90
-    assert not any(note.startswith("peak of a step") for note in plain.size_notes)
+    assert not any("no peak" in note for note in plain.footnotes)
+    for native, peak in ((True, 49.0), (False, 8.0)):  # a newer record says it itself
+        known = replace(there, environment={**there.environment, "native_bf16": native})
+        assert rows(leaderboard([here, known]).training_memory)["finetune"]["peak"] == peak
+    gpu = run(precision="bf16", environment={"device": "cuda", "instructions": ""}, **measured)
+    assert rows(leaderboard([gpu]).training_memory)["finetune"]["peak"] == 8
 
 
 def test_step_times_are_of_one_kind_of_machine():
@@ -148,15 +162,15 @@ def test_step_times_are_of_one_kind_of_machine():
     assert found["finetune"]["step_seconds"] == pytest.approx(0.9)  # of as many the one whose instructions come last
     assert np.isnan(found["er"]["step_seconds"])
     assert board.timed == [two, third]
-    older = run()
-    del older.environment["instructions"]
-    assert leaderboard([older]).timed == []  # nobody knows on what
+    assert leaderboard([one, two, replace(three, environment={**three.environment, "threads": 9})]).timed == []  # no half
 
 
 def test_other_work_during_a_task_is_not_in_the_step_time():
     one = run(correct=((90, None, None), (90, 90, None), (90, 90, 90)), macs=[1] * 3)
     busy = replace(one, seconds={"train": [1.0, 100.0, 1.0], "evaluate": [1.0] * 3})
     assert rows(leaderboard([busy]).training_memory)["finetune"]["step_seconds"] == 0.1
+    idle = replace(one, seconds={"train": [0.0] * 3, "evaluate": [1.0] * 3}, iterations=[10, 0, 10])  # a clock that stood still
+    assert np.isnan(rows(leaderboard([idle]).training_memory)["finetune"]["step_seconds"])
 
 
 def test_rows_whose_memory_was_not_measured_do_not_compete_there():
@@ -172,10 +186,10 @@ def test_rows_whose_memory_was_not_measured_do_not_compete_there():
     assert found["b"]["accuracy_p"] < 0.05
     assert np.isnan(found["c"]["accuracy_p"])
     assert rows(board.accuracy)["a"]["accuracy_p"] < 0.05  # control: there it is not
-    assert board.size_notes == ["memory of a step was not measured of c, which do not compete there"]
+    assert board.size_notes == ["memory of a step was not measured for c; on its board only the others compete"]
     some = leaderboard([run(**measured), run(seed=2)])
     assert some.size_notes == ["finetune: memory of a step over 1 of 2 seeds, the others were not measured"]
-    assert leaderboard([run()]).size_notes == ["memory of a step was not measured of any row"]
+    assert leaderboard([run()]).size_notes == ["memory of a step was not measured for any row"]
 
 
 def test_every_statistic_of_two_seeds():
@@ -380,7 +394,8 @@ def test_published_figures_stand_only_beside_complete_paper_runs():
     assert math.isnan(row["n"])
     assert board.backward_transfer["method"].tolist() == ["finetune", "A-GEM (published)"]
     assert board.parameter_efficiency["method"].tolist() == ["finetune", "CACL (published)"]
-    assert board.footnotes[1:] == ["CACL (published): its README", "A-GEM (published): Table 1"]
+    said = ["memory of a step was not measured for any row", "CACL (published): its README", "A-GEM (published): Table 1"]
+    assert board.footnotes == said
     for name in ("accuracy", "forward_gain", "n"):
         assert board.accuracy[name].dtype.kind == "f"
 
@@ -433,7 +448,7 @@ def test_footnotes():
         "runs with different versions of torch: 2.6.0 (finetune); 2.7.0 (cacl)",
         "from an uncommitted revision: cacl",
         "cacl: 2.500 MB as kernels",  # as factors it is as large as the table says
-        "memory of a step was not measured of any row",
+        "memory of a step was not measured for any row",
     ]
     assert board.size_notes == board.footnotes[-2:]
 

@@ -43,11 +43,19 @@ def records(tier="lite"):
                 seed,
                 ((88, None), (66 + seed, 79)),
                 settings={"epochs": 10, "epsilon": 0.8},
+                origins={"epochs": "of the paper"},
                 **memory([900_000] * 2, [6_000_000] * 2, [100_000] * 2),
             ),
             run("hat", seed, ((88, None), (88, 79)), 400_000, settings=LONG, **held),
             run("hat", seed, ((89, None), (89, 80 + seed)), 800_000, settings={"epochs": 10, "width": 2.0}, **held),
-            run("mine", seed, ((60, None), (60, 60 + seed)), 700_000, facts={"remarks": ["<b>not bold</b></script>"]}),
+            run(
+                "mine",
+                seed,
+                ((60, None), (60, 60 + seed)),
+                700_000,
+                origins={"epochs": "of the paper"},
+                facts={"remarks": ["<b>not bold</b></script>"]},
+            ),
         ]
     return [replace(record, job=replace(record.job, tier=tier)) for record in found]
 
@@ -376,7 +384,9 @@ def test_an_address_that_cannot_be_read_shows_the_first_board(browser, view):
 def test_the_text_of_records_is_never_markup(browser):
     at = column(browser, "Method").index("mine") + 1
     find(browser, f"tbody tr:nth-child({at}) button")[0].click()
-    assert "<b>not bold</b></script>" in find(browser, "#runs")[0].text
+    said = [note.text for note in find(browser, "#runs .note")]
+    assert "<b>not bold</b></script>" in said
+    assert "epochs = 10 (of the paper)" in said  # a note of several rows
     keys(browser, "ESCAPE")
 
 
@@ -472,6 +482,8 @@ def test_what_is_shown_can_be_saved(browser):
         *(n.replace("_", r"\_") for n in names),
     ]
     assert r"$\pm$" in text
+    assert "n/a: " not in text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    assert r"\par\raggedright\footnotesize n/a: trains all tasks at once (joint)" in text or "joint" not in names
     assert r"\textbf{0.400}" in text
     compile_latex(text, browser.folder)
 

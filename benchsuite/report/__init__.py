@@ -105,7 +105,7 @@ def write_report(board: Leaderboard, folder: Path) -> list[Path]:
     }
     if board.timed:
         timed = _averaged([int(n) for n in board.training_memory["step_seconds_n"] if n > 0], "bars")
-        words = f"Wall clock of a training by its steps, median over tasks, {where}, on one kind of machine; {timed}."
+        words = f"Wall clock per training step, median over tasks, {where}, on one kind of machine; {timed}."
         drawings["step_time"] = (figures.step_time(board), words)
     if board.training_memory["held"].notna().any():
         drawings["accuracy_vs_memory"] = (figures.accuracy_vs_memory(board), f"Accuracy against memory for training {front}")
@@ -142,11 +142,8 @@ def write_report(board: Leaderboard, folder: Path) -> list[Path]:
     title = f"{board.protocol}, tier {board.tier}"
     files["report.tex"] = tables.latex_document(title, list(tables.TITLES), shown, board.footnotes)
     written = _write(folder, files)
-    for old in (
-        *folder.glob("accuracy_matrix_*"),
-        *folder.glob("rank_growth_*"),
-        *folder.glob("step_time.*"),
-    ):  # of rows that are no longer there
+    maybe = ("accuracy_matrix_*", "rank_growth_*", "step_time.*", "accuracy_vs_memory.*", "forgetting_after_each_task.*")
+    for old in (path for pattern in maybe for path in folder.glob(pattern)):  # no longer drawn
         if old.name not in files and old.suffix in (".pdf", ".png"):
             with suppress(OSError):  # another command may be at the same folder
                 old.unlink()

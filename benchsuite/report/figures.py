@@ -230,13 +230,11 @@ def _over_tasks(
     return figure
 
 
-def step_time(board: Leaderboard) -> Figure | None:
-    """Milliseconds of training by steps, wall clock, a row each with its 95 % interval; None without such rows."""
-    if not board.timed:
-        return None
+def step_time(board: Leaderboard) -> Figure:
+    """Wall clock per training step, a row each with its 95 % interval."""
     frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
     figure, axes = _figure(
-        f"{provenance(board.timed)}; wall clock of trainings, beside what other work there was; median over tasks",
+        f"{provenance(board.timed)}; wall clock of trainings, median over tasks; other work may have run meanwhile",
         height=1.1 + 0.16 * len(frame),
     )
     y = np.arange(len(frame))
@@ -254,7 +252,7 @@ def step_time(board: Leaderboard) -> Figure | None:
     axes.set_xlim(left=0)
     axes.set_yticks(y, [textwrap.shorten(name, 34, placeholder=" …") for name in frame["method"]])
     axes.set_ylim(-0.7, len(frame) - 0.3)
-    axes.set_xlabel("training time / steps (ms)", fontsize=FONT)
+    axes.set_xlabel("time per training step (ms)", fontsize=FONT)
     return figure
 
 

@@ -1,7 +1,8 @@
 """Leaderboards and the ledger as LaTeX (booktabs), Markdown, CSV, parquet and on the screen: written, not computed.
 
 Best and second are decided by what is printed: rows whose numbers read alike share bold or underline, whatever digits were cut
-off, and the interval does not matter. Rows that do not compete (all tasks at once, other tasks, published ones) have neither.
+off, and the interval does not matter. Rows that do not compete (all tasks at once, other tasks, published ones, on the board of
+training memory those without it) have neither.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ DAGGER = "†"
 ABOUT_SIZES = ("parameter_efficiency", "training_memory")
 TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of words, not of numbers
 ARTICLE = 345  # points: the width of a line
+TYPES = (("footnotesize", 4.3, 6), ("footnotesize", 4.3, 3), ("scriptsize", 4.0, 3))  # a character, half a gap: in points
 LEDGER_WIDTHS = {"Published": 0.15, "Ours": 0.12, "Verdict": 0.1, "Reason": 0.19}  # shares of a line
 
 
@@ -152,7 +154,7 @@ def caption(board: Leaderboard, kind: str) -> str:
         return text.strip()
     text += "Best in bold, second underlined, by the numbers as printed"
     absent = frame[~frame["competes"] & ~frame["method"].isin(others)]
-    blank = absent["held"].isna() if kind == "training_memory" else absent["published"] & False
+    blank = absent["held"].isna() if kind == "training_memory" else pd.Series(False, index=absent.index)
     out = [
         words
         for there, words in (
@@ -293,9 +295,10 @@ def _booktabs(
     cells: pd.DataFrame, caption: str, label: str, notes: Sequence[str], wide: Mapping[str, float] | None = None
 ) -> str:
     """A table of cells that are LaTeX already. wide: columns of text that is broken into lines, with their shares of the line;
-    by default the first one, where it is long."""
+    by default the first one, where the table does not fit the column of an article in one of `TYPES`."""
     if wide is None:
-        wide = {"Method": 0.3} if max(map(len, cells["Method"]), default=0) > 36 else {}
+        wide = {} if _type(cells, {}) else {"Method": 0.3}
+    size, _, gap = _type(cells, wide) or TYPES[-1]
     kinds = [
         rf"p{{{wide[heading]}\linewidth}}" if heading in wide else ("l" if heading in TEXTS else "r") for heading in cells.columns
     ]
@@ -303,7 +306,7 @@ def _booktabs(
     end = r" \tabularnewline" if wide else r" \\"  # \raggedright makes \\ a line within its cell
     lines = [
         r"\begin{table}[htbp]\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{4pt}",
-        rf"\centering{_type(cells, wide)}",
+        rf"\centering\{size}\setlength{{\tabcolsep}}{{{gap}pt}}",
         rf"\caption{{{caption}}}",
         rf"\label{{{label}}}",
         rf"\begin{{tabular}}{{{''.join(kinds)}}}",
@@ -320,16 +323,15 @@ def _booktabs(
     return "\n".join(lines) + "\n"
 
 
-def _type(cells: pd.DataFrame, wide: Mapping[str, float]) -> str:
-    """The largest type in which a table fits the column of an article, by the characters of its longest cells."""
+def _type(cells: pd.DataFrame, wide: Mapping[str, float]) -> tuple[str, float, int] | None:
+    """The largest of `TYPES` in which a table fits the column of an article, by the characters of its longest cells."""
     characters = 0
     for heading in (heading for heading in cells.columns if heading not in wide):
         lines = [*latex_heading(heading).removeprefix(r"\shortstack[r]").split(r"\\"), *cells[heading]]
-        characters += max(len(re.sub(r"\\rlap\{.*?\}|\\[a-z]+|[\\{}$]", "", line)) for line in lines)
+        plain = (re.sub(r"\\rlap\{.*?\}|\\[a-z]+|[\\{}$]", "", line.replace(r"\pm", "pm")) for line in lines)
+        characters += max(map(len, plain))
     room = ARTICLE * (1 - sum(wide.values()))
-    types = (("footnotesize", 4.3, 6), ("footnotesize", 4.3, 3), ("scriptsize", 4.0, 3))  # a character, half a gap: in points
-    size, _, gap = next((t for t in types if characters * t[1] + 2 * t[2] * len(cells.columns) <= room), types[-1])
-    return rf"\{size}\setlength{{\tabcolsep}}{{{gap}pt}}"
+    return next((t for t in TYPES if characters * t[1] + 2 * t[2] * len(cells.columns) <= room), None)
 
 
 def latex_heading(heading: str) -> str:
