@@ -174,7 +174,7 @@ def leaderboard(
     notes = [*_footnotes(rows, board), *left_out]
     measured = board[~board["published"]].copy()
     measured["competes"] &= measured["held"].notna()
-    for name in ("accuracy", "peak"):
+    for name in ("accuracy", "peak") if measured["held"].isna().any() else ():
         measured[[f"{name}_p", f"{name}_paired"]] = _against_best(name, measured, by_seed(name))
     blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
     efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
