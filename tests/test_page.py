@@ -483,9 +483,23 @@ def test_what_is_shown_can_be_saved(browser):
     ]
     assert r"$\pm$" in text
     assert "n/a: " not in text.split(r"\midrule")[1].split(r"\bottomrule")[0]
-    assert r"\par\raggedright\footnotesize n/a: trains all tasks at once (joint)" in text or "joint" not in names
     assert r"\textbf{0.400}" in text
     compile_latex(text, browser.folder)
+
+
+def test_the_latex_of_the_page_is_that_of_the_report(browser):
+    press(browser, "LaTeX", "#downloads button")
+    text = saved(browser, "split-digits-lite-accuracy.tex")
+    expected = tables.to_latex(boards()[0], "accuracy")
+
+    def rows(table):
+        found = table.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+        return [re.sub(r"\\raggedright | \\\\$| \\tabularnewline$", "", row) for row in found]
+
+    assert [row.rsplit(" & ", 1)[0] for row in rows(text)] == rows(expected)  # the page has a family more
+    assert any("& $-$" in row for row in rows(text))
+    for table in (text, expected):
+        assert r"\par\raggedright\footnotesize n/a: trains all tasks at once (joint)" in table
 
 
 def compile_latex(table, folder):
