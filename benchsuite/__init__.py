@@ -3,39 +3,60 @@
 import os
 import warnings
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # PyTorch's profiler, which counts allocations, says when it starts, when it stops and which blocks it has not seen before
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche imports a solver library for GEM, on every start
 
-_PUBLIC = {
-    "Method": "method",
-    "Declared": "method",
-    "Range": "method",
-    "Choice": "method",
-    "register": "method",
-    "Artifact": "artifact",
-    "load": "artifact",
+if TYPE_CHECKING:
+    from .analysis.leaderboard import leaderboard as leaderboard
+    from .errors import UserError as UserError
+    from .method.artifact import Artifact as Artifact
+    from .method.base import Choice as Choice
+    from .method.base import Declared as Declared
+    from .method.base import Method as Method
+    from .method.base import Range as Range
+    from .method.registered import register as register
+    from .method.serving import load as load
+    from .nn.conditional import TaskConditional as TaskConditional
+    from .nn.multihead import MultiHead as MultiHead
+    from .protocol import Protocol as Protocol
+    from .protocol import Published as Published
+    from .protocol import Recipe as Recipe
+    from .protocol import Task as Task
+    from .record.schema import Job as Job
+    from .record.schema import RunRecord as RunRecord
+    from .training.runner import run as run
+    from .training.settings import resolve as resolve
+
+_PUBLIC = {  # where each public name is; imported when it is asked for, so that `--help` and boards need no torch
+    **dict.fromkeys(("Choice", "Declared", "Method", "Range"), "method.base"),
+    **dict.fromkeys(("Protocol", "Published", "Recipe", "Task"), "protocol"),
+    **dict.fromkeys(("Job", "RunRecord"), "record.schema"),
+    "Artifact": "method.artifact",
     "MultiHead": "nn.multihead",
-    "TaskConditional": "nn.multihead",
-    "Protocol": "protocol",
-    "Task": "protocol",
-    "Recipe": "protocol",
-    "Published": "leaderboard",
-    "leaderboard": "leaderboard",
-    "Job": "records",
-    "RunRecord": "records",
-    "resolve": "settings",
-    "run": "runner",
+    "TaskConditional": "nn.conditional",
     "UserError": "errors",
+    "leaderboard": "analysis.leaderboard",
+    "load": "method.serving",
+    "register": "method.registered",
+    "resolve": "training.settings",
+    "run": "training.runner",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for, when it is asked for: a leaderboard needs no torch, `--help` needs nothing at all."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("benchsuite")
     if name in _PUBLIC:
         return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
     raise AttributeError(f"module 'benchsuite' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,7 @@
 """The errors that mean something of their own."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Something that the user can mend: the message is one line that says what is wrong and what to do next.

@@ -8,8 +8,26 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import UserError
-from .leaderboard import Published
 from .registry import Registry, suggest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure from a paper. It is shown only beside runs of the `paper` tier on complete data, the recipe unchanged.
+
+    accuracy: ACC in per cent; bwt: backward transfer in percentage points; megabytes: decimal; None where not printed.
+    ours: the registered method that it is a figure of, with the protocol's recipe and its own defaults; "" for none.
+    comparable: False where it was measured under another protocol: no run here can reproduce it or fail to.
+    """
+
+    method: str
+    ours: str = ""
+    comparable: bool = True
+    accuracy: float | None = None
+    bwt: float | None = None
+    megabytes: float | None = None
+    source: str = ""
+
 
 TIERS = {
     "paper": "the published recipe, or the protocol's own full one",

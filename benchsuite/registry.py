@@ -7,7 +7,6 @@ silently went missing.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import pkgutil
 import sys
@@ -20,6 +19,7 @@ from typing import Generic, TypeVar
 from .errors import UserError, one_line
 
 T = TypeVar("T")
+
 USER_MODULE = "benchsuite_user_"  # how the modules of files outside of any package begin
 
 

@@ -17,12 +17,15 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from .records import RunRecord, digest
+from .files import digest
+from .record.schema import RunRecord
 from .registry import USER_MODULE
 
 # What every method stands on is in the record as a revision and versions. A file outside of any package is part of the job.
 ENGINE = {"avalanche", "benchsuite", "torch", *sys.stdlib_module_names}
-PARTS = ("benchsuite.methods.", "benchsuite.nn.", "benchsuite.memory", "benchsuite.modifiers")
+
+PARTS = ("benchsuite.methods.", "benchsuite.nn.", "benchsuite.method.replay", "benchsuite.nn.modifiers")
+
 COMMON = {f"benchsuite.nn.{name}" for name in ("backbones", "conditional", "guard", "multihead", "normalisation")}
 
 

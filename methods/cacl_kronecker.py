@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from benchsuite.method import register
-from benchsuite.nn.factorised import FactorisedConv2d, KroneckerConv2d, Rank
-
+from benchsuite.method.registered import register
 from .cacl_cp import CACLCP
+from benchsuite.nn.factorised import FactorisedConv2d, KroneckerConv2d, Rank
 
 
 @register

@@ -1,6 +1,7 @@
 """Fine-tuning: the lower reference."""
 
-from benchsuite.method import Method, register
+from benchsuite.method.base import Method
+from benchsuite.method.registered import register
 
 
 @register

@@ -29,13 +29,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchsuite.artifact import Artifact, pack_bits, unpack_bits
-from benchsuite.data.batches import Batches
-from benchsuite.method import Declared, Method, Range, register
+from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
+from benchsuite.method.base import Declared, Method, Range
+from benchsuite.method.registered import register
 from benchsuite.nn.backbones import Units
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.nn.sliced import slice_network
+from benchsuite.training.batches import Batches
 
 LIMIT = 6.0  # of |e|
 COSH_LIMIT = 50.0
@@ -134,7 +135,7 @@ class HAT(Method):
         return model
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        from benchsuite.strategy import optimizer_of  # here: to serve a model takes nothing that trains one
+        from benchsuite.training.optimizer import optimizer_of  # here: to serve a model takes nothing that trains one
 
         task = strategy.experience.current_experience
         for name, gate in self.gates.items():

@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from benchsuite.method import register
+from benchsuite.method.registered import register
+from .individual_svd import IndividualSVD
 from benchsuite.nn import decompose
 from benchsuite.nn.factorised import CPConv2d, Factors, Rank
-
-from .individual_svd import IndividualSVD
 
 
 @register

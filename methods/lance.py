@@ -26,14 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchsuite.data.batches import Batches
 from benchsuite.errors import Diverged, UserError
-from benchsuite.method import Declared, Method, register
-from benchsuite.modifiers import Interception, Maps
+from benchsuite.method.base import Declared, Method
+from benchsuite.method.registered import register
 from benchsuite.nn.compressed import Geometry, Kept, eigen
 from benchsuite.nn.conditional import evaluating
+from benchsuite.nn.interception import Interception
+from benchsuite.nn.modifiers import Maps
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.randomness import derive
+from benchsuite.training.batches import Batches
 
 FEW = 80  # C k^2 up to which a layer keeps every direction that is not protected
 

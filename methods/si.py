@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchsuite.method import Declared, Method, Range, register
+from benchsuite.method.base import Declared, Method, Range
+from benchsuite.method.registered import register
 from benchsuite.nn.conditional import shared_parameters
 
 

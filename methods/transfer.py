@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from benchsuite.method import Method, register
+from benchsuite.method.base import Method
+from benchsuite.method.registered import register
 
 
 @register

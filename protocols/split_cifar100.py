@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from benchsuite.leaderboard import Published
-from benchsuite.protocol import Protocol, Recipe, Task, register
+from benchsuite.protocol import Protocol, Published, Recipe, Task, register
 
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 PAPER = Recipe(backbone="cacl", epochs=200, milestones=(120, 180), lr=1e-3, batch_size=64, dropout=0.15)

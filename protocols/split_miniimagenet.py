@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from benchsuite.leaderboard import Published
-from benchsuite.protocol import Protocol, Recipe, Task, register
+from benchsuite.protocol import Protocol, Published, Recipe, Task, register
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PAPER = Recipe(backbone="cacl", epochs=200, milestones=(150, 180), lr=1e-3, batch_size=64, dropout=0.15)

@@ -12,8 +12,8 @@ with warnings.catch_warnings():  # Avalanche imports solvers that warn of one an
     warnings.simplefilter("ignore")
     import avalanche.training.templates  # noqa: F401
 
-from benchsuite.data.batches import TaskImages
-from benchsuite.method import methods
+from benchsuite.method.registered import methods
+from benchsuite.training.batches import TaskImages
 
 
 @pytest.hookimpl(tryfirst=True)  # the plugin reads the marks at its own turn

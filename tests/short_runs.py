@@ -2,11 +2,11 @@
 
 import torch
 
-from benchsuite.data.stream import build_stream
 from benchsuite.protocol import protocols
 from benchsuite.randomness import seed_globals
-from benchsuite.runner import assemble
-from benchsuite.settings import recipe_of, resolve
+from benchsuite.training.assemble import assemble
+from benchsuite.training.settings import recipe_of, resolve
+from benchsuite.training.stream import build_stream
 
 TINY = {"train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
 

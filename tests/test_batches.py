@@ -6,9 +6,10 @@ from scipy.stats import chisquare
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from benchsuite.data.batches import Augmentation, Batches, TaskImages, normalise
 from benchsuite.nn.backbones import reseed_dropout
+from benchsuite.nn.images import normalise
 from benchsuite.nn.multihead import MultiHead
+from benchsuite.training.batches import Augmentation, Batches, TaskImages
 
 CIFAR = Augmentation(padding=4, flip=True)
 

@@ -6,9 +6,9 @@ from torch.func import grad, vmap
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from benchsuite.accounting import StepMemory
 from benchsuite.nn import bfloat16
-from benchsuite.runner import choose_device
+from benchsuite.training.accounting import StepMemory
+from benchsuite.training.device import choose_device
 
 
 @pytest.fixture

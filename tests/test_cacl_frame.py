@@ -6,9 +6,9 @@ import pytest
 import torch
 from short_runs import make, trained
 
-from benchsuite.contract import IMAGES
-from benchsuite.data.batches import normalise
+from benchsuite.checks.contract import IMAGES
 from benchsuite.methods.cacl import next_pool
+from benchsuite.nn.images import normalise
 
 each_variant = pytest.mark.parametrize(
     ("method", "settings"),

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import benchsuite
-from benchsuite.cli import main
+from benchsuite.cli.main import main
 from benchsuite.data.sets import load as load_images
-from benchsuite.grid import cores
-from benchsuite.records import read, read_all
-from benchsuite.settings import convert
+from benchsuite.execution.local import cores
+from benchsuite.fields import convert
+from benchsuite.record.store import read, read_all
 
 TINY = ["--tier", "smoke", "--set", "tasks=3", "--set", "train_per_class=24", "--set", "batch_size=16"]
 
@@ -481,10 +481,10 @@ def test_a_method_in_a_file_has_its_family_on_the_page_and_its_settings_checked_
 
 @pytest.mark.parametrize(("words", "expected"), [(["--jobs", "2"], (2, 4)), (["--jobs", "16"], (16, 1)), ([], (8, 1))], ids=str)
 def test_runs_at_once_share_the_cores(words, expected, folder, monkeypatch):
-    from benchsuite import grid
+    from benchsuite.execution import grid, local
 
     asked = []
-    monkeypatch.setattr(grid, "cores", lambda: 8)
+    monkeypatch.setattr(local, "cores", lambda: 8)
     monkeypatch.setattr(
         grid, "run_all", lambda jobs, engine, **_: asked.append((engine.slots, engine.place.threads)) or {"a": "b"}
     )

@@ -20,13 +20,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchsuite import records
-from benchsuite.cli import main
+from benchsuite import files
+from benchsuite.cli.main import main
 from benchsuite.data import cache, sets
 from benchsuite.errors import UserError
-from benchsuite.grid import Place, run_all
-from benchsuite.runner import code_of, run
-from benchsuite.settings import resolve
+from benchsuite.execution.grid import run_all
+from benchsuite.execution.worker import Place
+from benchsuite.record import schema, store
+from benchsuite.training.runner import code_of, run
+from benchsuite.training.settings import resolve
 
 TINY = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
 WAITS = """
@@ -130,7 +132,7 @@ def nodes(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find a node's processes")
 def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_path):
-    from benchsuite.cluster import Cluster
+    from benchsuite.execution.ray import Cluster
 
     go = tmp_path / "go"
     (tmp_path / "waits.py").write_text(WAITS.format(go=str(go)))
@@ -168,7 +170,7 @@ def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_p
     sets.given["mnist"] = images()
     for job in jobs:
         alone = run(job, results=tmp_path / "alone")
-        assert records.same_numbers(alone, records.read(results / job.folder / "record.json"))
+        assert schema.same_numbers(alone, store.read(results / job.folder / "record.json"))
     assert not list(results.rglob("lock")) + list(results.rglob(".shared*"))
     stored = [tmp_path / name / "arrays" / "mnist" / images().digest[:16] / "train_x.npy" for name in ("one", "two")]
     assert any(path.exists() for path in stored)  # the images came by themselves
@@ -182,16 +184,16 @@ def resolve_first(seed):
 
 
 def on_node(job, tmp_path, mark, **changed):
-    from benchsuite import cluster
+    from benchsuite.execution import ray
 
     place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
     given = {"texts": {}, "images": {}, "code": code_of(job), **changed}
-    return list(cluster.on_node(job, place, mark=mark, **given))
+    return list(ray.on_node(job, place, mark=mark, **given))
 
 
 def driver_of(tmp_path, **attributes):
     """A cluster's end here, without a cluster."""
-    from benchsuite.cluster import Cluster
+    from benchsuite.execution.ray import Cluster
 
     driver = Cluster.__new__(Cluster)
     driver.place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
@@ -211,7 +213,7 @@ def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
     driver = driver_of(tmp_path, jobs={"key": job})
     folder = tmp_path / "results" / job.folder
     driver._keep("key", sent[0])
-    assert records.held(folder / "lock")
+    assert files.held(folder / "lock")
     assert (folder / "progress.json").exists()
     # Killed here, before it has written the record, it asks again, and has it without a training.
     *again, last = on_node(job, tmp_path, elsewhere, recorded={"0" * 64})
@@ -219,11 +221,11 @@ def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
     driver._keep("key", sent[-1])
     driver._forget("key")
     assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "record.json"]
-    assert records.same_numbers(records.read(folder / "record.json"), run(job, results=tmp_path / "alone"))
+    assert schema.same_numbers(store.read(folder / "record.json"), run(job, results=tmp_path / "alone"))
     driver.jobs = {"late": job}
     driver._keep("late", {"record.json": b"of a run that counts no more"})  # what is there stays
     driver._forget("late")
-    assert records.read(folder / "record.json").job == job
+    assert store.read(folder / "record.json").job == job
     assert (own_cache / "runs" / job.folder / "record.json").exists()
     on_node(job_of(tasks=1), tmp_path, elsewhere, recorded=driver.recorded)
     assert not (own_cache / "runs" / job.folder).exists()  # the node has heard that it is on record
@@ -242,14 +244,14 @@ def scripted(says):
 
 @pytest.mark.parametrize("full", ["record.json", "progress.json", None])
 def test_files_that_cannot_be_written_are_that_run_s_failure_alone(full, tmp_path, monkeypatch):
-    from benchsuite import cluster
+    from benchsuite.execution import ray
 
     def write(path, data):
         if path.name == full:
             raise UserError("cannot write: No space left on device")
-        records.write_atomic(path, data)
+        files.write_atomic(path, data)
 
-    monkeypatch.setattr(cluster, "write_atomic", write)
+    monkeypatch.setattr(ray, "write_atomic", write)
     ray = scripted([{"progress.json": b"{}"}, {"record.json": b"{}"}, ""])
     driver = driver_of(tmp_path, ray=ray, jobs={ray.key: job_of()})
     said = [message for _ in range(3) for _, message in driver.messages([ray.key])]
@@ -322,7 +324,7 @@ def test_options_that_do_not_fit_are_refused(words, said, tmp_path, monkeypatch,
 
 
 def test_without_ray_one_line_says_how_to_get_it(monkeypatch, tmp_path):
-    from benchsuite.cluster import Cluster
+    from benchsuite.execution.ray import Cluster
 
     monkeypatch.setitem(sys.modules, "ray", None)
     place = Place(results=tmp_path, data_dir=None, device="cpu", threads=1)
@@ -342,7 +344,7 @@ def test_without_ray_one_line_says_how_to_get_it(monkeypatch, tmp_path):
 )
 def test_what_a_run_takes_decides_its_device_and_threads(words, expected, own_cache, monkeypatch, tmp_path):
     """auto is no device of a node: what Ray has not given to a run it must not take."""
-    from benchsuite import cluster, grid
+    from benchsuite.execution import grid, ray
 
     asked = []
 
@@ -350,7 +352,7 @@ def test_what_a_run_takes_decides_its_device_and_threads(words, expected, own_ca
         asked.append((place.device, place.threads, cpus, gpus, {name: len(i.train_y) for name, i in images.items()}))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster, "Cluster", asking)
+    monkeypatch.setattr(ray, "Cluster", asking)
     monkeypatch.setattr(grid, "run_all", lambda jobs, **_: {"folder": f"{len(jobs)} runs"})
     assert main(["leaderboard", "--ray", "local", "--tier", "smoke", "--method", "finetune", "--seeds", "1-2", *words]) != 0
     ((*found, images),) = asked
@@ -359,15 +361,15 @@ def test_what_a_run_takes_decides_its_device_and_threads(words, expected, own_ca
 
 
 def test_images_travel_to_a_node_once(own_cache, monkeypatch):
-    from benchsuite import cluster
+    from benchsuite.execution import ray
 
     fetched, made = [], images()
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda arrays: fetched.append(1) or arrays))
-    sent = cluster.Sent([tuple(map(np.array, cluster._arrays(made)))], made.digest, True, "")
+    sent = ray.Sent([tuple(map(np.array, ray._arrays(made)))], made.digest, True, "")
     for _ in range(2):
-        assert cluster.received("mnist", sent).digest == made.digest
+        assert ray.received("mnist", sent).digest == made.digest
     assert fetched == [1]
     other = replace(made, train_x=255 - made.train_x)
-    digest = cache.digest(cluster._arrays(other))
-    cluster.received("mnist", cluster.Sent([cluster._arrays(other)], digest, True, ""))  # control: others are another set
+    digest = cache.digest(ray._arrays(other))
+    ray.received("mnist", ray.Sent([ray._arrays(other)], digest, True, ""))  # control: others are another set
     assert fetched == [1, 1]

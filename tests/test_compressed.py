@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchsuite.accounting import StepMemory
-from benchsuite.modifiers import ASI, HOSVD, SVD, GradientFilter, Interception, Modifier, within
 from benchsuite.nn import compressed
 from benchsuite.nn.compressed import (
     CodedMaxPool2d,
@@ -29,6 +27,9 @@ from benchsuite.nn.compressed import (
     power_step,
     unfold,
 )
+from benchsuite.nn.interception import Interception
+from benchsuite.nn.modifiers import ASI, HOSVD, SVD, GradientFilter, Modifier, within
+from benchsuite.training.accounting import StepMemory
 
 PLAIN = ((1, 1), (0, 0), (1, 1), 1)  # stride, padding, dilation, groups
 PADDED = ((1, 1), (1, 1), (1, 1), 1)

@@ -11,7 +11,7 @@ from benchsuite.errors import UserError
 from benchsuite.methods.individual_svd import IndividualSVD
 from benchsuite.nn import decompose
 from benchsuite.nn.factorised import CPConv2d, SVDConv2d, TuckerConv2d
-from benchsuite.settings import resolve
+from benchsuite.training.settings import resolve
 
 KINDS = {
     "svd": (SVDConv2d, decompose.svd, decompose.svd_rank),

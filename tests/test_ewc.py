@@ -6,11 +6,11 @@ from avalanche.training.plugins import EWCPlugin
 from short_runs import make, trained, weights
 from torch import nn
 
-from benchsuite.data.batches import Batches
 from benchsuite.methods.ewc import EWC
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, per_sample_gradients
 from benchsuite.nn.multihead import MultiHead
+from benchsuite.training.batches import Batches
 
 
 class Linear(nn.Linear):

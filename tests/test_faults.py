@@ -13,12 +13,15 @@ from typing import ClassVar
 
 import pytest
 
-from benchsuite import records, runner
-from benchsuite.cli import main
+from benchsuite import files
+from benchsuite.cli.main import main
 from benchsuite.errors import UserError
-from benchsuite.method import Method, register
-from benchsuite.runner import RunFailed, run
-from benchsuite.settings import resolve
+from benchsuite.method.base import Method
+from benchsuite.method.registered import register
+from benchsuite.record import schema
+from benchsuite.training import environment
+from benchsuite.training.runner import RunFailed, run
+from benchsuite.training.settings import resolve
 
 TINY = {"tasks": 2, "train_per_class": 8, "test_per_class": 8, "epochs": 1, "batch_size": 16}
 WORDS = ["--tier", "smoke", *(word for name, value in TINY.items() for word in ("--set", f"{name}={value}"))]
@@ -133,11 +136,11 @@ def test_a_method_that_ends_the_process_has_a_reason_on_record(own_methods, tmp_
 
 def test_a_write_that_is_refused_half_way_leaves_what_was_there(room, tmp_path):
     path = tmp_path / "record.json"
-    records.write_atomic(path, "old")
+    files.write_atomic(path, "old")
     with room(1000):
-        records.write_atomic(path, "x" * 1000)  # control: there is room for this
+        files.write_atomic(path, "x" * 1000)  # control: there is room for this
         with pytest.raises(UserError, match=f"cannot write to {tmp_path}: File too large; choose"):
-            records.write_atomic(path, "y" * 1001)
+            files.write_atomic(path, "y" * 1001)
     assert path.read_text() == "x" * 1000
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
@@ -156,7 +159,7 @@ def test_a_checkpoint_that_is_refused_half_way_costs_the_task_in_training(room, 
     assert not list(folder.glob(".writing*"))
     record = run(job, results=tmp_path, report=events.append)
     assert events[0].stage == 1
-    assert records.same_numbers(record, run(job, results=tmp_path / "undisturbed"))
+    assert schema.same_numbers(record, run(job, results=tmp_path / "undisturbed"))
 
 
 @pytest.mark.parametrize("file", ["checkpoint.pt", "artifact.safetensors", "record.json", "progress.json"])
@@ -185,7 +188,7 @@ def test_a_disk_that_fills_up_costs_one_task_at_most(file, tmp_path, monkeypatch
     record = run(job, results=tmp_path, report=events.append)
     if file != "progress.json":
         assert events[0].stage == (1 if file == "checkpoint.pt" else 2)  # what was stored is kept
-    assert records.same_numbers(record, run(job, results=tmp_path / "alone"))
+    assert schema.same_numbers(record, run(job, results=tmp_path / "alone"))
     assert {path.name for path in (tmp_path / job.folder).iterdir()} == {"record.json", "artifact.safetensors"}
 
 
@@ -217,7 +220,7 @@ def test_a_file_is_synced_before_it_gets_its_name_and_the_name_after(tmp_path, m
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", named)
-    records.write_atomic(tmp_path / "a", "text")
+    files.write_atomic(tmp_path / "a", "text")
     assert order == ["file", "name", "folder"]
 
 
@@ -236,7 +239,7 @@ def test_a_clock_that_goes_backwards_changes_no_number(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "time", back)
-    monkeypatch.setattr(runner, "_now", lambda: datetime.fromtimestamp(back(), UTC).isoformat(timespec="seconds"))
+    monkeypatch.setattr(environment, "_now", lambda: datetime.fromtimestamp(back(), UTC).isoformat(timespec="seconds"))
     with pytest.raises(KeyboardInterrupt):
         run(job, results=tmp_path, report=stop)
     checkpoint = tmp_path / job.folder / "checkpoint.pt"
@@ -244,7 +247,7 @@ def test_a_clock_that_goes_backwards_changes_no_number(tmp_path, monkeypatch):
     events = []
     record = run(job, results=tmp_path, report=events.append)
     assert events[0].stage == 1
-    assert records.same_numbers(record, alone)
+    assert schema.same_numbers(record, alone)
     assert record.environment["date"].startswith("2096")  # the clock was the one above
     assert all(seconds >= 0 for times in record.seconds.values() for seconds in times)
 

@@ -17,11 +17,15 @@ from threading import Event, Thread
 import pytest
 from test_leaderboard import run as leaderboard_run
 
-from benchsuite import records
-from benchsuite.cli import seeds
-from benchsuite.grid import Local, Place, cores, failure, missing, run_all, write_failure
-from benchsuite.records import Job
-from benchsuite.settings import resolve
+from benchsuite import files
+from benchsuite.cli.arguments import seeds
+from benchsuite.execution.grid import missing, run_all
+from benchsuite.execution.local import Local, cores
+from benchsuite.execution.worker import Place
+from benchsuite.record import schema, store
+from benchsuite.record.folder import failure, write_failure
+from benchsuite.record.schema import Job
+from benchsuite.training.settings import resolve
 
 # A leaderboard whose one worker never gets beyond its start.
 COMMAND = """
@@ -187,18 +191,18 @@ def test_a_record_that_cannot_be_read_stops_no_other_run(tmp_path):
 def test_what_another_command_has_in_hand_comes_later(tmp_path):
     jobs = [named("a"), named("b"), named("c")]
     engine, said = Scripted(1, {"a": [""], "b": [""], "c": [""]}), []
-    with records.locked(tmp_path / jobs[0].folder / "lock"):
+    with files.locked(tmp_path / jobs[0].folder / "lock"):
         assert run_all(jobs, results=tmp_path, engine=engine, report=said.append) == {}
     assert engine.started == ["b", "c", "a"]
     assert said == ["p/t a seed 1: is in the hands of another process; waiting for it"]
-    assert not records.held(tmp_path / jobs[0].folder / "lock")
+    assert not files.held(tmp_path / jobs[0].folder / "lock")
 
 
 def measured_record(method, seed, seconds, results, **settings):
     record = replace(
         leaderboard_run(method, seed=seed, settings=settings), seconds={"train": [seconds, 0.0], "evaluate": [1.0, 1.0]}
     )
-    records.write(record, results / record.job.folder / "record.json")
+    store.write(record, results / record.job.folder / "record.json")
     return record.job
 
 
@@ -292,8 +296,8 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
     for job in jobs:
         folder = place.results / job.folder
         assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "record.json"]
-        expected = records.read(undisturbed.results / job.folder / "record.json")
-        assert records.same_numbers(records.read(folder / "record.json"), expected)
+        expected = store.read(undisturbed.results / job.folder / "record.json")
+        assert schema.same_numbers(store.read(folder / "record.json"), expected)
         artifacts = [(r / job.folder / "artifact.safetensors").read_bytes() for r in (place.results, undisturbed.results)]
         assert artifacts[0] == artifacts[1]
 

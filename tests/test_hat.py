@@ -7,7 +7,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
 
-from benchsuite.artifact import Artifact, pack_bits
+from benchsuite.method.artifact import Artifact, pack_bits
 from benchsuite.methods.hat import HAT, Gate, compensate, hard
 from benchsuite.nn.guard import FrozenGuard
 from benchsuite.nn.multihead import MultiHead
@@ -217,7 +217,7 @@ def test_masks_take_a_bit_for_each_unit_and_task():
 
 
 def test_a_task_is_served_by_a_smaller_network():
-    from benchsuite.accounting import macs
+    from benchsuite.training.accounting import macs
 
     strategy, _ = trained(tasks=2, **FAST)
     artifact = strategy.method.artifact()

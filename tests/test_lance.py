@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from benchsuite.errors import UserError
 from benchsuite.methods import lance
 from benchsuite.methods.lance import LANCE, Projected, Projection, more, outside
-from benchsuite.settings import resolve
-from benchsuite.strategy import Watch
+from benchsuite.training.settings import resolve
+from benchsuite.training.watch import Watch
 
 GEOMETRY = ((2, 1), (1, 0), (1, 1), 1)
 

@@ -9,12 +9,14 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from benchsuite.analysis.leaderboard import leaderboard
+from benchsuite.analysis.rows import RECIPE, configurations, t_interval
 from benchsuite.errors import UserError
-from benchsuite.leaderboard import RECIPE, Published, configurations, leaderboard, t_interval
-from benchsuite.protocol import Recipe
-from benchsuite.records import Job, RunRecord, read_all, write
-from benchsuite.settings import resolve
+from benchsuite.protocol import Published, Recipe
+from benchsuite.record.schema import Job, RunRecord
+from benchsuite.record.store import read_all, write
 from benchsuite.source import digest_of
+from benchsuite.training.settings import resolve
 
 COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
 

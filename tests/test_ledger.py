@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from test_leaderboard import COMPLETE, run
 
-from benchsuite.leaderboard import Published
-from benchsuite.ledger import VERDICTS, ledger, summary
-from benchsuite.protocol import protocols
+from benchsuite.analysis.ledger import VERDICTS, ledger, summary
+from benchsuite.protocol import Published, protocols
 from benchsuite.report.tables import ledger_latex, ledger_markdown
 
 FIGURE = Published(method="X", ours="x", accuracy=80.0, source="their paper")

@@ -7,13 +7,13 @@ import pytest
 from test_leaderboard import rows
 from test_leaderboard import run as record
 
-from benchsuite.cli import main
+from benchsuite.analysis.leaderboard import leaderboard
+from benchsuite.cli.main import main
 from benchsuite.errors import UserError
-from benchsuite.leaderboard import leaderboard
-from benchsuite.match import matching_width, stored_bytes
-from benchsuite.method import methods
-from benchsuite.runner import run
-from benchsuite.settings import method_of, resolve
+from benchsuite.execution.match import matching_width, stored_bytes
+from benchsuite.method.registered import methods
+from benchsuite.training.runner import run
+from benchsuite.training.settings import method_of, resolve
 
 TINY = {"train_per_class": 8, "test_per_class": 8, "epochs": 1, "batch_size": 16}
 KNOWN = [name for name in methods.all() if not method_of(name, {}).size_is_learnt]

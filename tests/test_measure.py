@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from short_runs import make
 
-from benchsuite.cli import main
+from benchsuite.cli.main import main
 from benchsuite.measure import activations, bench, cacl_lite, precision, race, records, serving
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import merge, records
-from benchsuite.cli import main
-from benchsuite.merge import APART
-from benchsuite.records import read, write
-from benchsuite.runner import run
-from benchsuite.settings import resolve
+from benchsuite import files
+from benchsuite.checks import merge
+from benchsuite.checks.merge import APART
+from benchsuite.cli.main import main
+from benchsuite.record import store
+from benchsuite.record.store import read, write
+from benchsuite.training.runner import run
+from benchsuite.training.settings import resolve
 
 TINY = {"tasks": 2, "train_per_class": 16, "test_per_class": 20, "epochs": 1, "batch_size": 16}
 
@@ -66,7 +68,7 @@ def test_what_holds_is_brought_in_byte_by_byte_and_a_second_time_skipped(elsewhe
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     assert merged(elsewhere, here, capsys)[:2] == (0, "0 brought in, 2 here already, 0 refused")
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
-    assert len(records.read_all(here)) == 2
+    assert len(store.read_all(here)) == 2
 
 
 def swap(record, **settings):
@@ -233,7 +235,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(elsewhere, here, capsys)
     content = json.loads(path.read_text())
     content["job"]["tier"] = "../../../outside"
     del content["digest"]
-    path.write_text(json.dumps({**content, "digest": records.digest(content)}))
+    path.write_text(json.dumps({**content, "digest": files.digest(content)}))
     (refusal,) = merged(elsewhere, here, capsys)[2]
     assert "cannot name a folder" in refusal
     assert not list(here.parent.rglob("outside"))
@@ -241,7 +243,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(elsewhere, here, capsys)
 
 def test_after_a_kill_the_same_command_ends_in_the_same_state(elsewhere, here, capsys, monkeypatch):
     whole = files(elsewhere)
-    write_atomic = records.write_atomic
+    write_atomic = files.write_atomic
     for moment in range(4):  # before each of the four files
         left = [moment]
 
@@ -251,12 +253,12 @@ def test_after_a_kill_the_same_command_ends_in_the_same_state(elsewhere, here, c
             left[0] -= 1
             write_atomic(path, data)
 
-        monkeypatch.setattr(records, "write_atomic", killed)
+        monkeypatch.setattr(files, "write_atomic", killed)
         assert main(["merge", str(elsewhere), "--results", str(here)]) == 130
         for record in here.rglob("record.json"):  # a record is never there before its artifact
             assert record.with_name("artifact.safetensors").exists()
         assert len(files(here)) == moment
-        monkeypatch.setattr(records, "write_atomic", write_atomic)
+        monkeypatch.setattr(files, "write_atomic", write_atomic)
         assert merged(elsewhere, here, capsys)[0] == 0
         assert files(here) == whole
         shutil.rmtree(here)
@@ -264,7 +266,7 @@ def test_after_a_kill_the_same_command_ends_in_the_same_state(elsewhere, here, c
 
 def test_a_run_that_is_under_way_here_is_left_alone(elsewhere, here, capsys):
     record = read(finetune(elsewhere))
-    with records.locked(here / record.job.folder / "lock"):
+    with files.locked(here / record.job.folder / "lock"):
         code, count, (refusal,), _ = merged(elsewhere, here, capsys)
     assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
     assert "another process is at work on this run" in refusal

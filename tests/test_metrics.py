@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from benchsuite import metrics
-from benchsuite.records import Job, RunRecord
+from benchsuite.analysis import metrics
+from benchsuite.record.schema import Job, RunRecord
 
 NAN = np.nan
 R = np.array([[90.0, NAN, NAN], [80.0, 70.0, NAN], [85.0, 64.0, 60.0]])

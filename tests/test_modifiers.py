@@ -13,19 +13,22 @@ from short_runs import TINY, make, weights
 from torch import nn
 from torch.nn import functional as F
 
-from benchsuite import records
-from benchsuite.accounting import StepMemory
-from benchsuite.artifact import Artifact, load
-from benchsuite.cli import main
-from benchsuite.data.batches import Batches
+from benchsuite.cli.main import main
 from benchsuite.errors import UserError
-from benchsuite.method import Method, methods, register
-from benchsuite.modifiers import ASI, HOSVD, MODIFIERS, SVD, GradientFilter, Interception
+from benchsuite.method.artifact import Artifact
+from benchsuite.method.base import Method
+from benchsuite.method.registered import methods, register
+from benchsuite.method.serving import load
 from benchsuite.nn import compressed
 from benchsuite.nn.backbones import ConvNet, Dropout
-from benchsuite.runner import run
-from benchsuite.settings import resolve
-from benchsuite.strategy import Watch
+from benchsuite.nn.interception import Interception
+from benchsuite.nn.modifiers import ASI, HOSVD, MODIFIERS, SVD, GradientFilter
+from benchsuite.record import schema, store
+from benchsuite.training.accounting import StepMemory
+from benchsuite.training.batches import Batches
+from benchsuite.training.runner import run
+from benchsuite.training.settings import resolve
+from benchsuite.training.watch import Watch
 
 # LANCE keeps maps in a form of its own, and two methods train as `individual-svd` does
 NAMES = [name for name in methods.all() if name not in ("lance", "individual-cp", "individual-tucker")]
@@ -120,7 +123,7 @@ def test_the_memory_of_a_run_is_on_record(tmp_path):
     memory = {}
     for name in ("finetune", "finetune+hosvd"):
         record = run(resolve("split-digits", "smoke", name, 1, overrides=TINY | {"tasks": 2}), results=tmp_path)
-        assert records.read(tmp_path / record.job.folder / "record.json").memory == record.memory
+        assert store.read(tmp_path / record.job.folder / "record.json").memory == record.memory
         memory[name] = record.memory
         assert record.activation_bytes == max(record.memory["held"])
         assert all(len(values) == 2 and min(values) > 0 for values in record.memory.values())
@@ -240,7 +243,7 @@ def test_a_run_that_is_resumed_is_the_undisturbed_one(method, tmp_path, monkeypa
         with pytest.raises(Stopped):
             run(job, results=folder / "stopped", report=stop)
         resumed, whole = run(job, results=folder / "stopped"), run(job, results=folder / "whole")
-        return resumed.artifact_sha256 == whole.artifact_sha256, records.same_numbers(resumed, whole)
+        return resumed.artifact_sha256 == whole.artifact_sha256, schema.same_numbers(resumed, whole)
 
     assert both(tmp_path / "real") == (True, True)
     if method == "finetune+asi":  # control: were factors carried over to the next task, a checkpoint would lack them
@@ -626,7 +629,7 @@ def test_a_method_in_a_file_runs_under_a_modifier(tmp_path, monkeypatch, own_met
     (tmp_path / "mine.py").write_text(OWN)
     words = ["run", "--tier", "smoke", *(w for s in ("tasks=2", "epochs=1", "train_per_class=16") for w in ("--set", s))]
     assert main([*words, "--method", "./mine.py+hosvd", "--set", "epsilon=0.7"]) == 0
-    (record,) = records.read_all(tmp_path / "runs")
+    (record,) = store.read_all(tmp_path / "runs")
     assert record.job.method == "mine+hosvd"
     assert record.job.settings["epsilon"] == 0.7
     assert len(record.job.method_source) == 64

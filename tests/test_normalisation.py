@@ -9,8 +9,8 @@ from torch import nn
 from benchsuite.errors import UserError
 from benchsuite.nn.backbones import build_backbone
 from benchsuite.nn.multihead import MultiHead
-from benchsuite.runner import run
-from benchsuite.settings import resolve
+from benchsuite.training.runner import run
+from benchsuite.training.settings import resolve
 
 RESNET = {"backbone": "resnet18", "epochs": 1}
 

@@ -16,10 +16,13 @@ import pandas as pd
 import pytest
 from test_leaderboard import individual, joint, memory, run
 
+from benchsuite.analysis.leaderboard import leaderboard
+from benchsuite.analysis.rows import configurations
 from benchsuite.errors import UserError
-from benchsuite.leaderboard import Published, configurations, leaderboard
-from benchsuite.method import Method, methods
-from benchsuite.records import read_all, write
+from benchsuite.method.base import Method
+from benchsuite.method.registered import methods
+from benchsuite.protocol import Published
+from benchsuite.record.store import read_all, write
 from benchsuite.report import tables
 from benchsuite.report.page import page
 

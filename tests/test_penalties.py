@@ -9,12 +9,12 @@ from avalanche.training.plugins import SynapticIntelligencePlugin
 from short_runs import make, trained, weights
 from torch import nn
 
-from benchsuite.data.batches import Batches
 from benchsuite.errors import UserError
 from benchsuite.methods.mas import MAS
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.multihead import MultiHead
-from benchsuite.settings import resolve
+from benchsuite.training.batches import Batches
+from benchsuite.training.settings import resolve
 
 PLAIN = {"optimizer": "sgd", "lr": 1e-3, "dropout": 0.0, "batch_size": 48}
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite.leaderboard import leaderboard
+from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.protocol import protocols
-from benchsuite.records import read_all
+from benchsuite.record.store import read_all
 from benchsuite.report import tables
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import records
+from benchsuite import files
 from benchsuite.errors import UserError
-from benchsuite.records import Job, RunRecord, digest, read, to_json, write
+from benchsuite.files import digest
+from benchsuite.record.schema import Job, RunRecord
+from benchsuite.record.store import read, to_json, write
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -150,10 +152,10 @@ def test_every_published_record_is_read():
 
 def test_a_lock_that_another_holds_is_waited_for_or_refused(tmp_path):
     with (
-        records.locked(tmp_path / "lock"),
-        pytest.raises(records.Busy, match="another process is at work"),
-        records.locked(tmp_path / "lock", wait=False),
+        files.locked(tmp_path / "lock"),
+        pytest.raises(files.Busy, match="another process is at work"),
+        files.locked(tmp_path / "lock", wait=False),
     ):
         pass
-    with records.locked(tmp_path / "lock", wait=False):  # released, it is free
+    with files.locked(tmp_path / "lock", wait=False):  # released, it is free
         pass

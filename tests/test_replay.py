@@ -12,7 +12,7 @@ from short_runs import make, trained
 
 from benchsuite.errors import UserError
 from benchsuite.methods import er
-from benchsuite.settings import resolve
+from benchsuite.training.settings import resolve
 
 IMAGE = 64  # bytes of an 8x8 grey image
 
@@ -131,7 +131,7 @@ def test_the_memory_of_agem_is_shared_out_in_advance():
 
 @pytest.mark.parametrize("method", ["er", "agem"])
 def test_stored_images_count_as_training_state(method, tmp_path):
-    from benchsuite.runner import run
+    from benchsuite.training.runner import run
 
     sizes = []
     for budget in (10 * IMAGE / 1e6, 40 * IMAGE / 1e6):

@@ -14,11 +14,15 @@ from matplotlib.collections import PolyCollection
 from matplotlib.text import Text
 from rich.console import Console
 
-from benchsuite.cli import main
+from benchsuite.analysis.leaderboard import leaderboard
+from benchsuite.analysis.rows import series
+from benchsuite.cli.main import main
 from benchsuite.errors import UserError
-from benchsuite.leaderboard import Published, leaderboard, series
-from benchsuite.records import Job, RunRecord, write
-from benchsuite.report import figures, tables, write_report, write_reports
+from benchsuite.protocol import Published
+from benchsuite.record.schema import Job, RunRecord
+from benchsuite.record.store import write
+from benchsuite.report import figures, tables
+from benchsuite.report.write import write_report, write_reports
 
 ENVIRONMENT = {
     "device": "cpu",

@@ -15,14 +15,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchsuite import records
-from benchsuite.accounting import macs
-from benchsuite.artifact import Artifact
+from benchsuite import files
 from benchsuite.errors import UserError
-from benchsuite.method import Method, register
+from benchsuite.method.artifact import Artifact
+from benchsuite.method.base import Method
+from benchsuite.method.registered import register
 from benchsuite.nn.multihead import MultiHead
-from benchsuite.runner import RunFailed, identify, run
-from benchsuite.settings import resolve
+from benchsuite.record import schema, store
+from benchsuite.training.accounting import macs
+from benchsuite.training.runner import RunFailed, identify, run
+from benchsuite.training.settings import resolve
 
 TINY = {"tasks": 4, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
 
@@ -100,8 +102,8 @@ def test_two_processes_share_one_run(other_process, tmp_path):
     assert events == said
     (record,) = mine
     folder = tmp_path / job.folder
-    assert record == records.read(folder / "record.json")
-    assert records.same_numbers(record, run(job, results=tmp_path / "alone"))
+    assert record == store.read(folder / "record.json")
+    assert schema.same_numbers(record, run(job, results=tmp_path / "alone"))
     assert sorted(p.name for p in folder.iterdir()) == ["artifact.safetensors", "record.json"]
 
 
@@ -118,7 +120,7 @@ def test_a_killed_run_goes_on_where_it_was(other_process, tmp_path):
     record = run(job, results=tmp_path, report=events.append)
     assert [(e.stage, e.epoch) for e in events] == [(2, 0), (2, 1), (2, 2), (3, 1), (3, 2)]
     whole = run(job, results=tmp_path / "whole")
-    assert records.same_numbers(record, whole)
+    assert schema.same_numbers(record, whole)
     artifacts = [(results / job.folder / "artifact.safetensors").read_bytes() for results in (tmp_path, tmp_path / "whole")]
     assert artifacts[0] == artifacts[1]
     assert not (folder / "checkpoint.pt").exists()
@@ -195,7 +197,7 @@ def test_the_record_of_another_run_is_refused(tmp_path):
     one, two = job_of(seed=1), job_of(seed=2)
     record = run(one, results=tmp_path)
     (tmp_path / two.folder).mkdir(parents=True)
-    records.write(record, tmp_path / two.folder / "record.json")
+    store.write(record, tmp_path / two.folder / "record.json")
     with pytest.raises(UserError, match="holds the record of another run"):
         run(two, results=tmp_path)
     assert run(one, results=tmp_path) == record
@@ -265,7 +267,7 @@ def test_runs_on_different_partial_data_are_different_runs(monkeypatch):
 def test_a_run_that_another_process_has_in_hand_says_that_it_waits(tmp_path):
     job, said = job_of(tasks=1, epochs=1), []
     with contextlib.ExitStack() as other:
-        other.enter_context(records.locked(tmp_path / job.folder / "lock"))
+        other.enter_context(files.locked(tmp_path / job.folder / "lock"))
 
         def report(event):
             said.append(event)

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from benchsuite import significance
-from benchsuite.significance import bootstrap_p, holm
+from benchsuite.analysis import significance
+from benchsuite.analysis.significance import bootstrap_p, holm
 
 
 def p_of(*differences):

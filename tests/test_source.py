@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import records, source
-from benchsuite.grid import missing
-from benchsuite.method import methods
+from benchsuite import source
+from benchsuite.execution.grid import missing
+from benchsuite.method.registered import methods
 from benchsuite.protocol import protocols
-from benchsuite.runner import code_of, run
-from benchsuite.settings import resolve
+from benchsuite.record import store
+from benchsuite.training.runner import code_of, run
+from benchsuite.training.settings import resolve
 
 TINY = {"tasks": 2, "train_per_class": 8, "test_per_class": 8, "epochs": 1, "batch_size": 16}
 PUBLISHED = Path(__file__).parent.parent / "results"
@@ -142,14 +143,14 @@ def test_a_stale_run_is_run_again_and_its_record_kept(planted, tmp_path):
     folder = results / job.folder
     assert "planted_method changed since" in events[0].note
     assert str(folder / "record.stale-1.json") in events[0].note
-    assert records.read(folder / "record.stale-1.json") == old
+    assert store.read(folder / "record.stale-1.json") == old
     assert (folder / "artifact.stale-1.safetensors").exists()
-    assert records.read_all(results) == [new]  # the old one is ranked no more
+    assert store.read_all(results) == [new]  # the old one is ranked no more
     assert missing([job], results) == []
     planted.write_text(PLANTED)
     run(job, results=results)
     assert (folder / "record.stale-2.json").exists()
-    assert records.read(folder / "record.stale-1.json") == old
+    assert store.read(folder / "record.stale-1.json") == old
 
 
 def test_a_checkpoint_of_other_source_is_not_gone_on_from(planted, tmp_path):
@@ -175,8 +176,8 @@ def test_records_from_before_count_as_finished():
     found = sorted(PUBLISHED.glob("split-cifar100/lite/*/*/record.json"))
     assert found
     older = [path for path in found if "code" not in json.loads(path.read_text())["environment"]]
-    assert all(source.stale(records.read(path)) == [] for path in older)
+    assert all(source.stale(store.read(path)) == [] for path in older)
     path = next(p for p in found if p.parent.parent.name == "finetune")
-    job = records.read(path).job
+    job = store.read(path).job
     assert replace(job).folder.name == path.parent.name  # digests are no part of where a run lies
     assert methods.get("finetune").name == job.method

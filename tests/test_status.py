@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchsuite import records
-from benchsuite.cli import main
-from benchsuite.runner import run
-from benchsuite.settings import resolve
-from benchsuite.status import boards, duration, lines, ranges, state_of
+from benchsuite import files
+from benchsuite.cli.main import main
+from benchsuite.execution.status import boards, duration, lines, ranges, state_of
+from benchsuite.record import store
+from benchsuite.training.runner import run
+from benchsuite.training.settings import resolve
 
 TINY = {"tasks": 2, "train_per_class": 8, "test_per_class": 8, "epochs": 1, "batch_size": 16}
 WORDS = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
@@ -41,13 +42,13 @@ def results(tmp_path):
     record = run(job_of("mas"), results=tmp_path)
     code = {**record.environment["code"], "benchsuite.methods.mas": "0" * 12}
     other = replace(record, environment={**record.environment, "code": code})
-    records.write(other, tmp_path / job_of("mas").folder / "record.json")
+    store.write(other, tmp_path / job_of("mas").folder / "record.json")
     state = {"stage": 1, "stages": 2, "epoch": 3, "epochs": 10, "kept": 1, "images_per_second": 1234.5, "seconds_left": 600}
     running = tmp_path / job_of(seed=2).folder
-    with records.locked(running / "lock"):
+    with files.locked(running / "lock"):
         (running / "progress.json").write_text(json.dumps({**state, "host": "here"}))
         yield tmp_path
-    assert not records.held(running / "lock")
+    assert not files.held(running / "lock")
 
 
 def test_every_state(results):
@@ -93,7 +94,7 @@ def test_a_clock_that_was_set_back_and_a_kill_show_nothing_as_running(results):
     (other / "lock").touch()  # of a process that was killed
     os.utime(other / "progress.json", (time.time() + 86400,) * 2)
     assert state_of(other)[0] == "interrupted"
-    with records.locked(other / "lock"):
+    with files.locked(other / "lock"):
         assert state_of(other)[0] == "running"
 
 
@@ -126,7 +127,7 @@ def test_a_record_that_cannot_be_read_is_said(results):
 
 
 def test_a_run_says_how_far_it_is_and_clears_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchsuite.runner.BEAT", -1.0)
+    monkeypatch.setattr("benchsuite.training.runner.BEAT", -1.0)
     job, seen = job_of(), []
     path = tmp_path / job.folder / "progress.json"
     run(job, results=tmp_path, report=lambda event: seen.append((state_of(path.parent), json.loads(path.read_text()))))

@@ -9,14 +9,16 @@ from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LRSchedulerPlugin,
 from short_runs import TINY, make, trained, weights
 from torch import nn
 
-from benchsuite.data.batches import Batches
-from benchsuite.method import Method, register
+from benchsuite.method.base import Method
+from benchsuite.method.registered import register
 from benchsuite.nn.backbones import reseed_dropout
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import protocols
-from benchsuite.runner import run
-from benchsuite.settings import resolve
-from benchsuite.strategy import Schedule, Watch
+from benchsuite.training.batches import Batches
+from benchsuite.training.runner import run
+from benchsuite.training.settings import resolve
+from benchsuite.training.strategy import Schedule
+from benchsuite.training.watch import Watch
 
 DIGITS = protocols.get("split-digits")
 

@@ -12,15 +12,16 @@ from typing import ClassVar, Literal
 import optuna
 import pytest
 
-from benchsuite import runner, tune
-from benchsuite.cli import main
-from benchsuite.data import stream
+from benchsuite.analysis.leaderboard import leaderboard
+from benchsuite.cli.main import main
 from benchsuite.errors import UserError
-from benchsuite.leaderboard import leaderboard
-from benchsuite.method import Choice, Method, Range, methods, register
-from benchsuite.records import read_all
-from benchsuite.settings import resolve
-from benchsuite.tune import best_of, study
+from benchsuite.execution import tune
+from benchsuite.execution.tune import best_of, study
+from benchsuite.method.base import Choice, Method, Range
+from benchsuite.method.registered import methods, register
+from benchsuite.record.store import read_all
+from benchsuite.training import runner, stream
+from benchsuite.training.settings import resolve
 
 TINY = {"train_per_class": 8, "test_per_class": 8, "batch_size": 16}
 SET = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchsuite import records
-from benchsuite.cli import main
-from benchsuite.records import read, write
-from benchsuite.runner import run
-from benchsuite.settings import resolve
-from benchsuite.verify import compare, intervals, same_kind
+from benchsuite.checks.verify import compare, intervals, same_kind
+from benchsuite.cli.main import main
+from benchsuite.record import schema
+from benchsuite.record.store import read, write
+from benchsuite.training.runner import run
+from benchsuite.training.settings import resolve
 
 RESULTS = Path(__file__).parent.parent / "results"
 TINY = {"tasks": 2, "train_per_class": 16, "test_per_class": 20, "epochs": 1, "batch_size": 16}
@@ -49,7 +49,7 @@ def test_a_record_of_this_machine_reproduces_to_the_bit_and_is_left_alone(path, 
     assert out.splitlines()[-1].endswith("finetune seed 1: identical")
     assert path.read_bytes() == before
     (again,) = (path.parents[4] / "verify").rglob("record.json")
-    assert records.same_numbers(read(again), read(path))
+    assert schema.same_numbers(read(again), read(path))
     assert main(["verify", str(again), "--results", str(path.parents[4])]) == 2  # it would always be identical to itself
     assert "is itself what `benchsuite verify` has made" in capsys.readouterr().err
 
@@ -138,7 +138,7 @@ def test_published_runs_in_two_precisions_lie_within_the_interval_and_other_meth
 
 
 def test_an_interrupted_verification_resumes(path, capsys, monkeypatch):
-    from benchsuite.progress import Display
+    from benchsuite.execution.progress import Display
 
     seen, call = [], Display.__call__
 

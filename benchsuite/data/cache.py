@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from ..records import ELSEWHERE, locked, write_atomic
+from ..files import ELSEWHERE, locked, write_atomic
 
 READERS = 2  # raise it when a reader's output changes: what older readers decoded is then decoded again
 

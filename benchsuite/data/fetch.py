@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..records import locked
+from ..files import locked
 
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 60  # seconds without an answer

@@ -21,16 +21,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..accounting import StepMemory
-from ..data.batches import Batches
-from ..data.stream import build_stream
+from ..files import write_atomic
 from ..nn.backbones import reseed_dropout
 from ..protocol import protocols
-from ..records import write_atomic
 from ..report import figures
-from ..runner import assemble, environment, source_revision
-from ..settings import recipe_of, resolve
-from ..strategy import Watch
+from ..training.accounting import StepMemory
+from ..training.assemble import assemble
+from ..training.batches import Batches
+from ..training.environment import environment, source_revision
+from ..training.settings import recipe_of, resolve
+from ..training.stream import build_stream
+from ..training.watch import Watch
 from . import script
 from .race import Contender, held, race, ratio
 

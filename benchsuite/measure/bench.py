@@ -41,20 +41,25 @@ from avalanche.training.supervised import Naive
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.batches import Batches, normalise
 from ..data.sets import verify
-from ..data.stream import TaskStream, build_stream
 from ..errors import UserError, one_line
-from ..grid import cores
-from ..method import methods
+from ..execution.local import cores
+from ..files import write_atomic
+from ..method.registered import methods
 from ..nn.backbones import reseed_dropout
+from ..nn.images import normalise
 from ..nn.multihead import MultiHead
 from ..protocol import Recipe, protocols
-from ..records import Job, write_atomic
+from ..record.schema import Job
 from ..registry import suggest
-from ..runner import assemble, choose_device, environment, source_revision
-from ..settings import Unfit, recipe_of, resolve
-from ..strategy import Watch, make_optimizer
+from ..training.assemble import assemble
+from ..training.batches import Batches
+from ..training.device import choose_device
+from ..training.environment import environment, source_revision
+from ..training.optimizer import make_optimizer
+from ..training.settings import Unfit, recipe_of, resolve
+from ..training.stream import TaskStream, build_stream
+from ..training.watch import Watch
 from .race import Contender, held, race, ratio
 
 COLUMNS = ["section", "what", "relative_to", "ratio", "lowest", "highest", "seconds", "gradient_error", "update_error"]

@@ -21,14 +21,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..cli import parse_settings
-from ..data.stream import build_stream
-from ..method import Method
+from ..cli.arguments import parse_settings
+from ..method.base import Method
 from ..nn.factorised import FactorisedConv2d, Rank
 from ..protocol import protocols
-from ..runner import assemble
-from ..settings import recipe_of, resolve
-from ..strategy import Watch
+from ..training.assemble import assemble
+from ..training.settings import recipe_of, resolve
+from ..training.stream import build_stream
+from ..training.watch import Watch
 from . import script
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli import parse_settings
-from ..leaderboard import t_interval
-from ..metrics import accuracy_matrix, average_accuracy, learning_accuracy
-from ..runner import run
-from ..settings import resolve
+from ..analysis.metrics import accuracy_matrix, average_accuracy, learning_accuracy
+from ..analysis.rows import t_interval
+from ..cli.arguments import parse_settings
+from ..training.runner import run
+from ..training.settings import resolve
 from . import script
 
 

@@ -16,8 +16,10 @@ from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..leaderboard import REFERENCE, leaderboard
-from ..records import Job, RunRecord, read_all, to_json
+from ..analysis.leaderboard import leaderboard
+from ..analysis.rows import REFERENCE
+from ..record.schema import Job, RunRecord
+from ..record.store import read_all, to_json
 from . import script
 
 TASKS = 20

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import torch
 
-from ..accounting import macs
-from ..artifact import Artifact, load
+from ..method.artifact import Artifact
+from ..method.serving import load
 from ..nn.factorised import FactorisedConv2d
 from ..nn.multihead import MultiHead
+from ..training.accounting import macs
 from . import script
 from .race import Contender, race, ratio
 

@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from .. import metrics
-from ..leaderboard import MB, Leaderboard, provenance, series, t_interval
-from ..records import RunRecord
+from ..analysis import metrics
+from ..analysis.leaderboard import Leaderboard
+from ..analysis.provenance import provenance
+from ..analysis.rows import MB, series, t_interval
+from ..record.schema import RunRecord
 
 WIDTH = 3.3  # inches: one column of the usual two-column layouts
 FONT, SMALL = 8, 6  # points: all that is read, and the provenance in small print

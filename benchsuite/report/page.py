@@ -17,9 +17,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from ..analysis.leaderboard import Leaderboard, leaderboard
+from ..analysis.rows import configurations, series
 from ..errors import UserError
-from ..leaderboard import Leaderboard, configurations, leaderboard, series
-from ..records import Job, RunRecord
+from ..record.schema import Job, RunRecord
 from . import figures, tables
 
 OTHER = "other"  # the family of a method that says nothing of it

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..leaderboard import BETTER, SIZES, Leaderboard
-from ..ledger import NAMES, RULE, summary
-from ..significance import ALPHA
+from ..analysis.leaderboard import BETTER, SIZES, Leaderboard
+from ..analysis.ledger import NAMES, RULE, summary
+from ..analysis.significance import ALPHA
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ from typing import get_args
 import pytest
 import torch
 
-from benchsuite import contract, records
-from benchsuite.artifact import Artifact
-from benchsuite.contract import BATCHNORM, OPTIMIZERS, RULES, Bench, Broken, T, Watcher, run, run_in_pieces
-from benchsuite.method import Method, methods, register
+from benchsuite.checks import contract
+from benchsuite.checks.contract import BATCHNORM, OPTIMIZERS, RULES, Bench, Broken, T, Watcher, run, run_in_pieces
+from benchsuite.fields import field_types
+from benchsuite.method.artifact import Artifact
+from benchsuite.method.base import Method
+from benchsuite.method.registered import methods, register
 from benchsuite.methods.packnet import PackNet
 from benchsuite.nn.normalisation import BatchNormPolicy
-from benchsuite.settings import Unfit, field_types
+from benchsuite.record import schema, store
+from benchsuite.training.settings import Unfit
 
 NAMES = list(methods.all())
 SEQUENTIAL = [name for name in NAMES if not (methods.get(name).trains_jointly or methods.get(name).trains_old_heads)]
@@ -113,12 +116,12 @@ def test_a_run_that_stops_before_its_record_is_written_only_writes_it(name, benc
     settings = SMALL.get(name, {})
     job = bench.job(name, **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(records, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(store, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(job, tmp_path)
     epochs = []
     record = run(job, tmp_path, report=lambda e: epochs.append(e.epoch))
-    assert records.same_numbers(record, bench.finished(name, **settings).record)
+    assert schema.same_numbers(record, bench.finished(name, **settings).record)
     assert not any(epochs)
 
 

@@ -1,0 +1,287 @@
+"""?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+from ..protocol import Published
+from ..record.schema import PARTS, Job, RunRecord
+from ..record.store import no_collection
+from .notes import _footnotes, _size_notes
+from .provenance import _machine, provenance
+from .rows import (
+    MB,
+    RECIPE,
+    _by,
+    _elsewhere,
+    _may_be_reference,
+    _network,
+    _pair,
+    _pair_of_method,
+    _reference,
+    _row,
+    _statistics,
+    _unmodified,
+    _versions,
+    configurations,
+)
+from .significance import bootstrap_p, holm
+
+BETTER = {  # which end of a ranked statistic is the better one
+    **dict.fromkeys(("accuracy", "learning_accuracy", "forward_gain", "bwt", "compression", "matched_accuracy"), "max"),
+    **dict.fromkeys(("forgetting", "megabytes", "ratio", "added", "macs", "held", "peak"), "min"),
+}
+
+SIZES = ("megabytes", "ratio", "compression", "added", "macs", "held", "peak")  # counted: known where seeds do not change them
+
+NEAR = 0.9  # a row is of matched size from this share of the size on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """Four boards, best row first, of numbers as computed: `benchsuite.report` formats them.
+
+    Beside a statistic `x` stand `x_ci`, half the width of its 95 % interval over seeds (Student's t; NaN for one seed),
+    `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`. Beside a ranked one
+    (`BETTER` says which end is the better) stand `x_p`, the p-value of "as good as the best row", by `significance.bootstrap_p`,
+    corrected by Holm's method over all rows compared with it, and `x_paired`, on how many seeds that both rows have it rests.
+    x_p is NaN for the best row and with fewer than two seeds in common; of sizes that are the same for every
+    seed it is 0 or 1. Only rows that `compete` are compared: measured ones that learn task after task, on the tasks and images
+    that most rows have; `elsewhere` has the labels of those on others.
+
+    accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
+    backward_transfer: bwt and forgetting in percentage points.
+    parameter_efficiency: width (of the backbone, a factor on its channels), megabytes (1e6 bytes of the exported file) and
+        its parts, ratio to `individual` and its inverse compression, added (megabytes for each task after the first), macs
+        (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
+        matched_accuracy (where sizes are matched); pareto marks the competing rows that no other such row beats in size
+        without losing accuracy.
+    training_memory: step_seconds, wall clock per training step, the median over tasks, of the runs on one kind of machine, if
+        half of all are and their records say so; megabytes of one training step as `RunRecord.memory` has them, the largest
+        over tasks: held, peak (not where a CPU computed bf16 in fp32), formula; step_time relative to the unmodified method,
+        from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes, what is there
+        between two steps; accuracy; pareto as above, with held for the size. A row without held does not compete here.
+    provenance: one line; it belongs under every table and figure. footnotes: what a reader must know before comparing rows;
+        size_notes: those of them that matter to the last two boards alone.
+    runs: those behind each row, by its label, in the order of seeds. timed: those of them that step_seconds are of.
+    """
+
+    accuracy: pd.DataFrame
+    backward_transfer: pd.DataFrame
+    parameter_efficiency: pd.DataFrame
+    training_memory: pd.DataFrame
+    protocol: str
+    tier: str
+    provenance: str
+    footnotes: list[str]
+    size_notes: list[str]
+    elsewhere: list[str]
+    runs: dict[str, list[RunRecord]]
+    timed: list[RunRecord]
+
+
+@no_collection()
+def leaderboard(
+    records: Sequence[RunRecord],
+    published: Sequence[Published] = (),
+    match: str | Job = "",
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> Leaderboard:
+    """Rank the runs of one protocol and tier.
+
+    match: a job, of which the seed does not matter, or a method, which stands for its row with the fewest settings changed from
+    their defaults; of every other method the row on the same tasks and in the same precision whose size comes closest to that
+    from below, by at most a tenth, is marked, and its accuracy stands in a column of its own.
+    files: method -> SHA-256 of its file: that version of it is ranked; without, or where it has no record, the one that ran last.
+    Raises UserError without records, without any of `match`, or when they mix protocols or tiers or hold the same run twice.
+    """
+    if not records:
+        raise UserError("no finished runs to rank; run `benchsuite leaderboard` or `benchsuite run` first")
+    if len({(r.job.protocol, r.job.tier) for r in records}) > 1:
+        raise UserError("records of several protocols or tiers cannot share a leaderboard; rank those of one folder at a time")
+    records, left_out = _versions(records, files)
+    rows = configurations(records)
+    tier = records[0].job.tier
+    changed = any(r.job.origins.get(name) == "command line" for r in records for name in RECIPE)
+    if tier != "paper" or changed or not all(entry["complete"] for r in records for entry in r.data):
+        published = ()
+
+    references, plain = _by(_pair, (r for r in records if _may_be_reference(r))), _by(_pair_of_method, records)
+    machines = Counter(map(_machine, records))
+    half = [kind for kind, n in machines.items() if kind and 2 * n >= len(records)]
+    most = max(half, default=None)
+    samples = {
+        label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain), most) for run in runs])
+        for label, runs in rows.items()
+    }
+    dense = {_network(r): r.facts["dense_macs"] for r in records if "dense_macs" in r.facts}  # not all records have it
+    board = pd.DataFrame(
+        [
+            _row(label, runs, samples[label]) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
+            for label, runs in rows.items()
+        ]
+        + [
+            {
+                "method": f"{p.method} ({_published(p)})",
+                "published": True,
+                "competes": False,
+                "accuracy": p.accuracy,
+                "bwt": p.bwt,
+                "megabytes": p.megabytes,
+            }
+            for p in published
+        ]
+    )
+    elsewhere = _elsewhere(rows)
+    board["competes"] &= ~board["method"].isin(elsewhere)
+    seeds = [[run.job.seed for run in runs] for runs in rows.values()]
+
+    def by_seed(name: str) -> pd.DataFrame:
+        return pd.DataFrame({i: pd.Series(samples[label][name].to_numpy(float), seeds[i]) for i, label in enumerate(rows)})
+
+    for name in (name for name in BETTER if name not in ("compression", "matched_accuracy")):
+        board[[f"{name}_p", f"{name}_paired"]] = _against_best(name, board, by_seed(name))
+    board["compression_p"], board["compression_paired"] = board["ratio_p"], board["ratio_paired"]  # its inverse
+    board = board.copy()  # in one piece again
+
+    accuracy = board[~board["published"] | board["accuracy"].notna()]
+    transfer = board[~board["published"] | board["bwt"].notna()]
+    size_notes = _size_notes(rows, board)
+    notes = [*_footnotes(rows, board), *left_out]
+    measured = board[~board["published"]].copy()
+    measured["competes"] &= measured["held"].notna()
+    for name in ("accuracy", "peak") if measured["held"].isna().any() else ():
+        measured[[f"{name}_p", f"{name}_paired"]] = _against_best(name, measured, by_seed(name))
+    blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
+    efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
+    if match:
+        reference, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
+        efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
+        efficiency[["matched_accuracy_p", "matched_accuracy_paired"]] = _against_best(
+            "matched_accuracy", efficiency, by_seed("accuracy")
+        )
+        size_notes.append(
+            f"matched size: between {NEAR:.0%} and all of the {reference['megabytes']:.3f} MB of {reference['method']}; of each"
+            " method the row that comes closest, on the same tasks and in the same precision"
+        )
+    if measured["step_time"].notna().any():
+        size_notes.append("step time: from the wall clock of trainings, on machines that may have had other work meanwhile")
+    return Leaderboard(
+        accuracy=_select(
+            accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
+            "accuracy accuracy_ci learning_accuracy learning_accuracy_ci learning_accuracy_note "
+            "forward_gain forward_gain_ci forward_gain_n forward_gain_note",
+        ),
+        backward_transfer=_select(
+            transfer.sort_values(["bwt", "method"], ascending=[False, True]),
+            "bwt bwt_ci bwt_note forgetting forgetting_ci forgetting_note",
+        ),
+        parameter_efficiency=_select(
+            _smallest_first(efficiency, "megabytes"),
+            f"width megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
+            "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci matched_accuracy pareto",
+        ),
+        training_memory=_select(
+            _smallest_first(measured.assign(pareto=partial(_pareto, size="held")), "held"),
+            "held held_ci held_n peak peak_ci peak_n formula formula_ci formula_n step_time step_time_ci step_time_n "
+            "step_seconds step_seconds_ci step_seconds_n "
+            "training_megabytes training_megabytes_ci "
+            "accuracy accuracy_ci pareto",
+        ),
+        protocol=records[0].job.protocol,
+        tier=tier,
+        provenance=provenance(records),
+        footnotes=[*notes, *size_notes, *(f"{p.method} ({_published(p)}): {p.source}" for p in published if p.source)],
+        size_notes=size_notes,
+        elsewhere=elsewhere,
+        runs=rows,
+        timed=[run for runs in rows.values() for run in runs if _machine(run) == most],
+    )
+
+
+def _published(figure: Published) -> str:
+    return "published" if figure.comparable else "published, other protocol"
+
+
+def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+    """For each row of `board` the p-value against the best one, and how many seeds it rests on, as `Leaderboard` describes.
+
+    values: of each run, one column for each row, by seed; NaN where a row has no run of a seed.
+    """
+    answer = pd.DataFrame(np.nan, index=board.index, columns=["p", "paired"])
+    rivals = board.index[board["competes"] & board[name].notna()]
+    if len(rivals) < 2:
+        return answer
+    best = getattr(board.loc[rivals, name], f"idx{BETTER[name]}")()
+    others = rivals.drop(best)
+    # Rounded: where only the last bits differ, as sums in another order do, there is no difference.
+    differences = values[others].rsub(values[best], axis=0).round(9)
+    answer.loc[others, "paired"] = differences.notna().sum()
+    if name in SIZES:
+        fixed = values[rivals].nunique() == 1
+        known = [i for i in others if fixed[i] and fixed[best]]
+        answer.loc[known, "p"] = (differences[known].abs().max() == 0).astype(float)
+        others = others.drop(known)
+
+    tested = others[answer.loc[others, "paired"] >= 2]
+    p = pd.Series(np.nan, index=tested)
+    for _, group in differences[tested].notna().T.groupby(list(differences.index)):  # rows with the same seeds
+        p[group.index] = bootstrap_p(differences[group.index].dropna().to_numpy())
+    answer.loc[tested, "p"] = holm(p.to_numpy())
+    return answer
+
+
+def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str | Job) -> tuple[Any, list[Any]]:
+    """The row whose size is to be matched, and of each method the one that comes closest to it from below, if any comes near."""
+    name = match if isinstance(match, str) else match.method
+    measured = efficiency[~efficiency["published"]]
+    runs = measured["method"].map(first)
+    of = runs.map(lambda run: run.job.method)
+    own = [i for i in measured.index[of == name] if isinstance(match, str) or runs[i].job.config == match.config]
+    if not own:
+        raise UserError(f"no finished run of {name}, whose size is to be matched; run it first")
+    plainest = min(own, key=lambda i: (len(runs[i].job.origins), measured.at[i, "method"]))
+    reference, target = runs[plainest], measured.at[plainest, "megabytes"]
+    alike = runs.map(lambda run: (run.sample, run.job.precision) == (reference.sample, reference.job.precision))
+    small = measured[measured["megabytes"].between(NEAR * target, target) & alike & (of != name)]
+    chosen = [rows["megabytes"].idxmax() for _, rows in small.groupby(of)]
+    return measured.loc[plainest], [*chosen, plainest]
+
+
+def _pareto(board: pd.DataFrame, size: str = "megabytes") -> pd.Series:
+    """Rows that no other row dominates: at most its size, as printed, and at least its accuracy, one of them strictly.
+
+    Only rows that compete take part: a reference that sees all tasks at once would leave no one else.
+    """
+    part = board["competes"] & board[size].notna()
+    sizes, accuracy = as_printed(board[size]).where(part), board["accuracy"].where(part).astype(float)
+    dominated = [
+        ((sizes <= s) & (accuracy >= a) & ((sizes < s) | (accuracy > a))).any() for s, a in zip(sizes, accuracy, strict=True)
+    ]
+    return part & ~pd.Series(dominated, index=board.index, dtype=bool)
+
+
+def as_printed(sizes: pd.Series) -> pd.Series:
+    """Megabytes to the decimals of the tables, two, or three below 1: the few bytes of a method's name, in the header
+    of its file, decide nothing."""
+    return sizes.round(2).where(sizes >= 1, sizes.round(3))
+
+
+def _smallest_first(board: pd.DataFrame, size: str) -> pd.DataFrame:
+    """The Pareto front, then the others; of one size the more accurate first."""
+    by = [~board["pareto"], as_printed(board[size]), -board["accuracy"].astype(float), board["method"]]
+    return board.loc[pd.DataFrame(dict(enumerate(by))).sort_values([*range(len(by))]).index]
+
+
+def _select(board: pd.DataFrame, columns: str) -> pd.DataFrame:
+    ranked = [f"{name}_{part}" for name in columns.split() if name in BETTER for part in ("p", "paired")]
+    return board[["method", *columns.split(), *ranked, "n", "published", "competes"]].reset_index(drop=True)

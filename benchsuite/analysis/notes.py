@@ -1,0 +1,136 @@
+"""What a reader must know before comparing two rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..files import digest
+from ..record.schema import RunRecord
+from ..source import stale
+from .provenance import VERSIONS, _device, _emulated, _revision, _version
+from .rows import MB, REFERENCE
+
+NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # that stands by itself: not the 2 of conv2, no version
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _setting(name: str, run: RunRecord) -> Any:
+    return run.job.settings[name]
+
+
+def _images(name: str, run: RunRecord) -> str:
+    return next((entry["digest"][:7] for entry in run.data if entry["name"] == name), "none")
+
+
+def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
+    """What a reader must know before comparing two rows."""
+    records = [run for runs in rows.values() for run in runs]
+
+    def differing(title: str, get: Callable[[RunRecord], Any]) -> list[str]:
+        """One note that says which rows have which value, if there is more than one."""
+        who: dict[str, dict[str, None]] = {}
+        for label, runs in rows.items():
+            for run in runs:
+                who.setdefault(str(get(run)), {})[label] = None
+        if len(who) == 1:
+            return []
+        return [f"{title}: " + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in sorted(who.items()))]
+
+    same: dict[str, list[str]] = {}  # the rows of each note
+    for label, runs in rows.items():
+        origins: dict[str, dict[str, None]] = {}  # what was chosen, by where it comes from
+        for run in runs:
+            for name, origin in run.job.origins.items():
+                origins.setdefault(origin, {})[f"{name} = {_short(run.job.settings.get(name))}"] = None
+        if origins:
+            text = "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items())
+            same.setdefault(text, []).append(label)
+    notes = [f"{', '.join(labels)}: {text}" for text, labels in same.items()]
+    recipe = [name for name in records[0].job.settings if all(name in r.job.settings for r in records)]
+    for name in recipe:
+        notes += differing(f"runs with different settings: {name}", partial(_setting, name))
+    notes += differing("runs with different settings: precision", lambda r: r.job.precision)
+
+    notes += differing("runs on different tasks", lambda r: ", ".join(r.task_names))
+
+    images = {entry["name"]: None for r in records for entry in r.data}
+    for name in images:
+        entries = [entry for r in records for entry in r.data if entry["name"] == name]
+        for note in dict.fromkeys((entry["note"], entry["complete"]) for entry in entries):
+            text = "; ".join(filter(None, [note[0], "" if note[1] else "not the published benchmark"]))
+            notes += [f"{name}: {text}"] if text else []
+        notes += differing(f"runs on different images of {name}", partial(_images, name))
+
+    notes += differing("runs on different devices", _device)
+    for library in VERSIONS:
+        notes += differing(f"runs with different versions of {library}", partial(_version, library))
+    notes += differing("runs of different source revisions", _revision)
+    seeds = {label: [str(run.job.seed) for run in runs if _emulated(run)] for label, runs in rows.items()}
+    if emulated := [f"{label} (seed {', '.join(found)})" for label, found in seeds.items() if found]:
+        words = "bf16 computed in fp32, on a CPU without bf16 arithmetic; no peak of a step, as fp32 copies would be in it"
+        notes.append(f"{words}: {', '.join(emulated)}")
+    dirty = [label for label, runs in rows.items() if any(r.environment.get("source", {}).get("dirty") for r in runs)]
+    if dirty:
+        notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
+    codes = {label: {digest(run.environment.get("code", {})): run for run in runs} for label, runs in rows.items()}
+    if old := [label for label, runs in codes.items() if any(map(stale, runs.values()))]:  # one look for all of the same code
+        notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
+
+    for label, runs in rows.items():
+        notes += [f"{label}: {remark}" for remark in ranged(r for run in runs for r in run.facts.get("remarks", []))]
+    for row in board[~board["published"]].to_dict("records"):
+        if 0 < row["ratio_n"] < row["n"]:
+            notes.append(
+                f"{row['method']}: forward gain and ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds, "
+                f"{REFERENCE} has no matching run of the others"
+            )
+    return notes
+
+
+def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
+    """What stored sizes and memory are beside the numbers of the boards."""
+    notes = []
+    for label, runs in rows.items():
+        sizes: dict[str, list[int]] = {}
+        for run in runs:
+            for name, size in run.facts.get("other_sizes", {}).items():
+                sizes.setdefault(name, []).append(size)
+        here = f"{np.mean([run.stored_bytes for run in runs]) / MB:.3f}"
+        said = {name: f"{np.mean(s) / MB:.3f}" for name, s in sizes.items()}
+        if others := [f"{size} MB as {name}" for name, size in said.items() if size != here]:
+            notes.append(f"{label}: {', '.join(others)}")
+        if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
+            notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
+    measured = board.loc[~board["published"]].set_index("method")
+    if (absent := measured["held"].isna()).any():
+        which = (
+            "for any row" if absent.all() else f"for {', '.join(measured.index[absent])}; on its board only the others compete"
+        )
+        notes.append(f"memory of a step was not measured {which}")
+    for label, row in measured.iterrows():
+        if 0 < row["held_n"] < row["n"]:
+            notes.append(
+                f"{label}: memory of a step over {row['held_n']:.0f} of {row['n']:.0f} seeds, the others were not measured"
+            )
+    return notes
+
+
+def ranged(remarks: Iterable[str]) -> list[str]:
+    """One line for remarks that differ in their numbers alone, from the lowest to the highest of each: those of several seeds."""
+    alike: dict[str, list[list[str]]] = {}
+    for remark in remarks:
+        alike.setdefault(re.sub(NUMBER, "#", remark), []).append(re.split(f"({NUMBER})", remark))
+    lines = []
+    for group in alike.values():
+        parts = [sorted(set(column), key=float) if i % 2 else column for i, column in enumerate(zip(*group, strict=True))]
+        lines.append("".join(p[0] if p[0] == p[-1] else f"{p[0]} to {p[-1]}" for p in parts))
+    return lines

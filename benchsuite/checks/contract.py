@@ -1,0 +1,453 @@
+"""The rules that every method keeps, whoever wrote it, and the short runs on split-digits that show whether it does.
+
+`benchsuite check` and the tests go through the same functions. A rule returns where it holds, perhaps with notes, and raises
+`Broken`, with what was seen and what to do, where it does not. `Unfit` from a rule says that a method does not apply.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from ..errors import UserError, one_line
+from ..fields import convert, field_types, in_words
+from ..method import artifact
+from ..method.base import Method
+from ..method.registered import methods
+from ..nn.images import normalise
+from ..nn.normalisation import BatchNormPolicy
+from ..protocol import protocols
+from ..record import schema, store
+from ..record.schema import Job, RunRecord
+from ..training import runner
+from ..training.settings import Crashed, Unfit, method_of, recipe_of, resolve
+from ..training.stream import build_stream
+
+PROTOCOL, TIER, T = "split-digits", "smoke", 3
+
+TINY: Mapping[str, Any] = {"tasks": T, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
+
+BATCHNORM: Mapping[str, Any] = {"backbone": "resnet18", "width": 0.25, "epochs": 1, "train_per_class": 16}  # per_task
+
+OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
+    "sgd": {"optimizer": "sgd", "lr": 0.01},
+    "momentum and decay": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3},
+    "adam": {"optimizer": "adam", "lr": 0.01},
+    "adamw and decay": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
+}
+
+IMAGES = torch.randint(256, (32, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+class Broken(Exception):
+    """A rule does not hold: what was seen; what to do."""
+
+
+class Watcher(SupervisedPlugin):
+    """After each task: the class scores of the fixed images under every task so far, and all heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits: list[list[Tensor]] = []
+        self.heads: list[dict[str, list[Tensor]]] = []
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.model = strategy.model.eval()
+        task = protocols.get(PROTOCOL).tasks[0]
+        x = normalise(IMAGES, task.mean, task.std)
+        self.logits.append([self.model(x, int(t)) for t in sorted(self.model.heads)])
+        self.heads.append({t: [p.clone() for p in head.parameters()] for t, head in self.model.heads.items()})
+
+    def drift(self) -> list[tuple[int, int]]:
+        """(i, j): a class score of task i differs after task j from what it was after an earlier task, i or later."""
+        return [
+            (t, j)
+            for i, now in enumerate(self.logits)
+            for j, later in enumerate(self.logits[i:], i)
+            for t in range(i + 1)
+            if not torch.equal(later[t], now[t])
+        ]
+
+    def moved_heads(self) -> list[str]:
+        """Heads that changed while another task was learnt."""
+        pairs = zip(self.heads, self.heads[1:], strict=False)
+        return [t for now, later in pairs for t in now if not all(map(torch.equal, now[t], later[t]))]
+
+
+class Evaluations(SupervisedPlugin):
+    """Evaluates all tasks met so far after every epoch."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        protocol, recipe = protocols.get(job.protocol), recipe_of(job.settings)
+        self.test = build_stream(protocol, recipe, job.seed, data_dir=None, device=torch.device("cpu")).test
+        self.count = 0
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self.count += 1
+        strategy.eval(self.test[: max(strategy.experience.task_labels) + 1])
+
+
+class Stop(KeyboardInterrupt):
+    """Our own interruption, which is not the user's."""
+
+
+class Interrupted(SupervisedPlugin):
+    """Stops a run once in the middle of each of its trainings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: set[int] = set()
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        task = strategy.experience.current_experience
+        if strategy.clock.train_exp_iterations == 2 and task not in self.at:
+            self.at.add(task)
+            raise Stop
+
+
+def run(job: Job, results: Path, *plugins: SupervisedPlugin, **kwargs: Any) -> RunRecord:
+    """`runner.run` on the CPU. Raises Broken where the method breaks it."""
+    try:
+        return runner.run(job, results=results, device="cpu", plugins=plugins, **kwargs)
+    except runner.RunFailed as error:
+        cause = error.__cause__
+        assert cause is not None, "a run fails of something"
+        own = [f for f in traceback.extract_tb(cause.__traceback__) if Path(f.filename) == methods.file(job.method)]
+        where = f", at line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
+        raise Broken(f"the run broke: {one_line(cause)}{where}; mend that first") from error
+
+
+def run_in_pieces(job: Job, results: Path) -> int:
+    """A run that is interrupted in the middle of every training, and resumed each time; returns how often it stopped."""
+    plugin, stops = Interrupted(), 0
+    for _ in range(T + 1):
+        try:
+            run(job, results, plugin)
+        except Stop:
+            stops += 1
+        else:
+            return stops
+    raise AssertionError("never came to an end")
+
+
+@dataclass
+class Finished:
+    """A finished run: its record, its exported file, and what was seen on the way."""
+
+    record: RunRecord
+    path: Path
+    watcher: Watcher
+
+
+@dataclass
+class Bench:
+    """Short runs of methods in a folder; `settings` are the user's, for all of them."""
+
+    folder: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    made: dict[Path, Finished] = field(default_factory=dict, init=False)
+    answers: dict[Path, list[Tensor] | str] = field(default_factory=dict, init=False)
+
+    def job(self, name: str, seed: int = 1, **settings: Any) -> Job:
+        return resolve(PROTOCOL, TIER, name, seed, overrides={**TINY, **self.settings, **settings})
+
+    def fresh(self) -> Path:
+        """A new results folder."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def finished(self, name: str, seed: int = 1, **settings: Any) -> Finished:
+        """That run, made once."""
+        job = self.job(name, seed, **settings)
+        if job.folder not in self.made:
+            results, watcher = self.fresh(), Watcher()
+            record = run(job, results, watcher)
+            self.made[job.folder] = Finished(record, results / job.folder / "artifact.safetensors", watcher)
+        return self.made[job.folder]
+
+    def served(self, finished: Finished) -> list[Tensor] | str:
+        """Each task's class scores of the fixed images by the exported file, in a process that knows nothing but that file and
+        the method's, and cannot train; or why there are none. All runs that wait for it are served by one process."""
+        if finished.path not in self.answers:
+            waiting = [run for run in self.made.values() if run.path not in self.answers]
+            files = {str(path) for run in waiting if (path := methods.file(run.record.job.method))}
+            order = {"files": sorted(files), "artifacts": [str(run.path) for run in waiting], "images": IMAGES.tolist()}
+            folder = self.fresh()  # not a source tree, whose folders would shadow the installed package
+            (folder / "order.json").write_text(json.dumps(order))
+            done = subprocess.run(
+                [sys.executable, "-m", "benchsuite.checks.serve"], cwd=folder, capture_output=True, text=True, check=False
+            )
+            said = done.stderr.strip().splitlines() or [f"the process ended with code {done.returncode}"]
+            answers = torch.load(folder / "answers.pt") if done.returncode == 0 else [said[-1]] * len(waiting)
+            self.answers |= {run.path: answer for run, answer in zip(waiting, answers, strict=True)}
+        return self.answers[finished.path]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """words: what holds. cases: the settings under which it must. unless: why it does not apply to a method, "" where it does."""
+
+    words: str
+    function: Callable[..., list[str] | None]
+    cases: tuple[Mapping[str, Any], ...]
+    unless: Callable[[type[Method]], str]
+
+    def __call__(self, bench: Bench, name: str, **settings: Any) -> list[str]:
+        return self.function(bench, name, **settings) or []
+
+
+RULES: list[Rule] = []
+
+
+def rule(
+    words: str, *cases: Mapping[str, Any], unless: Callable[[type[Method]], str] = lambda cls: ""
+) -> Callable[[Callable[..., list[str] | None]], Rule]:
+    def make(function: Callable[..., list[str] | None]) -> Rule:
+        RULES.append(Rule(words, function, cases or ({},), unless))
+        return RULES[-1]
+
+    return make
+
+
+def same(a: RunRecord, b: RunRecord, advice: str) -> None:
+    if different := schema.differences(a, b):
+        raise Broken(f"the records differ in {', '.join(different)}; {advice}")
+
+
+@rule(f"a run of {T} tasks ends in a record", {}, BATCHNORM)
+def finishes(bench: Bench, name: str, **settings: Any) -> None:
+    tasks = len(bench.finished(name, **settings).watcher.logits[-1])
+    if tasks != T:
+        raise Broken(f"the network ends with heads for {tasks} of {T} tasks; leave the heads to MultiHead, one for each task")
+
+
+@rule("the artifact alone, loaded in a fresh process, predicts as the live model for every task", {}, BATCHNORM)
+def artifact_alone(bench: Bench, name: str, **settings: Any) -> None:
+    finished = bench.finished(name, **settings)
+    advice = (
+        "artifact() must hold all that predicting needs, restore() must build the network from that alone, and what trains "
+        "(benchsuite.strategy, .runner, .data.stream) is imported inside the hook that needs it"
+    )
+    served = bench.served(finished)
+    if isinstance(served, str):
+        raise Broken(f"it cannot be served: {served}; {advice}")
+    for t, (alone, live) in enumerate(zip(served, finished.watcher.logits[-1], strict=True)):
+        # a served network may add up in another order, which is felt in the size of the largest score
+        if alone.shape != live.shape or (alone - live).abs().max() > 1e-5 * max(1.0, float(live.abs().max())):
+            raise Broken(f"it gives other class scores for task {t + 1}; {advice}")
+        if not torch.equal(alone.argmax(1), live.argmax(1)):
+            raise Broken(f"it gives other classes for task {t + 1}; {advice}")
+
+
+@rule("the size on record is the size of the file, and what is stored for a task stays stored")
+def size(bench: Bench, name: str, **settings: Any) -> None:
+    finished = bench.finished(name, **settings)
+    stored = [parts for parts in finished.record.stored if parts is not None]
+    on_disk, on_record = finished.path.stat().st_size, finished.record.stored_bytes
+    if on_disk != on_record or artifact.Artifact.read(finished.path).sizes() != stored[-1]:
+        raise Broken(f"{on_record} bytes on record, {on_disk} in the file; artifact() must give the same whenever it is asked")
+    for part in schema.PARTS:
+        sizes = [parts[part] for parts in stored]
+        if sizes != sorted(sizes):
+            words = " to ".join(map(str, sizes))
+            raise Broken(f"the {part} went from {words} bytes; artifact() must go on serving every task so far")
+
+
+@rule("evaluating in the middle of training changes nothing", {}, BATCHNORM)
+def evaluation(bench: Bench, name: str, **settings: Any) -> None:
+    job = bench.job(name, **settings)
+    evaluations = Evaluations(job)
+    record = run(job, bench.fresh(), evaluations)
+    epochs = len(record.iterations) * recipe_of(job.settings).epochs
+    if evaluations.count != epochs:
+        raise Broken(f"it trained for {evaluations.count} epochs where the recipe has {epochs}; keep to the recipe's schedule")
+    advice = "hooks of evaluation (before_eval, after_eval_forward, ...) must change neither the network nor the method"
+    same(record, bench.finished(name, **settings).record, advice)
+
+
+@rule("a run that is interrupted in every task and resumed gives the same record", {}, {"reset_optimizer": False})
+def resumed(bench: Bench, name: str, **settings: Any) -> None:
+    job, whole = bench.job(name, **settings), bench.finished(name, **settings).record
+    results = bench.fresh()
+    stops = run_in_pieces(job, results)
+    advice = (
+        "what must outlast a task belongs in an attribute set by after_training_exp, and in state() and load_state() where they "
+        "are overridden; what a task needs is made anew when it begins"
+    )
+    if stops != len(whole.iterations):
+        raise Broken(f"it trained {stops} times in place of {len(whole.iterations)}; {advice}")
+    same(store.read(results / job.folder / "record.json"), whole, advice)
+
+
+@rule("the same seed gives the same record")
+def same_seed(bench: Bench, name: str, **settings: Any) -> None:
+    record = run(bench.job(name, **settings), bench.fresh())
+    advice = "draw with generator=self.generator(...), never from the clock, the process or a global generator"
+    same(record, bench.finished(name, **settings).record, advice)
+
+
+@rule("another seed gives another network")
+def other_seed(bench: Bench, name: str, **settings: Any) -> None:
+    runs = [bench.finished(name, seed, **settings) for seed in (1, 2)]
+    one, other = (artifact.Artifact.read(run.path).tensors for run in runs)
+    if one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one):
+        raise Broken("both seeds end in the same weights; keep what was learnt, and draw with generator=self.generator(...)")
+
+
+@rule(
+    "the heads of other tasks stay bit-identical",
+    *({**OPTIMIZERS[kind], "epochs": 1, "reset_optimizer": False} for kind in ("momentum and decay", "adamw and decay")),
+    unless=lambda cls: (
+        "all tasks are trained at once (trains_jointly)"
+        if cls.trains_jointly
+        else "heads of earlier tasks learn on by design (trains_old_heads)"
+        if cls.trains_old_heads
+        else ""
+    ),
+)
+def heads(bench: Bench, name: str, **settings: Any) -> None:
+    watcher = bench.finished(name, **settings).watcher
+    advice = (
+        "leave heads out of penalties (a gradient of zero is not none), or set trains_old_heads = True if they are to learn on"
+    )
+    if moved := watcher.moved_heads():
+        raise Broken(f"the head of task {int(moved[0]) + 1} changed while another task was learnt; {advice}")
+    if watcher.heads[0].keys() != {"0"}:
+        raise Broken("a head was made before its task was met; leave the heads to MultiHead")
+
+
+@rule(
+    "the class scores of old tasks stay bit-identical after every later task",
+    *({**o, "epochs": 1, "reset_optimizer": reset} for o in OPTIMIZERS.values() for reset in (True, False)),
+    BATCHNORM,
+    {**BATCHNORM, "batchnorm": "shared"},  # methods that share anything refuse it
+    unless=lambda cls: (
+        'it does not claim so (forgetting = "none")'
+        if cls.forgetting != "none"
+        else "all tasks are trained at once (trains_jointly)"
+        if cls.trains_jointly
+        else ""
+    ),
+)
+def lasting(bench: Bench, name: str, **settings: Any) -> None:
+    watcher = bench.finished(name, **settings).watcher
+    if [len(row) for row in watcher.logits] != list(range(1, T + 1)):
+        raise Broken("there is not one head more after each task; leave the heads to MultiHead")
+    if drift := watcher.drift():
+        old, later = drift[0]
+        raise Broken(
+            f"those of task {old + 1} changed while task {later + 1} was learnt; freeze with self.guard.freeze(name, where): "
+            "a zero gradient freezes nothing under momentum, weight decay or Adam"
+        )
+
+
+WRONG: list[tuple[str, Any]] = [("no_such_field", "1"), ("lr", "fast"), ("lr", "nan"), ("lr", -1.0), ("dropout", 1.0)]
+
+WRONG += [("batch_size", 0), ("optimizer", "adem"), ("reset_optimizer", "perhaps"), ("epochs", 1.5), ("tasks", 6)]
+
+WRONG += [("backbone", "vgg"), ("milestones", "3,2")]
+
+
+def wrong_values(cls: type[Method]) -> list[tuple[str, Any]]:
+    """Settings that no run of a method can have: the recipe's, and "?" for each of its own fields that is no text."""
+    return WRONG + [(name, "?") for name, kind in field_types(cls).items() if kind is not str and str not in get_args(kind)]
+
+
+def refused(bench: Bench, name: str, setting: str, value: Any, *, must_be: bool = True) -> None:
+    """A wrong value is refused in one line that names its field, when the run is put together and before any data is loaded.
+    must_be: False where a method may also accept it."""
+    try:
+        bench.job(name, **{setting: value})
+    except Crashed as error:
+        advice = f"in __post_init__, raise ValueError with the name {setting!r}"
+        raise Broken(f"{setting}={value!r} breaks: {one_line(error.cause)}; {advice}") from None
+    except UserError as error:
+        named = setting in str(error) and "\n" not in str(error)
+        if not named and not (isinstance(error, Unfit) and not must_be):
+            raise Broken(f"{setting}={value!r} is refused without its name ({one_line(error)}); name the field") from None
+    else:
+        if must_be:
+            raise Broken(f"{setting}={value!r} is accepted; give the field a type, such as float or Literal")
+
+
+@rule("wrong values are refused by name before data is loaded")
+def settings_checked(bench: Bench, name: str) -> None:
+    cls = methods.get(name)
+    for setting, value in wrong_values(cls):
+        refused(bench, name, setting, value)
+    for setting, kind in field_types(cls).items():
+        for value in (0, -1):  # may be right or wrong, nobody but the method knows
+            try:
+                convert(setting, value, kind)
+            except UserError:
+                continue
+            refused(bench, name, setting, value, must_be=False)
+
+
+@rule("where it does not apply, it says why")
+def says_why(bench: Bench, name: str) -> list[str]:
+    settings, notes = bench.job(name).settings, []
+    for change in ({}, *({"backbone": "resnet18", "batchnorm": policy} for policy in get_args(BatchNormPolicy))):
+        reason = method_of(name, settings).unfit(replace(recipe_of(settings), **change))
+        if not isinstance(reason, str) or "\n" in reason:
+            raise Broken(f"unfit() answered {reason!r}; return the reason in one line of text, an empty one where it can run")
+        if reason:
+            notes.append(f"not with {in_words(change)}: {reason}")
+    return notes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a rule. holds: None where it does not apply. notes: what was seen and what to do, or why it does not."""
+
+    rule: Rule
+    holds: bool | None
+    notes: list[str]
+
+
+def check(bench: Bench, name: str) -> Iterator[Outcome]:
+    """Every rule for one method; a method that does not get through a run is not asked any further."""
+    for rule in RULES:
+        outcome = judge(rule, bench, name)
+        yield outcome
+        if rule is finishes and not outcome.holds:
+            return
+
+
+def judge(rule: Rule, bench: Bench, name: str) -> Outcome:
+    """One rule in all its cases; those that do not fit the method are left out."""
+    if reason := rule.unless(methods.get(name)):
+        return Outcome(rule, None, [reason])
+    broken: dict[str, list[str]] = {}
+    unfit: list[str] = []
+    notes: list[str] = []
+    for case in rule.cases:
+        try:
+            notes += rule(bench, name, **case)
+        except Unfit as error:
+            unfit.append(str(error))
+        except Broken as error:
+            broken.setdefault(str(error), []).append(in_words(case))
+        except Exception as error:  # of the method's own code, outside a run
+            broken.setdefault(f"it breaks: {one_line(error)}", []).append(in_words(case))
+    if broken:
+        return Outcome(rule, False, [what + where(cases) for what, cases in broken.items()])
+    return Outcome(rule, None, unfit) if len(unfit) == len(rule.cases) else Outcome(rule, True, notes)
+
+
+def where(cases: list[str]) -> str:
+    """The end of a line: under which settings it was seen."""
+    first = next((case for case in cases if case), "")
+    return (f" (with {first}" + (f", and {len(cases) - 1} more)" if len(cases) > 1 else ")")) if first and all(cases) else ""

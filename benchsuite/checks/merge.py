@@ -1,0 +1,238 @@
+"""Records made elsewhere: every one is checked before anything is written, and what does not hold is refused with the reason.
+
+Nothing here is ever overwritten, every file is written whole or not at all, the artifact before its record, and a run that is
+here already with the same numbers is skipped: after a kill the same command ends in the same state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from .. import files
+from ..analysis import metrics
+from ..data.sets import OFFICIAL
+from ..errors import UserError, one_line
+from ..method.artifact import Artifact
+from ..method.registered import methods
+from ..protocol import protocols
+from ..record import schema, store
+from ..record.folder import artifact_of
+from ..record.schema import PARTS, RunRecord
+from ..source import stale
+from ..training.settings import TUNING_SEEDS, method_of, recipe_of
+from .verify import check_job, machine, revision
+
+APART = ("tune", "verify")  # of a results folder: trials and re-runs, which no leaderboard ranks
+
+
+def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Callable[[str], None]) -> dict[str, int]:
+    """Bring the records below `source` into `results`. Returns how many were brought in, were here already, were refused.
+
+    say: called with each remark on a record that holds; refuse: with each reason why one does not, a line each. Raises UserError
+    where there is nothing to merge or `results` cannot be written; what was brought in until then stays.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: is no folder; name one below which record.json files lie")
+    paths = [path for path in sorted(source.rglob("record.json")) if path.relative_to(source).parts[0] not in APART]
+    if not paths:
+        raise UserError(f"{source}: there is no record.json below it; name the results folder that the runs were made in")
+    sound: dict[Path, RunRecord] = {}
+    bare = 0
+    count = {"brought in": 0, "here already": 0, "refused": 0}
+    agreed: dict[str, dict[tuple[str, str], str]] = {}  # by protocol: what all sound records say of its images
+    for path in paths:
+        try:
+            record = store.read(path)
+            remarks = check(record)
+            bare += not check_artifact(record, path.parent)
+            protocol = record.job.protocol
+            if protocol not in agreed:
+                agreed[protocol] = _agreed_here(results / protocol)
+            for what, value in claims(record):
+                here = agreed[protocol].get(what, value)
+                if here != value:
+                    raise UserError(f"{what[0]}: {value} on record, {here} in the records here")
+        except UserError as error:
+            count["refused"] += 1
+            refuse(_line(path, error))
+            continue
+        except Exception as error:  # anybody can write a record: what no check foresaw refuses this one alone
+            count["refused"] += 1
+            refuse(f"{path}: {one_line(error)[:200]}")
+            continue
+        agreed[protocol].update(claims(record))
+        sound[path] = record
+        if changed := stale(record):
+            remarks.append(f"made by other source than is here of {', '.join(changed)}: `benchsuite leaderboard` makes it again")
+        for remark in remarks:
+            say(f"{path}: {remark}")
+    if bare:
+        say(f"no artifact lies beside {bare} of {len(paths)} records: their sizes could not be held against one")
+    for path, record in sound.items():  # only now is anything written
+        try:
+            count["brought in" if _bring(record, path.parent, results / record.job.folder) else "here already"] += 1
+        except _Refused as error:
+            count["refused"] += 1
+            refuse(_line(path, error))
+    return count
+
+
+class _Refused(UserError):
+    """About one record; any other UserError is about the results folder and ends the merge."""
+
+
+def _line(path: Path, error: UserError) -> str:
+    """What is wrong with a record. What reading it advises ("; delete it and run again") is for the owner of a results folder."""
+    return str(error).partition("; ")[0] if str(path.parent) in str(error) else f"{path}: {error}"
+
+
+def check(record: RunRecord) -> list[str]:
+    """What a record says must hold together, and agree with its protocol and method where they are known here.
+
+    Returns remarks, each a line; raises UserError for what does not hold."""
+    job, T = record.job, len(record.tasks)
+    if job.seed in TUNING_SEEDS:
+        raise UserError(f"seed {job.seed} is one that settings are tuned on, nothing is reported for it")
+    remarks = check_job(job)
+    recipe = recipe_of(job.settings)
+    R = metrics.accuracy_matrix(record)
+    together = len(record.iterations) == 1
+    values = {"ACC": metrics.average_accuracy(R)}
+    if T > 1 and not together:
+        values |= {"BWT": metrics.backward_transfer(R), "forgetting": metrics.forgetting(R)}
+        values |= {"learning accuracy": metrics.learning_accuracy(R)}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} cannot be computed: the accuracy matrix has holes, though the tasks were learnt one by one")
+    images = {entry["name"]: entry for entry in record.data}
+    for name, entry in images.items():
+        official = OFFICIAL[name].digest if name in OFFICIAL else None
+        if entry["complete"] and official and entry["digest"] != official:
+            raise UserError(
+                f"{name}: said to be complete, but its images (digest {entry['digest'][:12]}) are not the official ones"
+            )
+        if not entry["complete"]:
+            remarks.append(f"{name} is not the published benchmark: {entry['note'] or 'incomplete'}")
+    for task in record.tasks:
+        if task.get("dataset") not in images:
+            raise UserError(f"task {task['name']}: no images of {task.get('dataset')} are on record")
+        if not isinstance(task.get("classes"), list):
+            raise UserError(f"task {task['name']}: its classes are not on record")
+        most = (recipe.test_per_class or math.inf) * len(task["classes"])
+        if task["test"] > most:
+            raise UserError(f"task {task['name']}: {task['test']} test images, its settings allow {most}")
+    if job.protocol in protocols.all():
+        protocol = protocols.get(job.protocol)
+        order = [protocol.tasks[i] for i in protocol.order(job.seed)][: recipe.tasks]
+        if recipe.partial_data:
+            order = [task for task in order if images.get(task.dataset, {}).get("digest")]
+        expected = [(task.name, task.dataset, list(task.classes)) for task in order]
+        if [(task["name"], task["dataset"], task.get("classes")) for task in record.tasks] != expected:
+            raise UserError(f"its tasks are not those of {job.protocol} in the order of seed {job.seed}")
+    if job.base in methods.all() and methods.source(job.method) == job.method_source:
+        made = method_of(job.method, job.settings)
+        if T > 1 and together != made.trains_jointly:
+            raise UserError(f"{len(record.iterations)} trainings for {T} tasks, which is not how {job.method} learns")
+    return remarks
+
+
+def check_artifact(record: RunRecord, folder: Path) -> bool:
+    """Whether there is an artifact beside the record. Raises UserError where it is not the one that the record is of."""
+    path = folder / "artifact.safetensors"
+    if not path.exists():
+        return False
+    content = artifact_of(record, folder)
+    artifact = Artifact.read(path)
+    sizes = dict.fromkeys(PARTS, 0)
+    for name, tensor in artifact.tensors.items():
+        sizes[name.split("/")[0]] += tensor.numel() * tensor.element_size()
+    sizes["other"] += len(content) - sum(sizes.values())
+    if sizes != record.stored[-1]:
+        raise UserError(f"{path}: holds {sizes} bytes, its record says {record.stored[-1]}")
+    served = artifact.header.get("tasks")
+    tasks = [(t.get("name"), t.get("classes")) for t in served if isinstance(t, dict)] if isinstance(served, list) else []
+    own = [(task["name"], task["classes"]) for task in record.tasks]
+    if tasks != own or artifact.header.get("method") != record.job.method:
+        raise UserError(f"{path}: serves other tasks, or was learnt by another method, than its record says")
+    return True
+
+
+def claims(record: RunRecord) -> list[tuple[tuple[str, str], str]]:
+    """What sound records of one protocol agree on: the images of each complete set, and how many of them each task has.
+
+    Where the images are part of a run's identity (`Job.data`) runs on others are other runs, and nothing is claimed."""
+    if record.job.data:
+        return []
+    digests = {entry["name"]: entry["digest"] for entry in record.data if entry["complete"]}
+    cut = str([record.job.settings.get(name) for name in ("train_per_class", "test_per_class", "holdout")])
+    return [((f"images of {name}", ""), value[:12]) for name, value in digests.items()] + [
+        ((f"training and test images of task {task['name']}", cut), f"{task.get('train')} and {task['test']}")
+        for task in record.tasks
+        if task.get("dataset") in digests
+    ]
+
+
+def _agreed_here(folder: Path) -> dict[tuple[str, str], str]:
+    """What the records say that are here; one that cannot be read says nothing, and is refused where it is ranked."""
+    agreed: dict[tuple[str, str], str] = {}
+    for path in sorted(folder.rglob("record.json")):
+        try:
+            record = store.read(path)
+        except UserError:
+            continue
+        for what, value in claims(record):
+            agreed.setdefault(what, value)
+    return agreed
+
+
+def _bring(record: RunRecord, source: Path, target: Path) -> bool:
+    """Put a record and its artifact in their place; False if the record is there already."""
+    own, artifact = target / "record.json", source / "artifact.safetensors"
+    if not own.exists() or (artifact.exists() and not (target / artifact.name).exists()):
+        try:
+            with files.locked(target / "lock", wait=False):
+                return _place(record, source, target)
+        except files.Busy as error:
+            raise _Refused(str(error)) from None
+    return _place(record, source, target)
+
+
+def _place(record: RunRecord, source: Path, target: Path) -> bool:
+    own = target / "record.json"
+    there = own.exists()
+    if there:
+        _agree(record, own)
+    for name in ("artifact.safetensors", *(() if there else ("record.json",))):
+        try:
+            content = (source / name).read_bytes() if (source / name).exists() else None
+            found = (target / name).read_bytes() if (target / name).exists() else None
+        except OSError as error:
+            raise _Refused(f"cannot be read: {error.strerror}") from None
+        if content is None or content == found:
+            continue
+        if found is not None:
+            raise _Refused(f"{target / name} is here already and is another file; move it away, or keep what is here")
+        files.write_atomic(target / name, content)
+    return not there
+
+
+def _agree(record: RunRecord, own: Path) -> None:
+    """Raises where the record here is not the same run with the same numbers."""
+    try:
+        here = store.read_of(record.job, own)
+    except UserError as error:
+        raise _Refused(f"there is one here already, but {error}") from None
+    if different := schema.differences(replace(record, job=here.job), here):
+        raise _Refused(
+            f"here already with other numbers ({', '.join(different)}): made {_provenance(record)}, here {_provenance(here)}; "
+            "nothing was changed"
+        )
+
+
+def _provenance(record: RunRecord) -> str:
+    e = record.environment
+    made = f"torch {e.get('versions', {}).get('torch')}, revision {revision(e.get('source', {}))}, {str(e.get('date'))[:10]}"
+    return f"on {machine(e)}, {made}"

@@ -1,0 +1,42 @@
+"""Class scores from exported artifacts, in a process of its own that has nothing with which to train (`benchsuite.contract`).
+
+In its working folder order.json names files of methods and artifacts, and holds images; the answers go to answers.pt: for each
+artifact the scores of every task, or in words why there are none.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import one_line
+
+TRAINING = ("benchsuite.training.strategy", "benchsuite.training.runner", "benchsuite.training.stream")
+
+
+def main() -> None:
+    sys.modules.update(dict.fromkeys(TRAINING))  # type: ignore[arg-type]  # None: whoever imports one of them fails
+    from ..method.registered import methods  # after that: what trains must be missing when methods are imported
+    from ..method.serving import load
+
+    torch.set_num_threads(1)
+    order = json.loads(Path("order.json").read_text())
+    images = torch.tensor(order["images"], dtype=torch.uint8)
+    for file in order["files"]:
+        methods.load_file(Path(file))
+    answers: list[list[Tensor] | str] = []
+    for path in order["artifacts"]:
+        try:
+            network = load(path)
+            answers.append([network(images, t) for t in range(len(network.tasks))])
+        except Exception as error:
+            answers.append(one_line(error))
+    torch.save(answers, "answers.pt")
+
+
+if __name__ == "__main__":
+    main()

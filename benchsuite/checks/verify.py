@@ -1,0 +1,266 @@
+"""Does a record reproduce? Its job is run again from the record's own settings, and the two records are compared.
+
+identical: every number that a run determines is the same (`records.differences`), as it must be on the same kind of machine:
+device, threads, a processor's vector instructions and versions of the libraries.
+
+within interval: elsewhere sums are rounded in another order, and training amplifies that, so that the two runs are two trainings
+of one recipe on one test set. Let p_j be the chance that a training gets image j right, and let the two trainings err
+independently. Then the difference of two accuracies on n images has mean 0 and variance 2/n^2 sum_j p_j (1 - p_j), which is at
+most 2/n p (1 - p), p the mean of the p_j (p (1 - p) is concave). p is estimated from both runs together, with two right and two
+wrong answers added, so that accuracies of 0 and 100 % have an interval too. Compared are the final accuracy of each task, ACC
+and, where measured, learning accuracy, whose variances are those of means of independent terms; each must lie within z standard
+deviations, z such that by the normal approximation sound runs fail with a chance of LEVEL over all comparisons (Bonferroni).
+
+What this covers: the finite test set, with room to spare, as most images are nearly always right or nearly always wrong
+(p_j (1 - p_j) far below p (1 - p)). What it does not: that one training is luckier than another on all images of a task at once.
+Where nothing is forgotten that fits into the room. How much of a task is forgotten, though, hangs on chance: over the published
+runs of one job in fp32 and bf16 final accuracies differ by 0.4 (individual networks), 1.2 (CACL) and 2.0 (fine-tuning) of the
+deviation above, root mean square over tasks, and the last is explained by a deviation of 0.09 of what was forgotten. So FORGOTTEN
+= 0.1 of a task's forgetting, as a deviation of each of the two runs, is added to the variance of its final accuracy. That was
+measured on one protocol with three methods, and is no law. Nor is agreement within the interval a proof: differences smaller
+than it go unseen.
+
+Sizes must be the same where they follow from the settings, and within 5 % where they are learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+
+from ..data import load
+from ..data.sets import MissingData
+from ..errors import UserError
+from ..fields import field_types
+from ..method.registered import methods
+from ..protocol import Recipe, protocols
+from ..record import schema, store
+from ..record.schema import Job, RunRecord
+from ..registry import suggest
+from ..training.device import choose_device
+from ..training.environment import source_revision
+from ..training.runner import Event, run
+from ..training.settings import PRECISIONS, check_protocol, method_of, recipe_of
+
+LEVEL = 0.01  # the chance that two sound runs are told apart, over all comparisons
+
+FORGOTTEN = 0.1  # standard deviation of what is forgotten of a task between trainings, as a share of it
+
+SIZE = 0.05  # by how much a size that is learnt may differ
+
+LEFT_OUT = ("width", "batchnorm")  # no part of a run's settings where they are 1, or without effect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """reproduced: whether it holds; words: in a few words; remarks: what else is to be known, one line each."""
+
+    reproduced: bool
+    words: str
+    remarks: list[str]
+
+
+def verify(
+    path: Path,
+    *,
+    scratch: Path,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    report: Callable[[Event], None] = lambda event: None,
+) -> Verdict:
+    """Run the job of the record at `path` again, below the folder `scratch`, and compare.
+
+    It uses as many threads as the record says, and with device "auto" the record's kind of device where there is one. An
+    interrupted verification resumes. Raises UserError where the job cannot be run here, and `runner.RunFailed`.
+    """
+    record = store.read(path)
+    job = record.job
+    remarks = [f"note: {note}" for note in check_job(job, strict=True)]
+    check_images(record, data_dir)
+    where = record.environment
+    if device == "auto":
+        device = "cuda" if where.get("device") == "cuda" and torch.cuda.is_available() else "cpu"
+    choose_device(device, job.precision)
+    own = scratch / job.folder / "record.json"
+    if own.exists() and own.samefile(path):
+        raise UserError(f"{path}: is itself what `benchsuite verify` has made; name the record that is to be verified")
+    before = torch.get_num_threads()
+    if own.exists():
+        if _made_here(store.read_of(job, own).environment, where.get("threads", before), device):
+            remarks.append(f"the run of an earlier verification by the same code is compared: {own}")
+        else:
+            own.unlink()
+    try:
+        torch.set_num_threads(where.get("threads", before))
+        again = run(job, results=scratch, data_dir=data_dir, device=device, report=report)
+    finally:
+        torch.set_num_threads(before)
+    return compare(record, again, learnt=method_of(job.method, job.settings).size_is_learnt, remarks=remarks)
+
+
+def check_job(job: Job, *, strict: bool = False) -> list[str]:
+    """Raises UserError where no run by this version can have such a job. What cannot be judged, since the protocol or the method
+    is not known here, is returned, one remark each, or, if `strict`, an error too."""
+    if job.precision not in PRECISIONS:
+        raise UserError(f"no precision is called {job.precision!r}; {suggest(job.precision, PRECISIONS)}")
+    remarks = []
+    recipe_kinds = field_types(Recipe)
+    known = set(recipe_kinds)
+    if missing := [name for name in ("backbone", "epochs") if name not in job.settings]:
+        raise UserError(f"lacks the setting {missing[0]}, which has no default")
+    try:
+        recipe = recipe_of(job.settings)
+        if job.protocol in protocols.all():
+            protocol = protocols.get(job.protocol)
+            protocol.recipe(job.tier)
+            check_protocol(protocol, recipe)
+        elif strict:
+            protocols.get(job.protocol)
+        else:
+            remarks.append(f"the protocol {job.protocol} is not known here, so its tasks were not checked")
+        if reason := _unknown(job):
+            if strict:
+                raise UserError(reason)
+            return [*remarks, f"{reason}; its settings were not checked"]
+        kinds = field_types(methods.get(job.method))
+        if unknown := sorted(set(job.settings) - known - set(kinds)):
+            raise UserError(f"{unknown[0]!r} is no setting of {job.method} in this version of benchsuite")
+        if unfit := method_of(job.method, job.settings).unfit(recipe):
+            raise UserError(f"{job.method} cannot run like this: {unfit}")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{job.method}: {error}") from None
+    absent = sorted({*known, *kinds} - set(job.settings) - set(LEFT_OUT))
+    return remarks + [f"{name} did not exist when the record was made; this version's default stands" for name in absent]
+
+
+def _unknown(job: Job) -> str:
+    """Why the method of this job is not known here, "" where it is."""
+    try:
+        methods.get(job.method)
+    except UserError as error:
+        reason = str(error)
+    else:
+        here = methods.source(job.method)
+        if here == job.method_source:
+            return ""
+        if here and job.method_source:
+            return f"{job.method} was made from another version of its file (SHA-256 {job.method_source[:12]}, here {here[:12]})"
+        if here:
+            return f"{job.method} was made with the installed method, not with a file"
+        reason = f"{job.method} is installed here"
+    if job.method_source:
+        return f"{reason}; the record is of a method in a file (SHA-256 {job.method_source[:12]}): name it with --method FILE"
+    return reason
+
+
+def check_images(record: RunRecord, data_dir: Path | None) -> None:
+    """Raises UserError where the images at hand are not those of the record: before a run, which may take hours."""
+    partial = recipe_of(record.job.settings).partial_data
+    on_record = {entry["name"]: entry["digest"] for entry in record.data}
+    for name in dict.fromkeys(task.get("dataset") or "" for task in record.tasks):
+        with suppress(MissingData) if partial else nullcontext():
+            here = load(name, data_dir, partial=partial).digest
+            if here != on_record.get(name):
+                raise UserError(
+                    f"{name}: the images here (digest {here[:12]}) are not those of the record "
+                    f"({str(on_record.get(name))[:12]}); name the folder that has them with --data-dir"
+                )
+
+
+def _made_here(environment: dict[str, Any], threads: int, device: str) -> bool:
+    """Whether a run made in this environment would be the same one now."""
+    source = source_revision()
+    now = {"source": source, "earlier_sources": [], "threads": threads, "device": device}
+    torch_here = environment.get("versions", {}).get("torch") == version("torch")
+    return torch_here and not source["dirty"] and all(environment.get(name) == value for name, value in now.items())
+
+
+def compare(record: RunRecord, again: RunRecord, *, learnt: bool, remarks: Sequence[str] = ()) -> Verdict:
+    """The verdict over a record and its re-run. learnt: whether the method's size is."""
+    said = [*remarks, *_machines(record, again)]
+    different = schema.differences(record, again)
+    if not different:
+        return Verdict(reproduced=True, words="identical", remarks=said)
+    said.append(f"not identical in: {', '.join(different)}")
+    outside = []
+    if same_kind(record.environment, again.environment):
+        outside.append("both were made on one kind of machine, by the same versions of the libraries: they must be identical")
+    if record.tasks != again.tasks or record.iterations != again.iterations:
+        outside.append("tasks or iterations differ: this is not the same training")
+    else:
+        for what, one, other, bound in intervals(record, again):
+            if abs(one - other) > bound:
+                outside.append(f"{what}: {one:.2f} % on record, {other:.2f} % here, which may differ by {bound:.2f}")
+            elif what in ("ACC", "learning accuracy"):
+                said.append(f"{what}: {one:.2f} % on record, {other:.2f} % here; may differ by {bound:.2f}")
+    old, new = record.stored_bytes, again.stored_bytes
+    if not learnt and record.stored != again.stored:
+        outside.append(f"stored bytes: {old:,} on record, {new:,} here; they follow from the settings and must not differ")
+    elif abs(new - old) > SIZE * old:
+        outside.append(f"stored bytes: {old:,} on record, {new:,} here, which may differ by {SIZE:.0%}")
+    words = "NOT reproduced" if outside else "reproduced within interval"
+    return Verdict(reproduced=not outside, words=words, remarks=said + outside)
+
+
+def intervals(record: RunRecord, again: RunRecord) -> list[tuple[str, float, float, float]]:
+    """What is compared, its two values in per cent, and by how much they may differ: see the top of this file."""
+    tests = np.array([task["test"] for task in record.tasks], dtype=float)
+    T = len(tests)
+    one, other = (np.array(r.correct, dtype=float) for r in (record, again))
+    pairs = [("ACC", one[-1], other[-1])]
+    forgotten = np.nan_to_num((one.diagonal() + other.diagonal() - one[-1] - other[-1]) / 2 / tests).clip(0)
+    if not (np.isnan(one.diagonal()) | np.isnan(other.diagonal())).any() and T > 1:
+        pairs.append(("learning accuracy", one.diagonal(), other.diagonal()))
+    z = ndtri(1 - LEVEL / 2 / (T + len(pairs)))
+    found = []
+    for what, a, b in pairs:
+        p = (a + b + 2) / (2 * tests + 4)
+        variance = 2 * p * (1 - p) / tests + (2 * (FORGOTTEN * forgotten) ** 2 if what == "ACC" else 0)
+        mean = 100 * (a / tests).mean(), 100 * (b / tests).mean()
+        found.append((what, float(mean[0]), float(mean[1]), 100 * float(z * variance.sum() ** 0.5) / T))
+        if what == "ACC":
+            for task, *values in zip(record.tasks, 100 * a / tests, 100 * b / tests, 100 * z * variance**0.5, strict=True):
+                x, y, bound = map(float, values)
+                found.append((f"task {task['name']}", x, y, bound))
+    return found
+
+
+def machine(environment: dict[str, Any]) -> str:
+    threads = environment.get("threads", "unknown")
+    return f"{environment.get('device')} ({environment.get('device_name')}), {threads} thread{'s' * (threads != 1)}"
+
+
+def same_kind(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two environments round alike. An older record does not say which instructions its processor has."""
+    alike = all(one.get(name) == other.get(name) for name in ("device", "device_name", "threads", "instructions"))
+    versions = ({k: v for k, v in e.get("versions", {}).items() if k != "benchsuite"} for e in (one, other))
+    return alike and "instructions" in one and next(versions) == next(versions)
+
+
+def _machines(record: RunRecord, again: RunRecord) -> list[str]:
+    """Where both were made, if not on the same kind of machine by the same code."""
+    found = []
+    for what, get in (
+        ("machine", machine),
+        ("instructions", lambda e: e.get("instructions", "unknown")),
+        ("torch", lambda e: e.get("versions", {}).get("torch")),
+        ("source revision", lambda e: revision(e.get("source", {}))),
+    ):
+        old, new = get(record.environment), get(again.environment)
+        if old != new or "uncommitted" in str(new):
+            found.append(f"{what}: {old} on record, {new} here")
+    if earlier := [source for source in again.environment.get("earlier_sources", []) if source]:
+        found.append(f"the re-run was resumed after the code had changed, from {', '.join(map(revision, earlier))}")
+    return found
+
+
+def revision(source: dict[str, Any]) -> str:
+    return (str(source.get("revision") or "unknown")[:7]) + (" with uncommitted changes" if source.get("dirty") else "")

@@ -1,0 +1,60 @@
+"""Commands on this machine: data, bench."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..errors import UserError
+from .arguments import note_slow_precision, parse_settings, resolve_method
+
+
+def command_data(arguments: argparse.Namespace) -> None:
+    from ..data import get, load, verify
+    from ..data.sets import MissingData
+    from ..protocol import protocols
+
+    for name in dict.fromkeys(task.dataset for task in protocols.get(arguments.protocol).tasks):
+        if arguments.action == "get":
+            try:
+                get(name, arguments.data_dir)
+            except UserError as error:  # what cannot be completed may be accepted as it is
+                if not arguments.partial_data:
+                    raise
+                print(f"benchsuite: note: {error}", file=sys.stderr)
+        check = load if arguments.action == "get" else verify  # get has decoded and checked it a moment ago
+        try:
+            images = check(name, arguments.data_dir, partial=arguments.partial_data)
+        except MissingData as error:
+            if not arguments.partial_data:
+                raise
+            print(f"benchsuite: note: {error}", file=sys.stderr)
+            continue
+        print(
+            f"{name}: {len(images.train_y):,} training and {len(images.test_y):,} test images, "
+            f"{'complete' if images.complete else images.note or 'incomplete'}, digest {images.digest[:16]}"
+        )
+
+
+def command_bench(arguments: argparse.Namespace) -> None:
+    overrides = parse_settings(arguments)
+    from ..measure.bench import SECTIONS, Bench, measure
+    from ..method.registered import methods
+    from ..training.device import choose_device
+
+    note_slow_precision(arguments)
+    bench = Bench(
+        protocol=arguments.protocol,
+        data_dir=arguments.data_dir,
+        methods=[resolve_method(methods, name) for name in arguments.methods],
+        relative_to=resolve_method(methods, arguments.relative_to),
+        precision=arguments.precision,
+        device=choose_device(arguments.device, arguments.precision),
+        rounds=arguments.rounds,
+        steps=arguments.steps,
+        tasks=arguments.tasks and tuple(arguments.tasks),
+        sections=arguments.sections or SECTIONS,
+        skip=arguments.skip,
+        overrides=overrides,
+    )
+    measure(bench, arguments.output)

@@ -1,0 +1,62 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from ..errors import UserError
+from .arguments import parser
+
+
+# Where each command is. A module is imported when one of its commands is called, so that `--help` needs nothing.
+COMMANDS = {
+    **dict.fromkeys(("run", "leaderboard", "status", "tune"), "runs"),
+    **dict.fromkeys(("report", "export", "verify", "merge"), "results"),
+    **dict.fromkeys(("list", "new-method", "check"), "methods"),
+    **dict.fromkeys(("data", "bench"), "machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 for a run that failed, 2 for what the user can mend, 130 or 143 after a signal."""
+    top = parser()
+    arguments = top.parse_args(argv)
+    if arguments.version:
+        from importlib.metadata import version
+
+        print(f"benchsuite {version('benchsuite')}")
+        return 0
+    if arguments.command is None:
+        top.print_help()
+        return 2
+    # A termination ends a command as an interrupt does: the worker processes go too.
+    here = threading.current_thread() is threading.main_thread()  # Python lets no other thread set a handler
+    before = signal.signal(signal.SIGTERM, interrupt) if here else None
+    try:
+        if (results := getattr(arguments, "results", None)) and results.exists() and not results.is_dir():
+            raise UserError(f"{results}: is no folder; name one with --results")
+        module = import_module(f".{COMMANDS[arguments.command]}", __package__)
+        return int(getattr(module, f"command_{arguments.command.replace('-', '_')}")(arguments) or 0)
+    except UserError as error:
+        print(f"benchsuite: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of what is printed has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as error:
+        kept = arguments.command in ("run", "leaderboard", "tune", "verify")
+        print(f"benchsuite: interrupted{'; finished tasks are kept, the same command resumes' if kept else ''}", file=sys.stderr)
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt(number)

@@ -1,0 +1,89 @@
+"""Commands on methods: list, new-method, check."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import UserError
+from .arguments import parse_settings, resolve_method
+
+
+def command_list(arguments: argparse.Namespace) -> None:
+    from ..method.registered import methods
+    from ..nn.modifiers import MODIFIERS
+    from ..protocol import TIERS, protocols
+
+    print("methods")
+    for name, cls in methods.all().items():
+        first = (cls.__doc__ or "").strip().splitlines()[0]
+        print(f"  {name:20} {first}{' [forgets nothing]' if cls.forgetting == 'none' else ''}")
+    print("modifiers (METHOD+MODIFIER)")
+    for name, modifier in MODIFIERS.items():
+        print(f"  {name:20} {' '.join((modifier.__doc__ or '').split()).split('. ')[0].rstrip('.')}.")
+    print("protocols")
+    for name, protocol in protocols.all().items():
+        print(f"  {name:20} {protocol.summary}\n  {'':20} needs {protocol.needs}")
+    print("tiers")
+    for name, what in TIERS.items():
+        print(f"  {name:20} {what}")
+
+
+def command_new_method(arguments: argparse.Namespace) -> None:
+    from importlib.resources import files
+    from keyword import iskeyword
+
+    from ..method.registered import methods
+
+    given, name = arguments.name, arguments.name.lower()
+    path = arguments.output or Path(f"{name}.py")
+    if not (name.isascii() and name.isidentifier() and name[0].isalpha()) or iskeyword(name):
+        raise UserError(
+            f"{given!r} is no name for a method; use letters, digits and underscores, a letter first, no Python keyword"
+        )
+    if name in methods.all():
+        raise UserError(f"a method is called {name!r} already; choose another name")
+    if path.suffix != ".py":
+        raise UserError(f"{path}: a method's file must end in .py")
+    words = {"NewMethod": "".join(part.capitalize() for part in name.split("_")), "new_method.py": str(path), "new_method": name}
+    text = files("benchsuite.checks").joinpath("template.py").read_text()
+    for old, new in words.items():
+        text = text.replace(old, new)
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; choose another name, or another file with --output") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --output") from None
+    print(f"{path}: a method that runs; read it, change it, then: benchsuite check {path}")
+
+
+def command_check(arguments: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    import torch
+
+    from ..checks.contract import PROTOCOL, TIER, Bench, check
+    from ..fields import field_types
+    from ..method.registered import methods
+    from ..protocol import Recipe
+
+    overrides = parse_settings(arguments)
+    name = resolve_method(methods, arguments.method)
+    if recipe := sorted(set(overrides) & set(field_types(Recipe))):
+        raise UserError(f"check sets the recipe itself, {recipe[0]} too; --set takes the fields of {name} here")
+    torch.set_num_threads(1)  # the networks are too small to share out
+    with TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), overrides)
+        bench.job(name)  # what is wrong with the words themselves is said first
+        print(f"{name} on {PROTOCOL}, tier {TIER}")
+        answers = []
+        for outcome in check(bench, name):
+            answers.append(outcome.holds)
+            print({True: "  holds  ", False: "  FAILS  ", None: "  n/a    "}[outcome.holds] + outcome.rule.words, flush=True)
+            for note in outcome.notes:
+                print(f"         - {note}")
+    failed, asked = answers.count(False), len(answers) - answers.count(None)
+    print(f"{name}: {failed} of {asked} rules broken" if failed else f"{name}: all {asked} rules that apply hold")
+    return 1 if failed else 0

@@ -1,0 +1,109 @@
+"""Commands on finished runs: report, export, verify, merge."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import UserError
+from .arguments import resolve_method
+
+
+def command_report(arguments: argparse.Namespace) -> None:
+    from ..method.registered import methods
+    from ..protocol import protocols
+    from ..report.write import write_reports
+
+    for file in arguments.methods:
+        resolve_method(methods, file)
+    published = {name: protocol.published for name, protocol in protocols.all().items()}
+    families = {name: cls.family for name, cls in methods.all().items()}
+    files = write_reports(
+        arguments.results,
+        arguments.output,
+        published,
+        protocols=arguments.protocol,
+        tiers=arguments.tier,
+        families=families,
+        files=methods.sources(),
+    )
+    print("\n".join(f"{folder / 'report.tex'}" for folder in dict.fromkeys(file.parent for file in files)))
+    print(f"what is reproduced: {arguments.output / 'ledger.md'}")
+    print(f"all of it as one page: {arguments.output / 'index.html'}")
+
+
+def command_export(arguments: argparse.Namespace) -> None:
+    from collections import Counter
+
+    from ..files import write_atomic
+    from ..record.folder import artifact_of
+    from ..record.store import read
+
+    if arguments.output and len(arguments.runs) > 1:
+        raise UserError(f"--output names the file of a single run, got {len(arguments.runs)} runs")
+    folders = list(dict.fromkeys(run.parent if run.name == "record.json" else run for run in arguments.runs))
+    records = [read(folder / "record.json") for folder in folders]
+    names = [f"{r.job.protocol}-{r.job.tier}-{r.job.method}-seed{r.job.seed}" for r in records]
+    exports = []
+    for folder, record, name in zip(folders, records, names, strict=True):
+        content = artifact_of(record, folder)
+        if Counter(names)[name] > 1:  # several configurations: tell their files apart
+            name = f"{name}-{record.job.config}"
+        output = arguments.output or Path(f"{name}.safetensors")
+        if output.exists():
+            raise UserError(f"{output}: exists already; choose another file with --output")
+        exports.append((output, content, record))
+    for output, content, record in exports:  # only once every one of them is in order
+        write_atomic(output, content)
+        print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
+        print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
+
+
+def command_verify(arguments: argparse.Namespace) -> int:
+    from ..checks.verify import verify
+    from ..execution.progress import Display
+    from ..method.registered import methods
+    from ..record.store import read
+    from ..training.runner import RunFailed
+
+    path = arguments.run if arguments.run.name == "record.json" else arguments.run / "record.json"
+    record = read(path)
+    if arguments.method:
+        name = resolve_method(methods, arguments.method)
+        if name != record.job.base:
+            raise UserError(f"{arguments.method}: registers {name}, the record is of {record.job.method}; name that one's file")
+    took = sum(map(sum, record.seconds.values()))
+    print(f"{record.job}: took {took:,.0f} s on record; interrupt it and the same command resumes", file=sys.stderr)
+    try:
+        with Display([record.job]) as display:
+            verdict = verify(
+                path,
+                scratch=arguments.results / "verify",
+                data_dir=arguments.data_dir,
+                device=arguments.device,
+                report=display,
+            )
+    except RunFailed as error:
+        print(f"benchsuite: failed: {error}", file=sys.stderr)
+        return 1
+    for remark in verdict.remarks:
+        print(f"  {remark}")
+    print(f"{record.job}: {verdict.words}")
+    return 0 if verdict.reproduced else 1
+
+
+def command_merge(arguments: argparse.Namespace) -> int:
+    from ..checks.merge import merge
+    from ..method.registered import methods
+
+    for file in arguments.methods:
+        resolve_method(methods, file)
+    count = merge(
+        arguments.source,
+        arguments.results,
+        say=lambda remark: print(f"benchsuite: note: {remark}", file=sys.stderr),
+        refuse=lambda reason: print(f"benchsuite: refused: {reason}", file=sys.stderr),
+    )
+    print(f"{arguments.results}: {', '.join(f'{number} {what}' for what, number in count.items())}")
+    return 1 if count["refused"] else 0

@@ -1,0 +1,145 @@
+"""Many runs: those without a record, longest first; a finished one is never lost, a failed one never stops the others.
+
+An engine says where: `Local` in processes of this machine, `cluster.Cluster` on Ray. Each run has a process of its own, so that
+nothing of one run reaches another, and a process that is killed costs the task in training of its own run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any, Protocol
+
+from ..errors import UserError
+from ..files import held
+from ..record.folder import IN_HAND, failure, write_failure
+from ..record.schema import Job
+from ..record.store import read, read_of
+from ..source import stale
+
+RETRIES = 2  # of a run whose process was killed
+
+
+class Engine(Protocol):
+    """Where runs are run. A context manager: at its end no run is under way any more."""
+
+    @property
+    def slots(self) -> int:
+        """Runs at once."""
+
+    @property
+    def remark(self) -> str:
+        """What the user should know when it has begun, or ""."""
+
+    def start(self, job: Job) -> Any:
+        """Begin a run; returns a key for it."""
+
+    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Wait for the runs of these keys, and return what some of them have to say: their `runner.Event`s, at the end what went
+        wrong ("" for nothing), or None where the process was killed before that."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None: ...
+
+
+def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lambda line: None) -> list[Job]:
+    """The jobs without a record that counts, longest first; those that nothing is known of come before all others.
+
+    say: is told which of them are stale, which failed before and why, and which have a record that cannot be trusted or is of
+    another job: these are among them, for `run_all` to refuse.
+    """
+    left = []
+    for job in jobs:
+        path = results / job.folder / "record.json"
+        if path.exists():
+            try:
+                if not (changed := stale(read_of(job, path))):
+                    continue
+                what = ", ".join(changed)
+                say(f"stale: {job}: {what} changed since; it is run again, the old record is kept beside the new one")
+            except UserError as error:
+                say(f"not run: {job}: {error}")
+        elif reason := failure(path.parent):
+            say(f"failed before: {job}: {reason}; it is run again")
+        left.append(job)
+    known = {folder: measured(results / folder) for folder in dict.fromkeys(job.folder.parent for job in left)}
+    return sorted(left, key=lambda job: -expected(job, known[job.folder.parent]))
+
+
+def refusal(job: Job, results: Path) -> str:
+    """What is wrong with the job's record and what to do about it, "" where there is none or it can be trusted."""
+    path = results / job.folder / "record.json"
+    try:
+        if path.exists():
+            read_of(job, path)
+    except UserError as error:
+        return f"{job}: {error}"
+    return ""
+
+
+def measured(folder: Path) -> list[tuple[str, float]]:
+    """Configuration and seconds (wall clock, training and evaluation) of each record of a method, stale ones too."""
+    found = []
+    for path in folder.glob("*/record*.json"):
+        with suppress(UserError):  # it is refused where its run is asked for
+            record = read(path)
+            found.append((record.job.config, sum(map(sum, record.seconds.values()))))
+    return found
+
+
+def expected(job: Job, known: Sequence[tuple[str, float]]) -> float:
+    """Seconds that a run will take: as its configuration took, else as its method did; infinite where neither was measured."""
+    times = [seconds for config, seconds in known if config == job.config] or [seconds for _, seconds in known]
+    return fmean(times) if times else float("inf")
+
+
+def run_all(
+    left: Sequence[Job], *, results: Path, engine: Engine, report: Callable[[Any], None] = lambda event: None
+) -> dict[str, str]:
+    """Run these jobs in their order. Returns what went wrong, by the run's folder, where the error is on record too, unless that
+    holds a record that cannot be trusted: it is left alone, and its job is not run.
+
+    report: called with each run's `runner.Event`s, and with lines of text.
+    """
+    errors = {str(job.folder): reason for job in left if (reason := refusal(job, results))}
+    queue, running = [job for job in left if str(job.folder) not in errors], dict[Any, Job]()
+    killed: Counter[str] = Counter()
+    with engine:
+        if engine.remark:
+            report(engine.remark)
+        while queue or running:
+            while queue and len(running) < engine.slots:
+                # What another command has in hand comes later: by then it may be done.
+                free = next((i for i, job in enumerate(queue) if not held(results / job.folder / "lock")), None)
+                job = queue.pop(free or 0)
+                if free is None:
+                    report(f"{job}: {IN_HAND}")
+                running[engine.start(job)] = job
+            for key, message in engine.messages(list(running)):
+                if message is not None and not isinstance(message, str):
+                    report(message)
+                    continue
+                job = running.pop(key)
+                name, folder = str(job.folder), results / job.folder
+                if message is None:
+                    killed[name] += 1
+                    if killed[name] <= RETRIES:
+                        report(f"{job}: its process was killed; goes on after its last finished task")
+                        # The last time it waits until there is most room for it.
+                        queue.insert(0 if killed[name] < RETRIES else len(queue), job)
+                        continue
+                    message = (
+                        f"{job}: its process was killed {killed[name]} times (out of memory?); run the same command to resume it"
+                    )
+                if message:
+                    errors[name] = message
+                    # A run that broke has said why by itself, with the traceback; the others are known here alone.
+                    known = failure(folder)
+                    if not (known and known in message) and not (folder / "record.json").exists():
+                        write_failure(job, folder, message.removeprefix(f"{job}: "))
+    return errors

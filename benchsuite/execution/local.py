@@ -1,0 +1,114 @@
+"""Runs in processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager, suppress
+from multiprocessing import connection, resource_tracker
+from threading import Thread
+from types import TracebackType
+from typing import Any
+
+from ..record.schema import Job
+from .worker import Place, outcome
+
+
+def cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Local:
+    """Processes of this machine, `slots` at once; several share one GPU."""
+
+    remark = ""
+
+    def __init__(self, slots: int, place: Place) -> None:
+        self.slots, self.place = slots, place
+        # A server that has everything imported forks the processes, which takes no time; what has seen a GPU cannot be forked.
+        forks = place.device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
+        self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        if forks:
+            from multiprocessing import forkserver
+
+            self.context.set_forkserver_preload(["benchsuite.training.runner"])
+            # It imports from where it starts: a source tree would hide the package that is installed.
+            with _deaf(), chdir(os.sep):
+                forkserver.ensure_running()
+        self.processes: dict[Any, Any] = {}
+
+    def __enter__(self) -> Local:
+        return self
+
+    def start(self, job: Job) -> Any:
+        reader, writer = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_work, args=(writer, dict(os.environ), job, self.place))
+        try:
+            with _deaf():
+                process.start()
+                self.processes[reader] = process
+        finally:
+            writer.close()  # the process has its own: when it has gone, the reader comes to the end
+        return reader
+
+    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        for reader in connection.wait(keys):
+            assert isinstance(reader, connection.Connection)
+            try:
+                message = reader.recv()
+            except (EOFError, OSError):  # OSError: killed in the middle of a message
+                message = None
+            if message is None or isinstance(message, str):
+                self._bury(reader)
+            yield reader, message
+
+    def _bury(self, reader: Any) -> None:
+        reader.close()
+        process = self.processes.pop(reader)
+        process.join(10)  # it may be writing its last words
+        if process.is_alive():
+            process.kill()
+            process.join()
+        process.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for reader in list(self.processes):
+            self._bury(reader)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started here inherit deaf ears: Ctrl-C, which a terminal sends to all of them, is for this one to deal with."""
+    resource_tracker.ensure_running()  # where it has to be started, it changes the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _work(pipe: Any, environment: dict[str, str], job: Job, place: Place) -> None:
+    """In a process of its own: one run."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    Thread(target=_follow_parent, daemon=True).start()
+    os.environ.clear()  # the server may have been started with another one
+    os.environ.update(environment)
+
+    def tell(message: Any) -> None:
+        with suppress(OSError):  # nobody listens any more: no reason for a run to fail
+            pipe.send(message)
+
+    tell(outcome(job, place, tell))
+
+
+def _follow_parent() -> None:
+    """Go when the parent goes, however it was killed; finished tasks are in the checkpoint."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,65 @@
+"""Equal sizes: the width of backbone at which a method stores as much as another one does.
+
+What most methods store depends on their network and the number of tasks, not on what is learnt, so it can be computed: the
+method goes through the whole sequence on one random image of each class, and its artifact is measured. A method whose size
+is a result of training says so (`size_is_learnt`) and is compared at the widths that it has records for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ..protocol import protocols
+from ..record.schema import Job
+from ..training.assemble import assemble, with_header
+from ..training.batches import Augmentation, TaskImages
+from ..training.settings import recipe_of
+from ..training.stream import TaskStream, stream_of
+
+STEP = 0.01  # widths that are tried are multiples of it
+
+WIDEST = 16.0
+
+
+def stored_bytes(job: Job) -> int:
+    """The size of the exported file after the last task, of a method whose size is not learnt."""
+    protocol, recipe = protocols.get(job.protocol), recipe_of(job.settings)
+    tasks = [protocol.tasks[i] for i in protocol.order(job.seed)[: recipe.tasks]]
+    channels, height, width = protocol.image
+    source = torch.Generator().manual_seed(0)
+    parts = [
+        TaskImages(
+            pixels=torch.randint(256, (len(t.classes), height, width, channels), generator=source, dtype=torch.uint8),
+            labels=torch.arange(len(t.classes)),
+            mean=t.mean,
+            std=t.std,
+        )
+        for t in tasks
+    ]
+    stream: TaskStream = stream_of(tasks, parts, parts, Augmentation(), [])
+    quick = replace(job, settings={**job.settings, "epochs": 1, "milestones": []})
+    strategy = assemble(quick, stream)
+    for experience in [stream.joint()] if strategy.method.trains_jointly else stream.train:
+        strategy.train(experience, eval_streams=[])
+    return sum(with_header(strategy.method.artifact(), job, tasks).sizes().values())
+
+
+def matching_width(job_at: Callable[[float], Job], target: float) -> float | None:
+    """The widest backbone with which the method stores at most `target` bytes; None where even the thinnest stores more.
+
+    job_at: the job at a width. Sizes grow with the width, so it is found by bisection.
+    """
+
+    def fits(steps: int) -> bool:
+        return stored_bytes(job_at(round(steps * STEP, 2))) <= target
+
+    low, high = 0, round(1 / STEP)
+    while fits(high) and high < WIDEST / STEP:  # wide networks take long to measure: none wider than need be
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return round(low * STEP, 2) or None

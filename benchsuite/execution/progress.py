@@ -1,0 +1,77 @@
+"""What is under way, on the screen: a bar for each run on a terminal, a plain line for each finished task elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..record.schema import Job
+
+
+class Display:
+    """A context manager; call it with the events of runs, or with a line of text."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.console = Console(stderr=True)
+        self.total, self.finished = len(jobs), set[str]()
+        self.bars: Progress | None = None
+        self.overall: Any = None
+        self.rows: dict[str, Any] = {}
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[speed]}"),
+            )
+            self.bars = Progress(*columns, console=self.console)
+            self.bars.start()
+            if self.total > 1:
+                self.overall = self.bars.add_task("runs", total=self.total, speed="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def say(self, line: str) -> None:
+        if self.bars:
+            self.bars.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, str):
+            self.say(event)
+            return
+        if event.note:
+            self.say(f"{event.job}: {event.note}")
+        key, last = str(event.job.folder), event.stage + 1 == event.stages and event.epoch == event.epochs
+        if last:
+            self.finished.add(key)  # once, also where its last task is trained again because its process was killed
+        if self.bars:
+            done = event.stage * event.epochs + event.epoch
+            if key not in self.rows:
+                self.rows[key] = self.bars.add_task(
+                    f"{event.job.method} seed {event.job.seed}", total=event.stages * event.epochs, speed=""
+                )
+            speed = f"{event.images_per_second:,.0f} images/s" if event.images_per_second else ""
+            self.bars.update(self.rows[key], completed=done, speed=speed)
+            if last:
+                self.bars.remove_task(self.rows.pop(key))
+            if last and self.overall is not None:
+                self.bars.update(self.overall, completed=len(self.finished))
+        elif event.epoch == event.epochs:
+            runs = f"  [{len(self.finished)}/{self.total} runs]" if last and self.total > 1 else ""
+            self.say(f"{event.job}: {event.stage + 1}/{event.stages} trained, loss {event.loss:.4f}{runs}")
+        elif event.epoch == 0 and event.stage:
+            self.say(f"{event.job}: resumes after {event.stage}/{event.stages}")

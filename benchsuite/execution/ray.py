@@ -1,0 +1,318 @@
+"""Runs on a Ray cluster: an engine beside `grid.Local`.
+
+What a run needs is sent along: its method's file, and its image sets as they are decoded here, each of which goes to a node
+once and stays in that node's cache. Where the results folder is shared, which a run sees by a mark in it, a run works there, and
+one whose node dies goes on elsewhere from its last task. Elsewhere it works in the node's cache and its files come back here; the
+node keeps its own until it has heard, with a later run, that they are on record here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, chdir, suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import NamedTemporaryFile
+from threading import Thread
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data import cache, sets
+from ..errors import UserError, one_line
+from ..files import ELSEWHERE, held, locked, write_atomic
+from ..method.registered import methods
+from ..record.folder import set_aside
+from ..record.schema import Job
+from ..record.store import read
+from ..source import stale
+from ..training.runner import code_of
+from .worker import Place, outcome
+
+# The order is that of writing: a record says that a run is done.
+FILES = ("progress.json", "failure.json", "artifact.safetensors", "record.json")
+
+
+class Sent(NamedTuple):
+    """An image set on its way: its arrays lie in Ray's object store, from which a node takes them when it needs them."""
+
+    arrays: Any
+    digest: str
+    complete: bool
+    note: str
+
+
+class Cluster:
+    """The nodes of a Ray cluster. address: of its head, or "local" for one of its own on this machine.
+
+    images: what the runs need, by name, None where a set is missing and may be. cpus, gpus: what a run takes; GPUs in shares too.
+    """
+
+    def __init__(
+        self, address: str, place: Place, images: Mapping[str, sets.ImageSet | None], *, cpus: float = 1, gpus: float = 0
+    ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+            # Nobody else may run anything there. A token of its own: the file that Ray would leave behind in the home folder has
+            # later clusters ask for one, too.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        try:
+            import ray
+        except ImportError:
+            raise UserError("--ray needs Ray, which is not installed; pip install 'benchsuite[ray]'") from None
+        self.ray, self.address, self.place, self.images = ray, address, place, images
+        self.cpus, self.gpus = cpus, gpus
+        self.locks: dict[Any, ExitStack] = {}
+        self.jobs: dict[Any, Job] = {}
+        self.unkept: dict[Any, str] = {}  # why the files that a run sent last could not be written
+        self.recorded: set[str] = set()  # digests of the record files here
+        self.remark = ""
+
+    def __enter__(self) -> Cluster:
+        self._answers()
+        own = {"include_dashboard": False} if self.address == "local" else {}
+        handler = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in place
+        try:
+            with chdir(os.sep):  # Ray lets nodes import from here: a source tree would hide the package that is installed
+                self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(self._silence(" ".join(str(error).split())[:200])) from None
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        try:
+            self.remark = self._too_large()
+            with NamedTemporaryFile(dir=self._results(), prefix=".shared.", delete=False) as file:
+                self.mark = Path(file.name)
+        except OSError as error:
+            self.ray.shutdown()
+            raise UserError(f"cannot write to {self.place.results}: {error.strerror}; {ELSEWHERE}") from None
+        except UserError:
+            self.ray.shutdown()
+            raise
+        self.recorded = {_digest(path.read_bytes()) for path in self._results().glob("*/*/*/*/record.json")}
+        self.sent = {
+            name: images
+            and Sent([self.ray.put(tuple(map(_whole, _arrays(images))))], images.digest, images.complete, images.note)
+            for name, images in self.images.items()
+        }
+        self.texts = {str(path): path.read_bytes() for path in self.place.method_files}
+        self.remote = self.ray.remote(
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            max_calls=1,  # a process of its own for each run
+            max_retries=0,
+            num_returns="streaming",
+        )(on_node)
+        return self
+
+    def _answers(self) -> None:
+        """Ray itself would try for minutes."""
+        host, colon, port = self.address.rpartition(":")
+        if colon and port.isdecimal() and "/" not in host:
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except (OSError, OverflowError) as error:
+                raise UserError(self._silence(str(error))) from None
+        elif self.address not in ("local", "auto") and "://" not in self.address:
+            raise UserError(f"--ray takes the HOST:PORT of a cluster's head, or local, got {self.address!r}")
+
+    def _silence(self, what: str) -> str:
+        return f"no Ray cluster answers at {self.address!r} ({what}); start one with `ray start --head`, or use --ray local"
+
+    def _too_large(self) -> str:
+        """What there is to say where no node that lives now has room for one run, or "". Raises UserError where none can join."""
+        needs = {"CPU": self.cpus, "GPU": self.gpus}
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
+            return ""
+        what = f"no node has {self.cpus:g} cores" + (f" and {self.gpus:g} GPUs" if self.gpus else "") + " for a run"
+        lower = "lower --cpus-per-run" + (" or --gpus-per-run" if self.gpus else "")
+        if self.address == "local":
+            raise UserError(f"{what}; {lower}")
+        return f"{what}; {lower}, or the runs wait until such a node joins"
+
+    def _results(self) -> Path:
+        self.place.results.mkdir(parents=True, exist_ok=True)
+        return self.place.results.resolve()
+
+    @property
+    def slots(self) -> int:
+        """As many runs as the nodes that live now can take, and one that waits: it tells a cluster that can grow to do so."""
+        there, needs = self.ray.cluster_resources(), {"CPU": self.cpus, "GPU": self.gpus}
+        return 1 + min(int(there.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)
+
+    def start(self, job: Job) -> Any:
+        key = self.remote.remote(job, self.place, self.texts, self.sent, self.mark, code_of(job), self.recorded)
+        self.jobs[key] = job
+        return key
+
+    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        ready: list[Any] = []
+        while not ready:  # in short turns, for Ctrl-C
+            ready, _ = self.ray.wait(list(keys), timeout=1, fetch_local=False)
+        for key in ready:
+            try:
+                message = self.ray.get(next(key))
+            except StopIteration:
+                message = None
+            except self.ray.exceptions.RayTaskError as error:
+                message = f"{self.jobs[key]}: {' '.join(str(error.cause or error).split())}"
+            except self.ray.exceptions.RayError:
+                message = None  # its process, or its whole node, is gone
+            if isinstance(message, dict):
+                self.unkept.pop(key, None)
+                try:
+                    self._keep(key, message)
+                except UserError as error:  # what counts is whether the last ones, with the record, can be written
+                    self.unkept[key] = f"{self.jobs[key]}: {error}"
+                continue
+            if message == "":
+                message = self.unkept.get(key, "")
+            if message is None or isinstance(message, str):
+                self._forget(key)
+            yield key, message
+
+    def _keep(self, key: Any, files: dict[str, bytes]) -> None:
+        """Put what a node without access to the results folder has sent where it belongs, under the run's lock."""
+        folder = self._results() / self.jobs[key].folder
+        if key not in self.locks and not held(folder / "lock"):
+            with ExitStack() as stack:
+                stack.enter_context(locked(folder / "lock"))
+                self.locks[key] = stack.pop_all()
+        record = folder / "record.json"
+        if key not in self.locks or (record.exists() and not stale(read(record))):
+            return  # another command has, or had, the same run in hand
+        if record.name in files and record.exists():
+            set_aside(folder)
+        for name in FILES:
+            if name in files:
+                write_atomic(folder / name, files[name])
+        if record.name in files:
+            self.recorded.add(_digest(files[record.name]))
+            for name in ("failure.json", "progress.json"):
+                (folder / name).unlink(missing_ok=True)
+
+    def _forget(self, key: Any) -> None:
+        del self.jobs[key]
+        self.unkept.pop(key, None)
+        if key in self.locks:
+            self.locks.pop(key).close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        for key in list(self.jobs):
+            with suppress(Exception):
+                self.ray.cancel(key, force=True)
+            self._forget(key)
+        self.ray.shutdown()
+        self.mark.unlink(missing_ok=True)
+
+
+def _arrays(images: Any) -> cache.Arrays:
+    return cache.Arrays(images.train_x, images.train_y, images.test_x, images.test_y)
+
+
+def _whole(array: Any) -> Any:
+    return np.array(array)  # a memory map is a file of this machine
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()
+
+
+def on_node(
+    job: Job,
+    place: Place,
+    texts: Mapping[str, bytes],
+    images: Mapping[str, Sent | None],
+    mark: Path,
+    code: Mapping[str, str],
+    recorded: Set[str] = frozenset(),
+) -> Iterator[Any]:
+    """On a node, in a process of its own: one run. Yields its events, at last what went wrong, or ""; and where the results
+    folder cannot be seen from there, {name: content} of the files of its folder, as they come.
+
+    texts: the files of methods by their paths. recorded: digests of the record files that need not be kept here any more."""
+    shared = mark.exists()
+    place = replace(
+        place,
+        results=mark.parent if shared else cache.root() / "runs",
+        method_files=tuple(_written(Path(path).name, text) for path, text in texts.items()),
+    )
+    if not shared:
+        _clear(place.results, recorded)
+    folder = place.results / job.folder
+    messages: SimpleQueue[Any] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            sets.given.update({name: sent and received(name, sent) for name, sent in images.items()})
+            for path in place.method_files:
+                methods.load_file(path)
+            if (here := code_of(job)) != code:
+                differ = ", ".join(name for name in {**here, **code} if here.get(name) != code.get(name))
+                raise UserError(
+                    f"{job}: node {socket.gethostname()} has another {differ}; install the same benchsuite everywhere"
+                )
+            messages.put(outcome(job, place, messages.put))
+        except UserError as error:
+            messages.put(str(error))
+        except BaseException as error:  # whatever it is, somebody waits for a last word
+            messages.put(f"{job}: {one_line(error)}")
+
+    Thread(target=work, daemon=True).start()
+    while not isinstance(message := messages.get(), str):
+        if not shared:
+            yield _content(folder, "progress.json")
+        yield message
+    if not shared:
+        yield _content(folder, *FILES[1:])
+    yield message
+
+
+def _clear(runs: Path, recorded: Set[str]) -> None:
+    """Remove what this node keeps of the runs whose records have arrived."""
+    for record in runs.glob("*/*/*/*/record.json"):
+        with suppress(OSError, UserError):  # another process is at it
+            if _digest(record.read_bytes()) in recorded:
+                with locked(record.parent / "lock", wait=False):
+                    shutil.rmtree(record.parent)
+
+
+def _content(folder: Path, *names: str) -> dict[str, bytes]:
+    found = {}
+    for name in names:
+        with suppress(FileNotFoundError):
+            found[name] = (folder / name).read_bytes()
+    return found
+
+
+def _written(name: str, text: bytes) -> Path:
+    """A method's file, put where this node has it from now on."""
+    path = cache.root() / "methods" / _digest(text)[:16] / name
+    if not path.exists():
+        write_atomic(path, text)
+    return path
+
+
+def received(name: str, sent: Sent) -> sets.ImageSet:
+    """The image set from this node's cache, where it is put on first use."""
+    key = f"received-{sent.digest[:16]}"
+    entry = cache.lookup(name, key)
+    if entry is None:
+        with cache.decoding(name):
+            entry = cache.lookup(name, key)  # another process may have been at it meanwhile
+            if entry is None:
+                import ray
+
+                entry = cache.store(name, key, cache.Arrays(*ray.get(sent.arrays[0])), sent.note)
+    if entry.digest != sent.digest:
+        raise UserError(f"{name}: the images in {cache.root()} are not those that were sent; delete that folder")
+    return sets.ImageSet(name=name, **entry.arrays._asdict(), digest=sent.digest, complete=sent.complete, note=sent.note)

@@ -1,0 +1,141 @@
+"""What a results folder holds: which runs are done, running, failed, interrupted or stale, and which are missing. No torch.
+
+Whether a run is running is told by its lock, which ends with its process; never by a time, so that a clock set back, or a kill,
+shows nothing as running that is not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import held
+from ..record.folder import failure
+from ..record.store import read
+from ..source import stale
+
+STATES = ("running", "failed", "unreadable", "stale", "interrupted", "missing", "done")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run. config: the digits of its settings. detail: in words."""
+
+    protocol: str
+    tier: str
+    method: str
+    config: str
+    seed: int
+    state: str
+    detail: str = ""
+
+
+def boards(
+    results: Path, protocol: str | None = None, tier: str | None = None, planned: Iterable[Path] = ()
+) -> dict[tuple[str, str], list[Run]]:
+    """The runs by protocol and tier. protocol, tier: these alone. planned: folders below `results` that should be there."""
+    planned = dict.fromkeys(planned)
+    there = [path.relative_to(results) for path in results.glob(f"{protocol or '*'}/{tier or '*'}/*/*-seed*") if path.is_dir()]
+    found: dict[tuple[str, str], list[Run]] = {}
+    for folder in dict.fromkeys([*sorted(there), *planned]):
+        config, _, seed = folder.name.rpartition("-seed")
+        if not seed.isdecimal():
+            continue
+        state, detail = state_of(results / folder)
+        if state == "missing" and folder not in planned:
+            continue  # an empty folder
+        run = Run(
+            protocol=folder.parts[0],
+            tier=folder.parts[1],
+            method=folder.parts[2],
+            config=config,
+            seed=int(seed),
+            state=state,
+            detail=detail,
+        )
+        found.setdefault((run.protocol, run.tier), []).append(run)
+    return found
+
+
+def state_of(folder: Path) -> tuple[str, str]:
+    """One of STATES for the run in this folder, and what there is to say about it."""
+    if held(folder / "lock"):
+        return "running", _progress(folder)
+    try:
+        if (folder / "record.json").exists():
+            changed = stale(read(folder / "record.json"))
+            return ("stale", f"{', '.join(changed)} changed since; `leaderboard` runs it again") if changed else ("done", "")
+    except UserError as error:
+        return "unreadable", str(error)
+    if reason := failure(folder):
+        return "failed", f"{reason}; `leaderboard` runs it again"
+    if (folder / "progress.json").exists() or (folder / "checkpoint.pt").exists():
+        state = _state(folder)
+        kept = f"{state['kept']} of {state['stages']} tasks are kept" if state else "its finished tasks are kept"
+        return "interrupted", f"{kept}; the same command resumes"
+    return "missing", ""
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What the run wrote of itself last; nothing where that is not there or not whole. What is no number is unknown."""
+    try:
+        state = json.loads((folder / "progress.json").read_text())
+        counts = [state[name] for name in ("stage", "stages", "epoch", "epochs", "kept")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    speeds = {name: state.get(name) for name in ("images_per_second", "seconds_left")}
+    known = {name: value for name, value in speeds.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {**state, **dict.fromkeys(speeds), **known} if all(isinstance(count, int) for count in counts) else {}
+
+
+def _progress(folder: Path) -> str:
+    state = _state(folder)
+    if not state:
+        return "begins"
+    words = [f"task {min(state['stage'] + 1, state['stages'])} of {state['stages']}, epoch {state['epoch']} of {state['epochs']}"]
+    if speed := state.get("images_per_second"):
+        words.append(f"{speed:,.0f} images/s")
+    if (left := state.get("seconds_left")) is not None:
+        words.append(f"{duration(left)} left")
+    ago = max(0.0, time.time() - (folder / "progress.json").stat().st_mtime)
+    words.append(f"heard of {duration(ago)} ago on {state.get('host', '?')}")
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def lines(found: dict[tuple[str, str], list[Run]]) -> Iterator[str]:
+    """The boards in words: what needs attention run by run, what is missing or done by method."""
+    for (protocol, tier), runs in found.items():
+        counts = [f"{n} {state}" for state in STATES if (n := sum(run.state == state for run in runs))]
+        yield f"{protocol}/{tier}: {', '.join(counts)}"
+        several = {m for m in {run.method for run in runs} if len({run.config for run in runs if run.method == m}) > 1}
+        rows: dict[tuple[str, str, str], list[Run]] = {}
+        for run in sorted(runs, key=lambda run: (STATES.index(run.state), run.method, run.config, run.seed)):
+            label = run.method + (f" [{run.config}]" if run.method in several else "")
+            alone = "" if run.state in ("missing", "done") else str(run.seed)
+            rows.setdefault((run.state, label, alone), []).append(run)
+        width = max(len(label) for _, label, _ in rows)
+        for (state, label, _), group in rows.items():
+            yield f"  {state:12} {label:{width}}  seed {ranges([run.seed for run in group])}  {group[0].detail}".rstrip()
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """1-3,7: as `--seeds` takes them."""
+    groups: list[list[int]] = []
+    for seed in sorted(seeds):
+        if groups and seed == groups[-1][-1] + 1:
+            groups[-1].append(seed)
+        else:
+            groups.append([seed])
+    return ",".join(str(g[0]) if len(g) == 1 else f"{g[0]}-{g[-1]}" for g in groups)

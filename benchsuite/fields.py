@@ -1,0 +1,63 @@
+"""Typed dataclass fields from text or JSON."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import UserError
+
+
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """`value`, text from a command line or a value from JSON, as the annotated type `kind`. Raises UserError with the name."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if type(None) in get_args(kind) and (value is None or value == "none"):
+            return None
+        # The value's own type first, so that what a record holds comes back as it is; then the narrow before the wide.
+        members = [k for k in get_args(kind) if k is not type(None)]
+        members.sort(key=lambda k: (type(value) is not k, k is str, k is float))
+        if len(members) == 1:
+            return convert(name, value, members[0])
+        for member in members:
+            try:
+                return convert(name, value, member)
+            except UserError:
+                pass
+    if origin is Literal:
+        if value in get_args(kind):
+            return value
+        raise UserError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+    if origin is tuple:
+        items = [v for v in value.split(",") if v] if isinstance(value, str) else value
+        if isinstance(items, list | tuple):
+            return tuple(convert(name, v, get_args(kind)[0]) for v in items)
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+        if value in ("true", "false"):
+            return value == "true"
+    elif kind in (int, float):
+        try:
+            if not isinstance(value, bool) and (kind is float or isinstance(value, str) or value == int(value)):
+                number = kind(value)
+                if number == number and abs(number) != float("inf"):
+                    return number
+        except (TypeError, ValueError, OverflowError):
+            pass
+    elif kind is str and isinstance(value, str):
+        return value
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+    raise UserError(f"{name} must be {wanted}, got {value!r}")
+
+
+def field_types(owner: Any) -> dict[str, Any]:
+    """Names and types of the settings of a Recipe or a Method class."""
+    hints = get_type_hints(owner)
+    return {f.name: hints[f.name] for f in fields(owner) if f.init} if is_dataclass(owner) else {}
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -1,0 +1,95 @@
+"""Files that processes share: written whole or not at all, locks, digests."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+ELSEWHERE = "choose a folder that can be written (--results, --output or --data-dir; BENCHSUITE_CACHE for the cache)"
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of the canonical JSON form of `content`. Raises ValueError for numbers that are not finite: JSON has none."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Put `data` at `path` whole or not at all: written beside it under a name of its own, synced, then renamed.
+
+    Raises UserError where that fails. What a kill leaves of it begins with ".writing."."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        with suppress(OSError):  # the new name too survives a power cut, where the file system can sync a folder
+            entry = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(entry)
+            finally:
+                os.close(entry)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
+        raise
+
+
+class Busy(UserError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards. A kill releases it.
+
+    Raises UserError where the file cannot be written and, without `wait`, Busy where another process holds the lock."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise Busy(f"{path.parent}: another process is at work on this run; wait until it has ended") from None
+        except OSError as error:
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
+        with file:
+            # Whoever held the lock before has removed the file: the lock counts only on the file that has the name now.
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def held(path: Path) -> bool:
+    """Whether a process holds the lock at `path` at this moment. Leaves everything as it is."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,119 @@
+"""The servable artifact: the tensors that answer every task so far, and a JSON header, in one safetensors file.
+
+Its size on disk is the size on the leaderboard, so what is not in it cannot be needed to predict.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import write_atomic
+from ..nn.multihead import MultiHead
+from ..record.schema import PARTS
+
+FORMAT = 1
+
+
+@dataclass
+class Artifact:
+    """tensors: named "<part>/<name>" with part one of weights, heads, masks (masks and indices) and other.
+    header: plain JSON; "network" describes the multi-head network that the tensors belong to."""
+
+    tensors: dict[str, Tensor]
+    header: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.tensors:
+            if name.split("/")[0] not in PARTS or "/" not in name:
+                raise ValueError(f"artifact tensor {name!r} must be called <part>/<name> with a part of {', '.join(PARTS)}")
+
+    @classmethod
+    def of_network(cls, model: MultiHead, without: Iterable[str] = ()) -> Artifact:
+        """All parameters and buffers of a network: its heads apart, everything else as weights. without: names of backbone
+        modules that the caller stores in a form of its own."""
+        own, tensors = _prefixes(without), {}
+        for name, tensor in model.state_dict().items():
+            if not name.endswith("num_batches_tracked") and not name.startswith(own):  # a counter that predicts nothing
+                part, _, rest = name.partition(".")
+                tensors[f"{'heads' if part == 'heads' else 'weights'}/{rest}"] = tensor
+        return cls(tensors, {"network": model.describe()})
+
+    def network(self) -> MultiHead:
+        """The dense network that `of_network` stored, in eval mode."""
+        return self.fill(MultiHead.from_description(self.header["network"]))
+
+    def fill(self, model: MultiHead, without: Iterable[str] = ()) -> MultiHead:
+        """Load the tensors of `of_network` into a network of the same structure. Raises UserError where they do not fit."""
+        own, state = _prefixes(without), {}
+        for name, tensor in self.tensors.items():
+            part, _, rest = name.partition("/")
+            if part in ("weights", "heads"):
+                state[f"{'heads' if part == 'heads' else 'backbone'}.{rest}"] = tensor
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not name.endswith("num_batches_tracked") and not name.startswith(own)]
+        if missing or unexpected:
+            raise UserError(f"the artifact does not fit its network: missing {missing}, unexpected {unexpected}; export it again")
+        return model.eval()
+
+    def to_bytes(self) -> bytes:
+        header = {"format": FORMAT, **self.header}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
+        return safetensors.torch.save(tensors, {"benchsuite": json.dumps(header, separators=(",", ":"), sort_keys=True)})
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each part; the file's own header counts as other. The sum is the size of the file."""
+        sizes = dict.fromkeys(PARTS, 0)
+        for name, tensor in self.tensors.items():
+            sizes[name.split("/")[0]] += tensor.numel() * tensor.element_size()
+        sizes["other"] += len(self.to_bytes()) - sum(sizes.values())
+        return sizes
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, self.to_bytes())
+
+    @classmethod
+    def read(cls, path: Path) -> Artifact:
+        """Read an artifact. Raises UserError, naming the file, when it is not one. Nothing in it is executed."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["benchsuite"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header.pop("format") != FORMAT:
+                raise UserError(f"{path}: was written in another artifact format; export it again with this version")
+            return cls(tensors, header)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except (SafetensorError, KeyError, ValueError, struct.error) as error:
+            raise UserError(f"{path}: is not a benchsuite artifact ({error}); make one with `benchsuite export`") from None
+
+
+def pack_bits(values: Tensor, bits: int) -> Tensor:
+    """Whole numbers below 2^bits, any shape, as uint8 bytes without gaps: ceil(numel * bits / 8) of them."""
+    flat = values.reshape(-1, 1).long().cpu()
+    stream = (flat >> torch.arange(bits)).bitwise_and_(1).flatten()
+    stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
+    return (stream << torch.arange(8)).sum(1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """The int64 numbers of that shape that `pack_bits` packed."""
+    count = math.prod(shape)
+    stream = (packed.long()[:, None] >> torch.arange(8)).bitwise_and_(1).flatten()[: count * bits]
+    return (stream.view(count, bits) << torch.arange(bits)).sum(1).view(*shape)
+
+
+def _prefixes(modules: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"backbone.{name}." for name in modules)

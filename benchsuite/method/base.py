@@ -1,0 +1,130 @@
+"""What a method is: an Avalanche plugin with hyper-parameter fields and three more verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+
+from ..nn.backbones import has_batchnorm
+from ..nn.guard import FrozenGuard
+from ..nn.multihead import MultiHead
+from ..protocol import Recipe
+from ..randomness import generator
+from .artifact import Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """Settings that a method declares for one protocol, and for one tier of it or (None) all, with their origin."""
+
+    protocol: str
+    tier: str | None = None
+    values: Mapping[str, Any]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included, for `benchsuite tune`; with log=True equal factors are equally likely."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A few values for `benchsuite tune`, in no order."""
+
+    values: tuple[Any, ...]
+
+
+class Method(SupervisedPlugin):
+    """Base of every method: plain fine-tuning. Subclasses are dataclasses; each field is a hyper-parameter.
+
+    A method may define any hook of an Avalanche `SupervisedPlugin` and override the verbs below. Before `prepare` the
+    runner sets `seed`, `recipe` and `n_tasks`; after it, `model` and `guard`, through which entries of parameters are frozen.
+    n_tasks: the length of the whole sequence, also where a run learns its beginning alone (`--set tasks=`).
+    Whatever else a method keeps as an attribute is stored in the checkpoint: tensors, numbers, strings and plain containers
+    of them.
+    """
+
+    name: ClassVar[str] = ""  # the class's name in lower case, unless set
+    family: ClassVar[str] = "other"  # of methods, in the field's words (say, "replay"): what readers of a board filter by
+    forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
+    trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
+    trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design
+    settings: ClassVar[tuple[Declared, ...]] = ()
+    space: ClassVar[Mapping[str, Range | Choice]] = {}  # what `benchsuite tune` searches, by the name of the setting
+
+    seed: int
+    recipe: Recipe
+    n_tasks: int
+    model: MultiHead
+    guard: FrozenGuard
+    compression: Any = None  # `modifiers.Interception`, where activations are kept in another form
+    memory_bytes: int = 0  # of stored samples; a method that keeps any says so, and they count as training state
+
+    @property
+    def size_is_learnt(self) -> bool:
+        """Whether what is stored depends on what was learnt, and not on the settings alone."""
+        return False
+
+    def unfit(self, recipe: Recipe) -> str:
+        """Why this method cannot run under `recipe`; "" where it can."""
+        if self.forgetting == "none" and recipe.batchnorm == "shared" and has_batchnorm(recipe.backbone):
+            return "batchnorm=shared changes with every later task, and so would what was learnt; use batchnorm=per_task"
+        return ""
+
+    def prepare(self, model: MultiHead) -> MultiHead:
+        """Transform the protocol's dense multi-head network (factorise, mask, gate) before the first task."""
+        return model
+
+    def artifact(self) -> Artifact:
+        """What must be stored to serve every task so far. Default: all weights, once, and the heads."""
+        return Artifact.of_network(self.model)
+
+    @classmethod
+    def restore(cls, artifact: Artifact) -> nn.Module:
+        """The served network: model(x, task) from the artifact alone, in eval mode."""
+        return artifact.network()
+
+    def alternatives(self) -> dict[str, Artifact]:
+        """Other ways to store the same network, by name: their sizes are reported beside the leaderboard's."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What the record should say of this run besides the common columns. Plain JSON.
+
+        "other_sizes" is shown under the leaderboard: bytes by how they are counted, in words that follow "MB as"."""
+        return {}
+
+    def generator(self, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator of this run's own for `purpose` (say, the task's position)."""
+        return generator(self.seed, "method", *purpose, device=device)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the method besides the network: every attribute that is not a hyper-parameter."""
+        given = {"seed", "recipe", "n_tasks", "model", "guard", "compression", *(f.name for f in fields(self))}
+        return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def plain(name: str, value: Any) -> Any:
+    """`value`, if it is made of what a checkpoint can hold; TypeError naming the attribute otherwise."""
+    if value is None or isinstance(value, bool | int | float | str | Tensor):
+        return value.detach() if isinstance(value, Tensor) else value
+    if isinstance(value, dict):
+        return {k: plain(f"{name}[{k!r}]", v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)(plain(name, v) for v in value)
+    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; override state() and load_state()")

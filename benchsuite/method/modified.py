@@ -1,0 +1,66 @@
+"""A method under a modifier: `cacl+hosvd`."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, make_dataclass
+from dataclasses import field as dataclass_field
+from typing import Any, get_type_hints
+
+from ..errors import UserError
+from ..nn.interception import Interception
+from ..nn.modifiers import MODIFIERS, Modifier
+from ..nn.multihead import MultiHead
+from ..registry import suggest
+from .base import Method
+
+
+class Modified:
+    """What a modifier adds to a method's class, before it in the order of resolution."""
+
+    modifier: type[Modifier]
+    compression: Interception
+
+    def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()
+        self._modifier()
+
+    def _modifier(self) -> Modifier:
+        return self.modifier(**{f.name: getattr(self, f.name) for f in fields(self.modifier)})
+
+    def prepare(self, model: MultiHead) -> MultiHead:
+        model = super().prepare(model)  # type: ignore[misc]
+        if getattr(self, "compression", None) is not None:
+            name = type(self).__mro__[2].name  # type: ignore[attr-defined]
+            raise UserError(f"{name} keeps activations in a form of its own; it takes no modifier")
+        modifier = self._modifier()
+        modifier.seed = self.seed  # type: ignore[attr-defined]
+        self.compression = Interception(modifier, model)
+        return model
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.compression.begin_task(strategy.model, strategy.experience.current_experience)
+        super().before_training_exp(strategy, **kwargs)  # type: ignore[misc]
+
+
+def modified(base: type[Method], name: str) -> type[Method]:
+    """The class of a method under a modifier: the fields of both, named `method+modifier`."""
+    if name not in MODIFIERS:
+        raise UserError(f"no modifier is called {name!r}; {suggest(name, MODIFIERS)}")
+    modifier = MODIFIERS[name]
+    known = {f.name for f in fields(base)}  # one without a default is no attribute of its class
+    words = [f.name for f in fields(modifier)]
+    if taken := [w for w in words if w in known or hasattr(base, w)] + [w for w in ("modifier", "compression") if w in known]:
+        raise UserError(f"{base.name}: its {taken[0]!r} is a setting of every {name} row; give it another name")
+    hints = get_type_hints(modifier)
+    own = [
+        (f.name, hints[f.name], f.default if f.default is not MISSING else dataclass_field(default_factory=f.default_factory))
+        for f in fields(modifier)
+    ]
+    text = f"{(base.__doc__ or base.name).strip().splitlines()[0]} Under {name}: {(modifier.__doc__ or '').splitlines()[0]}"
+    return make_dataclass(
+        f"{base.__name__}With{modifier.__name__}",
+        own,
+        bases=(Modified, base),
+        eq=False,
+        namespace={"modifier": modifier, "name": f"{base.name}+{name}", "__doc__": text, "__module__": base.__module__},
+    )

@@ -1,0 +1,49 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..registry import Registry
+from .base import Method
+
+
+class Methods(Registry[type[Method]]):
+    """The methods by name; `method+modifier` is a method under one of the `benchsuite.modifiers`."""
+
+    def __init__(self) -> None:
+        super().__init__("method", "benchsuite.methods")
+        self._modified: dict[str, type[Method]] = {}  # each class is made once
+
+    def get(self, name: str) -> type[Method]:
+        base, plus, modifier = name.partition("+")
+        if not plus:
+            return super().get(name)
+        if name not in self._modified:
+            from .modified import modified
+
+            self._modified[name] = modified(super().get(base), modifier)
+        return self._modified[name]
+
+    def file(self, name: str) -> Path | None:
+        return super().file(name.partition("+")[0])
+
+
+methods = Methods()
+
+
+def register(cls: type[Method]) -> type[Method]:
+    """Class decorator: make a method known by its name."""
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise TypeError("@register goes above a class that inherits from benchsuite.Method")
+    if "__dataclass_fields__" not in cls.__dict__:
+        cls = dataclass(cls)
+    # Two plugins are the same only if they are one object: a dataclass would compare, and refuse to hash, its fields.
+    cls.__eq__, cls.__hash__ = object.__eq__, object.__hash__  # type: ignore[method-assign]
+    cls.name = cls.__dict__.get("name") or cls.__name__.lower()
+    if not re.fullmatch(r"[\w][\w.-]*", cls.name):
+        raise TypeError(f"a method's name is letters, digits and _ . -, got {cls.name!r}")
+    methods.add(cls.name, cls)
+    return cls

@@ -1,0 +1,40 @@
+"""What methods that store images of earlier tasks have in common: the budget, and where they cannot run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..nn.backbones import has_batchnorm
+from ..protocol import Recipe
+from .base import Declared
+
+# 1,300 images of 32x32x3 bytes: what the 16 MB of float32 images hold that published rows of A-GEM and ER-RES state
+BUDGET = 4.0
+
+FEW_DIGITS = Declared(
+    protocol="split-digits", values={"budget": 0.00128}, origin="ours: 20 images of 10 classes; 4 MB would hold all there are"
+)
+
+AS_MANY_LARGE = Declared(
+    protocol="split-miniimagenet",
+    values={"budget": 27.6},
+    origin="the 1,300 images of published rows, one byte a channel and pixel",
+)
+
+
+def image_bytes(experience: Any) -> int:
+    return math.prod(experience.images.pixels.shape[1:])
+
+
+def images_in(budget: float, stream: Sequence[Any]) -> int:
+    """How many images of a stream fit into `budget` MB, whichever of its tasks they come from."""
+    return int(budget * 1e6) // max(map(image_bytes, stream))
+
+
+def mixed_batches(recipe: Recipe) -> str:
+    """Why a method whose batches mix tasks cannot run under a recipe."""
+    if recipe.batchnorm == "per_task" and has_batchnorm(recipe.backbone):
+        return "its batches mix tasks, which leaves too few images of each for batchnorm=per_task; use another policy"
+    return ""

@@ -1,0 +1,23 @@
+"""From uint8 images to network inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pad_images(pixels: Tensor, pad: int) -> Tensor:
+    """A zero border of `pad` pixels around images (N, H, W, C)."""
+    return F.pad(pixels, (0, 0, pad, pad, pad, pad)) if pad else pixels
+
+
+def normalise(
+    pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(pixel / 255 - mean) / std as (N, C, H, W) in channels-last memory; mean and std: (C,) or, per image, (N, 1, 1, C)."""
+    mean = torch.as_tensor(mean, dtype=dtype, device=pixels.device)
+    scale = 1 / (255 * torch.as_tensor(std, dtype=dtype, device=pixels.device))
+    return torch.addcmul(-mean * 255 * scale, pixels.to(dtype), scale).permute(0, 3, 1, 2)

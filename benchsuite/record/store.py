@@ -1,0 +1,111 @@
+"""Records as files: written whole, read with every check."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import digest, write_atomic
+from .schema import SCHEMA, Job, RunRecord
+
+
+def to_json(record: RunRecord) -> str:
+    content = {"schema": SCHEMA, **asdict(record)}
+    for name, value in content.items():
+        try:
+            digest(value)
+        except ValueError:
+            raise ValueError(f"{name} of the record holds a number that is not finite, which JSON has not") from None
+    return json.dumps({**content, "digest": digest(content)}, indent=1) + "\n"
+
+
+def write(record: RunRecord, path: Path) -> None:
+    """Write the record atomically."""
+    write_atomic(path, to_json(record))
+
+
+def read(path: Path) -> RunRecord:
+    """Read and check a record. Raises UserError, naming the file, when it is not one or was changed since it was written."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: is not there; name the folder of one run, PROTOCOL/TIER/METHOD/...-seedN") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; make it readable, or move it away") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: is not a JSON file; delete it and run again") from None
+    if not isinstance(content, dict) or "schema" not in content:
+        raise UserError(f"{path}: is not a run record; move it out of the results folder")
+    if content["schema"] != SCHEMA:
+        raise UserError(
+            f"{path}: has record schema {content['schema']!r}, this version reads {SCHEMA}; "
+            "read it with the version that wrote it, or move it away and run again"
+        )
+    claimed = content.pop("digest", None)
+    try:
+        found = digest(content)
+    except ValueError:
+        raise UserError(f"{path}: holds a number that is not finite; restore it or delete it and run again") from None
+    if claimed != found:
+        raise UserError(
+            f"{path}: was changed after it was written (its digest does not fit); restore it or delete it and run again"
+        )
+    del content["schema"]
+    try:
+        return RunRecord(**{**content, "job": Job(**content["job"])})
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is not a valid run record ({error}); delete it and run again") from None
+
+
+def read_of(job: Job, path: Path) -> RunRecord:
+    """The record of this job. Raises UserError where the file holds another run's."""
+    record = read(path)
+    if replace(record.job, origins=job.origins) != job:
+        raise UserError(f"{path}: holds the record of another run ({record.job}); move it away and run again")
+    return record
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Without the garbage collector: records have no cycles, but thousands of lists, through which it would go each time."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
+
+
+def read_all(folder: Path) -> list[RunRecord]:
+    """Every record below `folder`, in the order of their paths.
+
+    Raises UserError for one that cannot be trusted, or was copied or moved there, and names all others of that kind too."""
+    found = (os.path.join(place, "record.json") for place, _, files in os.walk(folder) if "record.json" in files)
+    paths = [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
+    records, refused = [], {}
+    with no_collection():
+        for path in paths:
+            try:
+                records.append(_in_its_place(path))
+            except UserError as error:
+                refused[path] = str(error)
+    if refused:
+        first, *others = refused
+        more = f"; nor can these be ranked: {', '.join(map(str, others))}" if others else ""
+        raise UserError(f"{refused[first]}{more}")
+    return records
+
+
+def _in_its_place(path: Path) -> RunRecord:
+    record = read(path)
+    own = record.job.folder / "record.json"
+    if path.absolute().parts[-len(own.parts) :] != own.parts:
+        raise UserError(f"{path}: does not belong in this folder; move it to {own} in a results folder, or away")
+    return record

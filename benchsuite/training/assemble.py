@@ -1,0 +1,65 @@
+"""A job's strategy, network and method, ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from avalanche.core import SupervisedPlugin
+
+from ..errors import UserError
+from ..method.artifact import Artifact
+from ..nn.guard import FrozenGuard
+from ..nn.multihead import MultiHead
+from ..protocol import Task, protocols
+from ..record.schema import Job
+from .settings import method_of, recipe_of
+from .strategy import Strategy
+from .stream import TaskStream
+
+
+def assemble(
+    job: Job, stream: TaskStream, *, device: torch.device | str = "cpu", plugins: Sequence[SupervisedPlugin] = ()
+) -> Strategy:
+    """The strategy of a job, ready to train: its method on the protocol's network, as at the start of a run."""
+    recipe, method = recipe_of(job.settings), method_of(job.method, job.settings)
+    protocol = protocols.get(job.protocol)
+    model = MultiHead.build(
+        recipe.backbone,
+        image=protocol.image,
+        classes=stream.classes,
+        dropout=recipe.dropout,
+        seed=job.seed,
+        batchnorm=recipe.batchnorm,
+        width=recipe.width,
+    )
+    # A run of the first tasks is the beginning of the whole one, to the bit.
+    method.n_tasks = len(protocol.tasks) if recipe.tasks else len(stream.tasks)
+    method.seed, method.recipe = job.seed, recipe
+    prepared = method.prepare(model)
+    if not isinstance(prepared, MultiHead):
+        raise UserError(f"prepare() of {job.method} must return the network, not {type(prepared).__name__}")
+    method.model = prepared.to(device)
+    method.guard = FrozenGuard(method.model)
+    return Strategy(
+        model=method.model,
+        method=method,
+        recipe=recipe,
+        augmentation=stream.augmentation,
+        seed=job.seed,
+        precision=job.precision,
+        device=device,
+        plugins=plugins,
+    )
+
+
+def with_header(artifact: Artifact, job: Job, tasks: Sequence[Task]) -> Artifact:
+    """The artifact with what serving it to users needs: its method, its tasks and their classes."""
+    artifact.header |= {
+        "method": job.method,
+        "protocol": job.protocol,
+        "tasks": [
+            {"name": t.name, "classes": list(t.classes), "pad": t.pad, "mean": list(t.mean), "std": list(t.std)} for t in tasks
+        ],
+    }
+    return artifact

@@ -1,0 +1,24 @@
+"""A run's state on disk after each task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..errors import UserError
+
+
+def assign_state(model: nn.Module, state: dict[str, Any], frozen: set[str]) -> None:
+    """Put every saved tensor in place, whatever the shape of the one it replaces: banks and masks grow from task to task."""
+    for name, value in state.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if leaf == "_extra_state":
+            module.set_extra_state(value)
+        elif leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=name not in frozen)
+        elif leaf in module._buffers:
+            module._buffers[leaf] = value
+        else:
+            raise UserError(f"the checkpoint holds {name}, which this network has not; delete it to start this run again")

@@ -1,0 +1,70 @@
+"""Where a run is made: hardware, versions, source, date."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..nn import bfloat16
+
+
+def environment(device: torch.device, revisions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where a run was made: hardware, versions, source, date."""
+    names = ("torch", "torchvision", "avalanche-lib", "numpy", "benchsuite")
+    cudnn = {"cudnn": str(torch.backends.cudnn.version())} if device.type == "cuda" else {}
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "instructions": "" if device.type == "cuda" else _instructions(),
+        "native_bf16": device.type == "cuda" or bfloat16.native(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}, **cudnn},
+        "source": revisions[-1],
+        "earlier_sources": revisions[:-1],
+        "date": _now(),
+    }
+
+
+def source_revision() -> dict[str, Any]:
+    """The git revision of the source tree this package runs from ("" outside a checkout), and whether its code differs."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    if not (root / "pyproject.toml").exists() or not (root / ".git").exists():
+        return {"revision": "", "dirty": False}
+    return {
+        "revision": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--", "benchsuite", "methods", "protocols")),
+    }
+
+
+def _cpu_name() -> str:
+    return _cpu("model name") or platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """The processor's vector instructions, which decide how sums are rounded: a name such as "AMD EPYC" leaves them open."""
+    flags = sorted(flag for flag in _cpu("flags").split() if re.match("avx|amx|fma", flag))
+    return " ".join(flags) or torch.backends.cpu.get_cpu_capability()
+
+
+def _cpu(what: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(what)), "")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

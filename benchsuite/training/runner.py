@@ -1,0 +1,371 @@
+"""One run: (protocol, method, seed, settings) to a RunRecord, with a checkpoint after every task.
+
+Files of a run, in its folder below the results folder: record.json (the result, written last), artifact.safetensors (the
+servable network), and, while it is under way, lock, checkpoint.pt and progress.json (what `benchsuite status` shows of it);
+failure.json after a failure, until a later run succeeds. A record, or a checkpoint, of a method or protocol whose source has
+changed since is stale: it is kept under another name, and the run begins anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import socket
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models.dynamic_modules import avalanche_model_adaptation
+
+from .. import files, source
+from ..data.sets import MissingData, has_one_form, load
+from ..errors import Diverged, UserError, one_line
+from ..files import write_atomic
+from ..method.artifact import Artifact
+from ..method.base import Method
+from ..method.modified import Modified
+from ..method.registered import methods
+from ..nn.multihead import MultiHead
+from ..protocol import Protocol, protocols
+from ..randomness import seed_globals
+from ..record import store
+from ..record.folder import IN_HAND, set_aside, write_failure
+from ..record.schema import Job, RunRecord
+from .accounting import macs
+from .assemble import assemble, with_header
+from .checkpoint import assign_state
+from .device import choose_device
+from .environment import _now, environment, source_revision
+from .settings import recipe_of
+from .stream import TaskStream, build_stream
+from .watch import Watch
+
+BEAT = 2.0  # seconds between two states of a run on disk, at least
+
+
+class RunFailed(Exception):
+    """A run stopped without a result; failure.json in its folder says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Progress: `epoch` of `epochs` of stage `stage` of `stages` has ended; epoch 0 is the start of a run or of a resumed one.
+
+    images_per_second, seconds_left: by what this process has trained so far, evaluation included; None before that.
+    note: a line for the user.
+    """
+
+    job: Job
+    stage: int
+    stages: int
+    epoch: int
+    epochs: int
+    loss: float = float("nan")
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    note: str = ""
+
+
+def run(
+    job: Job,
+    *,
+    results: Path,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    report: Callable[[Any], None] = lambda event: None,
+    plugins: Sequence[SupervisedPlugin] = (),
+) -> RunRecord:
+    """Run `job`, or resume it, or read its record if it is done.
+
+    report: called with `Event`s, and with a line of text where another process has the same run in hand.
+    plugins: act after the method; they may look on but must not change the run, as they are no part of its identity.
+    Raises UserError for what the user can mend (data, folder, device) and RunFailed when training diverged or broke.
+    """
+    job = identify(job, data_dir)
+    folder = results / job.folder
+    chosen = choose_device(device, job.precision)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(folder / "lock", wait=False))
+        except files.Busy:  # a second process that wants the same run waits, and then finds the record
+            report(f"{job}: {IN_HAND}")
+            stack.enter_context(files.locked(folder / "lock"))
+        for half in folder.glob(".writing.*"):  # of a process that was killed
+            half.unlink(missing_ok=True)
+        done = folder / "record.json"
+        note = ""
+        if done.exists():
+            record = store.read_of(job, done)
+            if not (changed := source.stale(record)):
+                _tidy(folder)
+                return record
+            note = f"{', '.join(changed)} changed since; the old record is kept as {set_aside(folder)}"
+        try:
+            record = _Run(job, folder, data_dir, chosen, report, plugins).finish(note)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except (Exception, SystemExit) as error:  # a method may end the process, but not without a word
+            what = str(error) if isinstance(error, Diverged) else one_line(error)
+            write_failure(job, folder, what, traceback.format_exc())
+            (folder / "progress.json").unlink(missing_ok=True)
+            raise RunFailed(f"{job}: {what}; see {folder / 'failure.json'}") from error
+        _tidy(folder)
+        return record
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a record makes superfluous; a kill after the record was written may have left it."""
+    for leftover in ("failure.json", "checkpoint.pt", "progress.json"):
+        (folder / leftover).unlink(missing_ok=True)
+
+
+def identify(job: Job, data_dir: Path | None) -> Job:
+    """The job itself, or, where the protocol's name alone does not say which images there are (partial data, image sets without
+    one official form), the job with a digest of them, so that runs on different images never count as one."""
+    recipe = recipe_of(job.settings)
+    protocol = protocols.get(job.protocol)
+    names = dict.fromkeys(protocol.tasks[i].dataset for i in protocol.order(job.seed)[: recipe.tasks])
+    if not recipe.partial_data:
+        names = {name: None for name in names if not has_one_form(name)}
+    if job.data or not names:
+        return job
+    found = {}
+    for name in names:
+        with suppress(MissingData) if recipe.partial_data else nullcontext():
+            found[name] = load(name, data_dir, partial=recipe.partial_data).digest
+    return replace(job, data=files.digest(found)[:12])
+
+
+def code_of(job: Job) -> dict[str, str]:
+    """Digests of the source that this job would be run by now."""
+    cls = methods.get(job.method)
+    modifier = cls.modifier if issubclass(cls, Modified) else None
+    return source.made_by(cls, modifier, protocols.get(job.protocol))
+
+
+class _Run:
+    """A run from its first task, or its checkpoint, to its record."""
+
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        data_dir: Path | None,
+        device: torch.device,
+        report: Callable[[Event], None],
+        plugins: Sequence[SupervisedPlugin] = (),
+    ) -> None:
+        self.job, self.folder, self.device, self.report = job, folder, device, report
+        self.protocol: Protocol = protocols.get(job.protocol)
+        self.recipe = recipe_of(job.settings)
+        self.stream: TaskStream = build_stream(self.protocol, self.recipe, job.seed, data_dir=data_dir, device=device)
+        n = len(self.stream.tasks)
+        self.watch = Watch(lambda task, epoch, loss: self._tell(self.done, epoch + 1, loss))
+        self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *plugins])
+        self.method: Method = self.strategy.method
+        self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
+        n_images = [len(experience.images.labels) for experience in self.stream.train]
+        self.began, self.beat, self.trained = time.monotonic(), -math.inf, 0  # of this process: since when, last said, images
+        self.images = [sum(n_images)] if self.method.trains_jointly else n_images
+        self.done = 0
+        self.code = code_of(job)
+        self.progress: dict[str, Any] = {
+            "correct": [[None] * n for _ in range(n)],
+            "stored": [None] * n,
+            "iterations": [],
+            "seconds": {"train": [], "evaluate": []},
+            "training_state_bytes": 0,
+            "memory": [],
+            "revisions": [],
+        }
+
+    def _tell(self, stage: int, epoch: int, loss: float = float("nan"), note: str = "") -> None:
+        epochs = self.recipe.epochs
+        self.trained += self.images[stage] if epoch else 0
+        rate = self.trained / max(time.monotonic() - self.began, 1e-9) or None
+        left = sum(self.images[stage:]) * epochs - sum(self.images[stage : stage + 1]) * epoch
+        self.event = Event(
+            job=self.job,
+            stage=stage,
+            stages=len(self.stages),
+            epoch=epoch,
+            epochs=epochs,
+            loss=loss,
+            images_per_second=rate,
+            seconds_left=left / rate if rate else None,
+            note=note,
+        )
+        if time.monotonic() - self.beat > BEAT:
+            self._beat()
+        self.report(self.event)
+
+    def _beat(self) -> None:
+        """Say on disk how far the run is; `kept` stages are safe. That this fails is no reason for a run to fail."""
+        state = {k: v for k, v in vars(self.event).items() if k not in ("job", "loss", "note")}
+        content = {**state, "kept": self.done, "host": socket.gethostname(), "date": _now()}
+        with suppress(UserError):
+            write_atomic(self.folder / "progress.json", json.dumps(content) + "\n")
+        self.beat = time.monotonic()
+
+    def finish(self, note: str = "") -> RunRecord:
+        note = self._resume() or note
+        self.began = time.monotonic()
+        revision = source_revision()
+        if revision not in self.progress["revisions"]:
+            self.progress["revisions"].append(revision)
+        self._tell(self.done, 0, note=note)
+        for stage in range(self.done, len(self.stages)):
+            self._learn(stage)
+            self.done = stage + 1
+            self._checkpoint()
+            self._beat()
+        artifact = self.folder / "artifact.safetensors"
+        self._artifact().write(artifact)
+        record = self._record(artifact)
+        store.write(record, self.folder / "record.json")
+        return record
+
+    def _learn(self, stage: int) -> None:
+        """Train one stage, then evaluate every task seen so far, in one pass."""
+        last = stage if len(self.stages) > 1 else len(self.stream.tasks) - 1
+        seed_globals(self.job.seed, stage)
+        start = time.perf_counter()
+        try:
+            self.strategy.train(self.stages[stage], eval_streams=[])
+        finally:
+            self.watch.close()
+        middle = time.perf_counter()
+        self.strategy.eval(self.stream.test[: last + 1])
+        end = time.perf_counter()
+        p = self.progress
+        for task, correct in self.watch.correct.items():
+            p["correct"][last][task] = correct
+        p["stored"][last] = self._artifact().sizes()
+        p["iterations"].append(self.watch.iterations)
+        p["seconds"]["train"].append(round(middle - start, 3))
+        p["seconds"]["evaluate"].append(round(end - middle, 3))
+        p["training_state_bytes"] = max(p["training_state_bytes"], self.watch.training_state_bytes)
+        p["memory"].append(self.watch.memory)
+
+    def _artifact(self) -> Artifact:
+        return with_header(self.method.artifact(), self.job, self.stream.tasks)
+
+    def _made_with(self) -> dict[str, Any]:
+        """What a checkpoint cannot be carried over from: other images, another kind of device."""
+        return {"images": {s.name: s.digest for s in self.stream.sets}, "device": self.device.type}
+
+    def _checkpoint(self) -> None:
+        model = self.method.model
+        content = {
+            "config": self.job.config,
+            "seed": self.job.seed,
+            "made_with": self._made_with(),
+            "code": self.code,
+            "threads": torch.get_num_threads(),  # they decide how sums are rounded
+            "done": self.done,
+            "model": model.state_dict(),
+            "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+            "method": self.method.state(),
+            "guard": self.method.guard.state(),
+            "progress": self.progress,
+        }
+        if not self.recipe.reset_optimizer:
+            state = self.strategy.optimizer.state  # by name: a pruned parameter is still in the optimiser, not in the network
+            content["optimizer"] = {name: state[p] for name, p in model.named_parameters() if p in state}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
+
+    def _resume(self) -> str:
+        """Take up the checkpoint. Returns why not, where there is one that does not count any more."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return ""
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+            config, made_with = content["config"], content["made_with"]
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start this run again") from None
+        if (config, content.get("seed", self.job.seed)) != (self.job.config, self.job.seed):
+            raise UserError(f"{path}: belongs to another configuration or seed; delete it to start this run again")
+        if made_with != self._made_with():
+            raise UserError(f"{path}: was made from other images or on another kind of device; delete it to start this run again")
+        if changed := source.changes(content.get("code", {})):
+            kept = path.replace(path.with_name("checkpoint.stale.pt"))
+            return f"{', '.join(changed)} changed meanwhile; begins anew, what it had is kept as {kept}"
+        torch.set_num_threads(content["threads"])
+        self.done, self.progress = content["done"], content["progress"]
+        model = self.method.model.train()
+        for experience in self.stages[: self.done]:
+            avalanche_model_adaptation(model, experience)
+        self.method.load_state(content["method"])  # first: it may have layers to put in place
+        assign_state(model, content["model"], set(content["frozen"]))
+        model.to(self.device)
+        self.method.guard.load_state(content["guard"])
+        if "optimizer" in content:
+            self.strategy.experience = self.stages[self.done - 1]
+            self.strategy.make_optimizer(reset_optimizer_state=True)
+            for name, state in content["optimizer"].items():
+                self.strategy.optimizer.state[model.get_parameter(name)] = state
+        self.strategy.clock.train_exp_counter = self.done
+        return ""
+
+    def _dense_macs(self) -> int:
+        """Multiply-accumulates of one image through the backbone as it is without any method, and the first task's head."""
+        recipe = self.recipe
+        dense = MultiHead.build(
+            recipe.backbone,
+            image=self.protocol.image,
+            classes=self.stream.classes,
+            batchnorm=recipe.batchnorm,
+            width=recipe.width,
+        )
+        dense.add_task(0)
+        return macs(dense.eval(), self.protocol.image, 0)
+
+    def _record(self, artifact: Path) -> RunRecord:
+        served = type(self.method).restore(Artifact.read(artifact))  # from the file alone, as it will be served
+        tasks = self.stream.tasks
+        p = self.progress
+        facts = {**self.method.facts(), "dense_macs": self._dense_macs()}
+        if alternatives := self.method.alternatives():
+            sizes = {name: sum(with_header(a, self.job, tasks).sizes().values()) for name, a in alternatives.items()}
+            facts["other_sizes"] = {**sizes, **facts.get("other_sizes", {})}
+        return RunRecord(
+            job=self.job,
+            tasks=[
+                {
+                    "name": task.name,
+                    "dataset": task.dataset,
+                    "classes": list(task.classes),
+                    "train": len(self.stream.train[t].images.labels),
+                    "test": len(self.stream.test[t].images.labels),
+                }
+                for t, task in enumerate(tasks)
+            ],
+            correct=p["correct"],
+            stored=p["stored"],
+            macs=[macs(served, self.protocol.image, t) for t in range(len(tasks))],
+            iterations=p["iterations"],
+            training_state_bytes=p["training_state_bytes"],
+            activation_bytes=max(m.get("held", 0) for m in p["memory"]),
+            memory={name: [m.get(name, 0) for m in p["memory"]] for name in p["memory"][0]},
+            seconds=p["seconds"],
+            data=[{"name": s.name, "digest": s.digest, "complete": s.complete, "note": s.note} for s in self.stream.sets]
+            + [
+                {"name": name, "digest": "", "complete": False, "note": "missing, its tasks are left out"}
+                for name in sorted({t.dataset for t in self.protocol.tasks} - {s.name for s in self.stream.sets})
+                if self.recipe.partial_data
+            ],
+            environment={**environment(self.device, p["revisions"]), "code": self.code},
+            facts=facts,
+            artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
+        )

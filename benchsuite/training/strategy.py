@@ -1,0 +1,142 @@
+"""The Avalanche strategy of every run: batches from device-resident tensors, everything else Avalanche's own template."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models import avalanche_forward
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from ..method.base import Method
+from ..nn.backbones import reseed_dropout
+from ..protocol import Recipe
+from .batches import Augmentation, Batches
+from .optimizer import make_optimizer
+
+
+class Strategy(SupervisedTemplate):
+    """Training and evaluation by a recipe, with a method and any further Avalanche plugins.
+
+    Batches come from the experience's `images` while nobody has changed its data; a plugin that changes `adapted_dataset` or
+    puts a DataLoader of its own in place gets Avalanche's loaders. Under precision "bf16" forward passes run in bfloat16
+    autocast; weights, gradients, optimiser state and the loss stay fp32.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        method: Method,
+        recipe: Recipe,
+        augmentation: Augmentation,
+        seed: int,
+        precision: str = "fp32",
+        device: torch.device | str = "cpu",
+        plugins: Sequence[SupervisedPlugin] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.method, self.recipe, self.augmentation = method, recipe, augmentation
+        self.seed, self.precision, self.dtype = seed, precision, dtype
+        with warnings.catch_warnings():  # an evaluator without loggers is what we want: Watch counts for the record
+            warnings.simplefilter("ignore")
+            evaluator = EvaluationPlugin()
+        super().__init__(
+            model=model,
+            optimizer=make_optimizer(recipe, model),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=recipe.batch_size,
+            train_epochs=recipe.epochs,
+            eval_mb_size=256,
+            device=device,
+            plugins=[Schedule(), method, method.guard, *plugins],
+            evaluator=evaluator,
+        )
+        self.plugins.remove(evaluator)  # with nothing to evaluate it would copy the experience at every hook
+
+    def _before_training_iteration(self, **kwargs: Any) -> None:
+        for plugin in self.plugins:  # a hook of our own, ahead of every plugin's `before_training_iteration`
+            if hasattr(plugin, "start_of_step"):
+                plugin.start_of_step(self)
+        super()._before_training_iteration(**kwargs)
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        kwargs |= {"remove_params": True}  # a factor that was pruned away must leave the optimiser too
+        super().make_optimizer(**kwargs)
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        kwargs.setdefault("reset_optimizer_state", self.recipe.reset_optimizer)
+        super().check_model_and_optimizer(**kwargs)
+
+    def train_dataset_adaptation(self, **kwargs: Any) -> None:
+        super().train_dataset_adaptation(**kwargs)
+        self._untouched = self.adapted_dataset
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        if self.adapted_dataset is self._untouched and hasattr(self.experience, "images"):
+            self.dataloader = self._batches(self.augmentation)
+        else:
+            super().make_train_dataloader(**self._loader(kwargs))
+
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
+        if hasattr(self.experience, "images"):
+            self.dataloader = self._batches(None)
+        else:
+            super().make_eval_dataloader(**self._loader(kwargs))
+
+    def _loader(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Our images lie on the device already, where there is nothing to pin."""
+        return {**kwargs, "pin_memory": False} if hasattr(self.experience, "images") else kwargs
+
+    def _batches(self, augmentation: Augmentation | None) -> Batches:
+        experience = self.experience
+        images = experience.images if isinstance(experience.images, list) else [experience.images]
+        return Batches(
+            images,
+            sorted(experience.task_labels),
+            self.eval_mb_size if augmentation is None else self.train_mb_size,
+            augmentation=augmentation,
+            seed=self.seed,
+            stage=experience.current_experience,
+            dtype=self.dtype,
+        )
+
+    def _unpack_minibatch(self) -> None:
+        # The fast batches lie on the device; their task is known without asking the device for it.
+        if isinstance(self.dataloader, Batches):
+            self._task, self._labels = self.dataloader.positions[0], self.mbatch[-1]
+            if len(self.dataloader.positions) > 1:
+                self._labels = None
+        else:
+            self._labels = None
+            super()._unpack_minibatch()
+
+    def forward(self) -> Tensor:
+        untouched = self.mb_task_id is self._labels  # a plugin may have put other tasks' samples into the batch
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            return avalanche_forward(self.model, self.mb_x, self._task if untouched else self.mb_task_id)
+
+    def criterion(self) -> Tensor:
+        return self._criterion(self.mb_output.float() if self.precision == "bf16" else self.mb_output, self.mb_y)
+
+    def _make_empty_loss(self) -> Tensor:
+        return torch.zeros((), device=self.device, dtype=self.dtype)
+
+
+class Schedule(SupervisedPlugin):
+    """The learning rate of each epoch, and fresh dropout generators for each task."""
+
+    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
+        reseed_dropout(strategy.model, strategy.seed, strategy.experience.current_experience)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = strategy.recipe.lr
+
+    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
+        if strategy.clock.train_exp_epochs in strategy.recipe.milestones:
+            for group in strategy.optimizer.param_groups:
+                group["lr"] *= 0.1

@@ -1,0 +1,166 @@
+"""A protocol's tasks as Avalanche experiences, in the order of one seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience, benchmark_from_datasets
+from avalanche.benchmarks.scenarios.task_aware import with_task_labels
+from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+from torchvision.transforms import v2
+
+from ..data.sets import ImageSet, MissingData, load
+from ..errors import UserError
+from ..nn.images import normalise, pad_images
+from ..protocol import Protocol, Recipe, Task
+from ..randomness import derive
+from .batches import Augmentation, TaskImages
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TaskStream:
+    """tasks: what is learnt, in order. train, test: one Avalanche experience for each; position t has task label t, labels
+    0..K_t-1 and an attribute `images` (TaskImages on the device), which the fast batches read. joint: all of train in one.
+    sets: the image sets behind it."""
+
+    tasks: list[Task]
+    train: list[DatasetExperience]
+    test: list[DatasetExperience]
+    augmentation: Augmentation
+    sets: list[ImageSet]
+
+    @property
+    def classes(self) -> list[int]:
+        return [len(task.classes) for task in self.tasks]
+
+    def joint(self) -> DatasetExperience:
+        parts = [Normalised(experience.images, self.augmentation) for experience in self.train]
+        labels = [t for t, part in enumerate(parts) for _ in range(len(part))]
+        dataset = ConcatDataset(parts)
+        dataset.targets = [y for part in parts for y in part.targets]
+        experience = _experiences([dataset], [labels])[0]
+        experience.images = [e.images for e in self.train]
+        return experience
+
+
+class Normalised(Dataset):
+    """TaskImages one at a time, for plugins that bring a DataLoader of their own: (float (C, H, W), label).
+
+    Avalanche's "train" transform augments with torch's global generator, "eval" leaves the image as it is."""
+
+    def __init__(self, images: TaskImages, augmentation: Augmentation | None) -> None:
+        self.images, self.targets = images, images.labels.tolist()
+        self._pixels: Tensor | None = None  # where a loader works: image by image there is nothing for a GPU to do
+        steps: list[Any] = []
+        if augmentation and augmentation.padding:
+            steps.append(v2.RandomCrop(images.pixels.shape[1:3], padding=augmentation.padding))
+        if augmentation and augmentation.flip:
+            steps.append(v2.RandomHorizontalFlip())
+        self.transform_groups = {"train": (v2.Compose([*steps, self.normalise]), None), "eval": (self.normalise, None)}
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels.permute(1, 2, 0)[None], self.images.mean, self.images.std)[0]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        if self._pixels is None:
+            self._pixels = self.images.pixels.cpu()
+        return self._pixels[i].permute(2, 0, 1), self.targets[i]
+
+
+def build_stream(protocol: Protocol, recipe: Recipe, seed: int, *, data_dir: Path | None, device: torch.device) -> TaskStream:
+    """Load the image sets and cut them into tasks. Raises UserError where data is missing or damaged."""
+    order = [protocol.tasks[i] for i in protocol.order(seed)]
+    sets: dict[str, ImageSet | None] = {}
+    for task in order[: recipe.tasks]:
+        if task.dataset not in sets:
+            try:
+                sets[task.dataset] = load(task.dataset, data_dir, partial=recipe.partial_data)
+            except MissingData:
+                if not recipe.partial_data:
+                    raise
+                sets[task.dataset] = None  # what is damaged is an error all the same
+    tasks = [task for task in order[: recipe.tasks] if sets[task.dataset] is not None]
+    if not tasks:
+        raise UserError(f"none of the image sets of {protocol.name} was found; see `benchsuite data get {protocol.name}`")
+    augmentation = Augmentation(padding=protocol.crop_padding, flip=protocol.flip)
+    train: list[TaskImages] = []
+    test: list[TaskImages] = []
+    for position, task in enumerate(tasks):
+        images = sets[task.dataset]
+        assert images is not None
+        for part, parts in (("train", train), ("test", test)):
+            parts.append(_task_images(images, task, part, recipe, derive(seed, "holdout", position), device))
+    return stream_of(tasks, train, test, augmentation, [images for images in sets.values() if images is not None])
+
+
+def stream_of(
+    tasks: list[Task], train: list[TaskImages], test: list[TaskImages], augmentation: Augmentation, sets: list[ImageSet]
+) -> TaskStream:
+    """The stream of tasks whose images are there, in order."""
+    return TaskStream(
+        tasks=tasks,
+        train=_stream("train", train, augmentation),
+        test=_stream("test", test, None),
+        augmentation=augmentation,
+        sets=sets,
+    )
+
+
+def _task_images(images: ImageSet, task: Task, part: str, recipe: Recipe, seed: int, device: torch.device) -> TaskImages:
+    """One part of one task: its classes' images in the data set's order, relabelled 0..K-1."""
+    from_train = part == "train" or recipe.holdout > 0
+    x, y = (images.train_x, images.train_y) if from_train else (images.test_x, images.test_y)
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in task.classes:
+        rows = np.flatnonzero(y == label)
+        if recipe.holdout:  # the first share of a fixed shuffle is held out, the rest is trained on
+            shuffled = rng.permutation(rows)
+            cut = round(len(rows) * recipe.holdout)
+            rows = np.sort(shuffled[cut:] if part == "train" else shuffled[:cut])
+        rows = rows[: recipe.train_per_class if part == "train" else recipe.test_per_class]
+        if len(rows) == 0:
+            raise UserError(
+                f"{images.name}: no {part} image of class {label} for task {task.name}; check it with `benchsuite data verify`"
+            )
+        chosen.append(rows)
+    rows = np.sort(np.concatenate(chosen))
+    relabel = {label: k for k, label in enumerate(task.classes)}
+    return TaskImages(
+        pixels=pad_images(torch.from_numpy(np.ascontiguousarray(x[rows])), task.pad).to(device),
+        labels=torch.tensor([relabel[int(v)] for v in y[rows]], device=device),
+        mean=task.mean,
+        std=task.std,
+    )
+
+
+def _experiences(datasets: list[Any], labels: list[Any], name: str = "train") -> list[DatasetExperience]:
+    made = [
+        _make_taskaware_classification_dataset(
+            dataset,
+            task_labels=label,
+            transform_groups=getattr(dataset, "transform_groups", None),
+            initial_transform_group=name if name == "train" else "eval",
+        )
+        for dataset, label in zip(datasets, labels, strict=True)
+    ]
+    experiences = list(with_task_labels(benchmark_from_datasets(**{name: made})).streams[name])
+    for experience, dataset in zip(experiences, datasets, strict=True):
+        experience.classes_in_this_experience = sorted(set(dataset.targets))
+    return experiences
+
+
+def _stream(name: str, parts: list[TaskImages], augmentation: Augmentation | None) -> list[DatasetExperience]:
+    experiences = _experiences([Normalised(part, augmentation) for part in parts], list(range(len(parts))), name)
+    for experience, part in zip(experiences, parts, strict=True):
+        experience.images = part
+    return experiences
