@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 import torch
 from avalanche.training.plugins import AGEMPlugin
 
-from benchsuite.method.base import Choice, Declared, Method
-from benchsuite.method.registered import register
+from benchsuite.method import Choice, Declared, Method, register
 from benchsuite.method.replay import AS_MANY_LARGE, BUDGET, FEW_DIGITS, image_bytes, images_in, mixed_batches
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import seeded

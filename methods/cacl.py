@@ -25,9 +25,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from benchsuite.method import Declared, Method, register
 from benchsuite.method.artifact import Artifact
-from benchsuite.method.base import Declared, Method
-from benchsuite.method.registered import register
 from benchsuite.nn.conditional import replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, KernelBank, Rank, SVDConv2d, break_even_rank
 from benchsuite.nn.multihead import MultiHead

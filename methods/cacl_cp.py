@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchsuite.method.base import Declared
-from benchsuite.method.registered import register
-from .cacl import CACL, sparsity
+from benchsuite.method import Declared, register
 from benchsuite.nn.factorised import CPConv2d, FactorisedConv2d, Rank, break_even_rank
+
+from .cacl import CACL, sparsity
 
 
 def gram(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:

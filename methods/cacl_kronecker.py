@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from benchsuite.method.registered import register
-from .cacl_cp import CACLCP
+from benchsuite.method import register
 from benchsuite.nn.factorised import FactorisedConv2d, KroneckerConv2d, Rank
+
+from .cacl_cp import CACLCP
 
 
 @register

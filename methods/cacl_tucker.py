@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from benchsuite.method.base import Declared
-from benchsuite.method.registered import register
-from .cacl import CACL, Growth, Orthogonality, sparsity
+from benchsuite.method import Declared, register
 from benchsuite.nn.factorised import FactorisedConv2d, Rank, TuckerConv2d
+
+from .cacl import CACL, Growth, Orthogonality, sparsity
 
 
 @register

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchsuite.method.base import Declared, Method, Range
-from benchsuite.method.registered import register
+from benchsuite.method import Declared, Method, Range, register
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, no_image_alone, per_sample_gradients
 from benchsuite.protocol import Recipe

@@ -1,7 +1,6 @@
 """Fine-tuning: the lower reference."""
 
-from benchsuite.method.base import Method
-from benchsuite.method.registered import register
+from benchsuite.method import Method, register
 
 
 @register

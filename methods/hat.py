@@ -29,9 +29,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from benchsuite.method import Declared, Method, Range, register
 from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
-from benchsuite.method.base import Declared, Method, Range
-from benchsuite.method.registered import register
 from benchsuite.nn.backbones import Units
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead

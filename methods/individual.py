@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from benchsuite.method import Method, register
 from benchsuite.method.artifact import Artifact
-from benchsuite.method.base import Method
-from benchsuite.method.registered import register
 from benchsuite.nn.backbones import build_backbone, reseed_dropout
 from benchsuite.nn.conditional import TaskConditional, outermost, replace_modules
 from benchsuite.nn.multihead import MultiHead

@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from benchsuite.method.registered import register
-from .individual_svd import IndividualSVD
+from benchsuite.method import register
 from benchsuite.nn import decompose
 from benchsuite.nn.factorised import CPConv2d, Factors, Rank
+
+from .individual_svd import IndividualSVD
 
 
 @register

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchsuite.method import Choice, register
 from benchsuite.method.artifact import Artifact
-from benchsuite.method.base import Choice
-from benchsuite.method.registered import register
-from .individual import Individual
 from benchsuite.nn import decompose
 from benchsuite.nn.conditional import replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, Factors, Rank, SVDConv2d
 from benchsuite.training.batches import Batches
+
+from .individual import Individual
 
 
 @register

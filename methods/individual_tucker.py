@@ -12,10 +12,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from benchsuite.method.registered import register
-from .individual_svd import IndividualSVD
+from benchsuite.method import register
 from benchsuite.nn import decompose
 from benchsuite.nn.factorised import Factors, Rank, TuckerConv2d
+
+from .individual_svd import IndividualSVD
 
 
 @register

@@ -1,7 +1,6 @@
 """Joint training: the upper reference that has no order of tasks."""
 
-from benchsuite.method.base import Method
-from benchsuite.method.registered import register
+from benchsuite.method import Method, register
 from benchsuite.method.replay import mixed_batches
 from benchsuite.protocol import Recipe
 

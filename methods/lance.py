@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchsuite.errors import Diverged, UserError
-from benchsuite.method.base import Declared, Method
-from benchsuite.method.registered import register
+from benchsuite.method import Declared, Method, register
 from benchsuite.nn.compressed import Geometry, Kept, eigen
 from benchsuite.nn.conditional import evaluating
 from benchsuite.nn.interception import Interception

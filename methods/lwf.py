@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchsuite.method.base import Choice, Declared, Method, Range
-from benchsuite.method.registered import register
+from benchsuite.method import Choice, Declared, Method, Range, register
 from benchsuite.nn.backbones import has_batchnorm
 from benchsuite.protocol import Recipe
 

@@ -25,9 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchsuite.method import Choice, Declared, Method, register
 from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
-from benchsuite.method.base import Choice, Declared, Method
-from benchsuite.method.registered import register
 from benchsuite.nn.backbones import init_default
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead

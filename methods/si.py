@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchsuite.method.base import Declared, Method, Range
-from benchsuite.method.registered import register
+from benchsuite.method import Declared, Method, Range, register
 from benchsuite.nn.conditional import shared_parameters
 
 

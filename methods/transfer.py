@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from benchsuite.method.base import Method
-from benchsuite.method.registered import register
+from benchsuite.method import Method, register
 
 
 @register

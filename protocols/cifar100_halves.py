@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from benchsuite.protocol import Protocol, Recipe, Task, register
+
 from .split_cifar100 import MEAN, STD
 
 # The second setting of arXiv 2411.06346: pretraining on one non-iid half, fine-tuning on the other. The numbers are those of its

@@ -12,7 +12,7 @@ with warnings.catch_warnings():  # Avalanche imports solvers that warn of one an
     warnings.simplefilter("ignore")
     import avalanche.training.templates  # noqa: F401
 
-from benchsuite.method.registered import methods
+from benchsuite.method import methods
 from benchsuite.training.batches import TaskImages
 
 

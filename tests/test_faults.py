@@ -16,8 +16,7 @@ import pytest
 from benchsuite import files
 from benchsuite.cli.main import main
 from benchsuite.errors import UserError
-from benchsuite.method.base import Method
-from benchsuite.method.registered import register
+from benchsuite.method import Method, register
 from benchsuite.record import schema
 from benchsuite.training import environment
 from benchsuite.training.runner import RunFailed, run

@@ -11,7 +11,7 @@ from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.cli.main import main
 from benchsuite.errors import UserError
 from benchsuite.execution.match import matching_width, stored_bytes
-from benchsuite.method.registered import methods
+from benchsuite.method import methods
 from benchsuite.training.runner import run
 from benchsuite.training.settings import method_of, resolve
 

@@ -43,7 +43,7 @@ def finetune(folder):
     return path
 
 
-def files(folder):
+def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -63,8 +63,8 @@ def edited(path, **changes):
 
 def test_what_holds_is_brought_in_byte_by_byte_and_a_second_time_skipped(elsewhere, here, capsys):
     assert merged(elsewhere, here, capsys) == (0, "2 brought in, 0 here already, 0 refused", [], [])
-    assert files(here) == files(elsewhere)
-    assert len(files(here)) == 4
+    assert contents(here) == contents(elsewhere)
+    assert len(contents(here)) == 4
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     assert merged(elsewhere, here, capsys)[:2] == (0, "0 brought in, 2 here already, 0 refused")
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
@@ -175,7 +175,7 @@ def test_an_artifact_that_was_changed_or_serves_others_is_refused(elsewhere, her
 
 def test_the_same_run_with_other_numbers_is_refused_with_both_origins_and_kept_as_it_is(elsewhere, here, capsys):
     merged(elsewhere, here, capsys)
-    before = files(here)
+    before = contents(here)
     path = finetune(elsewhere)
     record = read(path)
     first, *rest = record.correct[1]
@@ -187,10 +187,10 @@ def test_the_same_run_with_other_numbers_is_refused_with_both_origins_and_kept_a
     assert "Model Y" in refusal
     assert "revision abcdef0" in refusal
     assert str(record.environment["device_name"]) in refusal
-    assert files(here) == before
+    assert contents(here) == before
     edited(path, correct=record.correct)  # control: made elsewhere, but with the same numbers
     assert merged(elsewhere, here, capsys)[:2] == (0, "0 brought in, 2 here already, 0 refused")
-    assert files(here) == before
+    assert contents(here) == before
 
 
 def test_two_that_come_together_and_disagree_are_not_both_brought_in(elsewhere, here, capsys):
@@ -242,7 +242,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(elsewhere, here, capsys)
 
 
 def test_after_a_kill_the_same_command_ends_in_the_same_state(elsewhere, here, capsys, monkeypatch):
-    whole = files(elsewhere)
+    whole = contents(elsewhere)
     write_atomic = files.write_atomic
     for moment in range(4):  # before each of the four files
         left = [moment]
@@ -257,10 +257,10 @@ def test_after_a_kill_the_same_command_ends_in_the_same_state(elsewhere, here, c
         assert main(["merge", str(elsewhere), "--results", str(here)]) == 130
         for record in here.rglob("record.json"):  # a record is never there before its artifact
             assert record.with_name("artifact.safetensors").exists()
-        assert len(files(here)) == moment
+        assert len(contents(here)) == moment
         monkeypatch.setattr(files, "write_atomic", write_atomic)
         assert merged(elsewhere, here, capsys)[0] == 0
-        assert files(here) == whole
+        assert contents(here) == whole
         shutil.rmtree(here)
 
 

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from benchsuite.cli.main import main
 from benchsuite.errors import UserError
+from benchsuite.method import Method, methods, register
 from benchsuite.method.artifact import Artifact
-from benchsuite.method.base import Method
-from benchsuite.method.registered import methods, register
 from benchsuite.method.serving import load
 from benchsuite.nn import compressed
 from benchsuite.nn.backbones import ConvNet, Dropout

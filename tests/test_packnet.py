@@ -213,7 +213,7 @@ def test_packing_bits_is_lossless_and_leaves_no_gap(bits):
 
 def test_the_size_is_the_closed_form_on_the_network_of_cacl():
     """390,848 weights, 20 heads of 1,024 -> 5, an owner of 5 bits a weight: 2.22 MB, and 51,200 bytes of biases by task."""
-    from benchsuite.method.registered import methods
+    from benchsuite.method import methods
     from benchsuite.nn.guard import FrozenGuard
     from benchsuite.nn.multihead import MultiHead
 

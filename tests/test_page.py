@@ -19,8 +19,7 @@ from test_leaderboard import individual, joint, memory, run
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.analysis.rows import configurations
 from benchsuite.errors import UserError
-from benchsuite.method.base import Method
-from benchsuite.method.registered import methods
+from benchsuite.method import Method, methods
 from benchsuite.protocol import Published
 from benchsuite.record.store import read_all, write
 from benchsuite.report import tables

@@ -17,9 +17,8 @@ import torch
 
 from benchsuite import files
 from benchsuite.errors import UserError
+from benchsuite.method import Method, register
 from benchsuite.method.artifact import Artifact
-from benchsuite.method.base import Method
-from benchsuite.method.registered import register
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.record import schema, store
 from benchsuite.training.accounting import macs

@@ -8,7 +8,7 @@ import pytest
 
 from benchsuite import source
 from benchsuite.execution.grid import missing
-from benchsuite.method.registered import methods
+from benchsuite.method import methods
 from benchsuite.protocol import protocols
 from benchsuite.record import store
 from benchsuite.training.runner import code_of, run

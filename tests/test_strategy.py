@@ -9,8 +9,7 @@ from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LRSchedulerPlugin,
 from short_runs import TINY, make, trained, weights
 from torch import nn
 
-from benchsuite.method.base import Method
-from benchsuite.method.registered import register
+from benchsuite.method import Method, register
 from benchsuite.nn.backbones import reseed_dropout
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import protocols

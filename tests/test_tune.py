@@ -17,8 +17,7 @@ from benchsuite.cli.main import main
 from benchsuite.errors import UserError
 from benchsuite.execution import tune
 from benchsuite.execution.tune import best_of, study
-from benchsuite.method.base import Choice, Method, Range
-from benchsuite.method.registered import methods, register
+from benchsuite.method import Choice, Method, Range, methods, register
 from benchsuite.record.store import read_all
 from benchsuite.training import runner, stream
 from benchsuite.training.settings import resolve

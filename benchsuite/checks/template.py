@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import Artifact, Method, MultiHead, register
-from ..nn.conditional import shared_parameters
+from benchsuite import Artifact, Method, MultiHead, register
+from benchsuite.nn.conditional import shared_parameters
 
 
 @register

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 from ..errors import UserError
 from .arguments import parser
 
-
 # Where each command is. A module is imported when one of its commands is called, so that `--help` needs nothing.
 COMMANDS = {
     **dict.fromkeys(("run", "leaderboard", "status", "tune"), "runs"),

@@ -10,9 +10,8 @@ import torch
 from benchsuite.checks import contract
 from benchsuite.checks.contract import BATCHNORM, OPTIMIZERS, RULES, Bench, Broken, T, Watcher, run, run_in_pieces
 from benchsuite.fields import field_types
+from benchsuite.method import Method, methods, register
 from benchsuite.method.artifact import Artifact
-from benchsuite.method.base import Method
-from benchsuite.method.registered import methods, register
 from benchsuite.methods.packnet import PackNet
 from benchsuite.nn.normalisation import BatchNormPolicy
 from benchsuite.record import schema, store
