@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .errors import UserError as UserError
     from .method.artifact import Artifact as Artifact
     from .method.base import Choice as Choice
-    from .method.base import Declared as Declared
     from .method.base import Method as Method
+    from .method.base import Preset as Preset
     from .method.base import Range as Range
     from .method.registered import register as register
     from .method.serving import load as load
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .training.settings import resolve as resolve
 
 _PUBLIC = {  # where each public name is; imported when it is asked for, so that `--help` and boards need no torch
-    **dict.fromkeys(("Choice", "Declared", "Method", "Range"), "method.base"),
+    **dict.fromkeys(("Choice", "Preset", "Method", "Range"), "method.base"),
     **dict.fromkeys(("Protocol", "Published", "Recipe", "Task"), "protocol"),
     **dict.fromkeys(("Job", "RunRecord"), "record.schema"),
     "Artifact": "method.artifact",

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the user can mend: the message is one line that says what is wrong and what to do next.
+    """Something that the user can mend.
 
-    The command line prints it as it stands and exits with code 2; nothing has been written or overwritten.
+    problem: what is wrong, in one line. remedy: what to do next, or None where the problem says it.
+    The command line prints "problem; remedy" and exits with code 2; nothing has been written or overwritten.
     """
+
+    def __init__(self, problem: str, remedy: str | None = None) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
 
 
 class Diverged(Exception):

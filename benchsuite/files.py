@@ -46,7 +46,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}", ELSEWHERE) from None
         raise
 
 
@@ -66,9 +66,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise Busy(f"{path.parent}: another process is at work on this run; wait until it has ended") from None
+            raise Busy(f"{path.parent}: another process is at work on this run", "wait until it has ended") from None
         except OSError as error:
-            raise UserError(f"cannot write to {path.parent}: {error.strerror}; {ELSEWHERE}") from None
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}", ELSEWHERE) from None
         with file:
             # Whoever held the lock before has removed the file: the lock counts only on the file that has the name now.
             try:
@@ -83,7 +83,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             return
 
 
-def held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process holds the lock at `path` at this moment. Leaves everything as it is."""
     try:
         with path.open() as file:

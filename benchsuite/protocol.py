@@ -118,7 +118,7 @@ class Protocol:
     def recipe(self, tier: str) -> Recipe:
         """The recipe of a tier. Raises UserError where the protocol has none of that name."""
         if tier not in self.tiers:
-            raise UserError(f"no tier of {self.name} is called {tier!r}; {suggest(tier, self.tiers)}")
+            raise UserError(f"no tier of {self.name} is called {tier!r}", suggest(tier, self.tiers))
         return self.tiers[tier]
 
     def order(self, seed: int) -> list[int]:

@@ -34,7 +34,7 @@ class Registry(Generic[T]):
 
     def add(self, name: str, item: T) -> None:
         if name in self._known and self._known[name] is not item:
-            raise UserError(f"two {self.kind}s are called {name!r}; rename one of them")
+            raise UserError(f"two {self.kind}s are called {name!r}", "rename one of them")
         self._known[name] = item
 
     def all(self) -> dict[str, T]:
@@ -50,7 +50,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         known = self.all()
         if name not in known:
-            raise UserError(f"no {self.kind} is called {name!r}; {suggest(name, known)}")
+            raise UserError(f"no {self.kind} is called {name!r}", suggest(name, known))
         return known[name]
 
     def load_file(self, path: Path) -> str:
@@ -59,7 +59,7 @@ class Registry(Generic[T]):
         self.all()
         if path not in self._files:
             if not path.is_file():
-                raise UserError(f"{path}: no such file; give a registered name or a Python file")
+                raise UserError(f"{path}: no such file", "give a registered name or a Python file")
             before = set(self._known)
             spec = importlib.util.spec_from_file_location(USER_MODULE + path.stem, path)
             assert spec is not None
@@ -74,7 +74,7 @@ class Registry(Generic[T]):
                 raise UserError(f"{path}: cannot be imported: {one_line(error)}") from error
             new = sorted(set(self._known) - before)
             if len(new) != 1:
-                raise UserError(f"{path}: registers {len(new)} {self.kind}s, expected one; put @register above one class")
+                raise UserError(f"{path}: registers {len(new)} {self.kind}s, expected one", "put @register above one class")
             self._files[path] = new[0]
         return self._files[path]
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from avalanche.training.plugins import AGEMPlugin
 
-from benchsuite.method import Choice, Declared, Method, register
+from benchsuite.method import Choice, Method, Preset, register
 from benchsuite.method.replay import AS_MANY_LARGE, BUDGET, FEW_DIGITS, image_bytes, images_in, mixed_batches
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import seeded
@@ -35,7 +35,7 @@ class AGEM(Method):
     settings: ClassVar = (
         FEW_DIGITS,
         AS_MANY_LARGE,
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"sample_size": 32},
@@ -51,7 +51,7 @@ class AGEM(Method):
         if self.sample_size < 1:
             raise ValueError(f"sample_size must be at least 1, got {self.sample_size}")
 
-    def unfit(self, recipe: Recipe) -> str:
+    def unsupported_reason(self, recipe: Recipe) -> str | None:
         return mixed_batches(recipe)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -89,5 +89,5 @@ class AGEM(Method):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         del self.plugin
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         return {"memory_bytes": self.memory_bytes}

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from benchsuite.method import Declared, Method, register
+from benchsuite.method import Method, Preset, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.nn.conditional import replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, KernelBank, Rank, SVDConv2d, break_even_rank
@@ -138,13 +138,13 @@ class CACL(Method):
     size_is_learnt = True
     fresh_share = 1.0  # of the variance that the first task's free components start with: what later tasks' have
     counted: ClassVar = "the official code counts (factors and heads alone)"
-    settings: ClassVar[tuple[Declared, ...]] = (
-        Declared(
+    settings: ClassVar[tuple[Preset, ...]] = (
+        Preset(
             protocol="five-datasets",
             values={"growth": "initial_rank"},
             origin="official code: any data set but the two 20-splits refills the pool to the initial rank",
         ),
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"sparsity_weight": 10.0, "orthogonality_weight": 100.0, "energy_drop": 0.08},
@@ -269,7 +269,7 @@ class CACL(Method):
     def alternatives(self) -> dict[str, Artifact]:
         return {"factors": self._stored("factors"), "factors or kernels, whichever is smaller": self._stored("smaller")}
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         sizes = self._stored("factors").sizes()
 
         def plain(ranks: list[Rank]) -> list[Any]:

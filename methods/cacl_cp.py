@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchsuite.method import Declared, register
+from benchsuite.method import Preset, register
 from benchsuite.nn.factorised import CPConv2d, FactorisedConv2d, Rank, break_even_rank
 
 from .cacl import CACL, sparsity
@@ -61,9 +61,9 @@ class CACLCP(CACL):
 
     name: ClassVar = "cacl-cp"
     counted: ClassVar = "factors and heads alone"
-    settings: ClassVar[tuple[Declared, ...]] = (
+    settings: ClassVar[tuple[Preset, ...]] = (
         CACL.settings[0],
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"energy_drop": 0.05},
@@ -97,8 +97,8 @@ class CACLCP(CACL):
 
         return value
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         """kappa: sum_r w_r^2 / ||W||^2 of the last kernel, far above 1 where terms cancel each other."""
         last = {name: layer.prefix(len(layer.ranks) - 1).square().sum() for name, layer in self.layers.items()}
         kappa = {name: layer.energy() / float(last[name].clamp_min(1e-30)) for name, layer in self.layers.items()}
-        return {**super().facts(), "kappa": kappa}
+        return {**super().diagnostics(), "kappa": kappa}

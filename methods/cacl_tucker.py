@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from benchsuite.method import Declared, register
+from benchsuite.method import Preset, register
 from benchsuite.nn.factorised import FactorisedConv2d, Rank, TuckerConv2d
 
 from .cacl import CACL, Growth, Orthogonality, sparsity
@@ -40,7 +40,7 @@ class CACLTucker(CACL):
     name: ClassVar = "cacl-tucker"
     counted: ClassVar = "factors and heads alone"
     settings: ClassVar = (
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"energy_drop": 0.02},

@@ -34,7 +34,7 @@ class ER(Method):
         if self.budget <= 0:
             raise ValueError(f"budget must be positive, got {self.budget}")
 
-    def unfit(self, recipe: Recipe) -> str:
+    def unsupported_reason(self, recipe: Recipe) -> str | None:
         return mixed_batches(recipe)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -50,5 +50,5 @@ class ER(Method):
         # Avalanche's own hook from here on: it puts a loader over both in place, from the second task
         ReplayPlugin(mem_size=size, storage_policy=memory).before_training_exp(strategy)
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         return {"memory_bytes": self.memory_bytes}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchsuite.method import Declared, Method, Range, register
+from benchsuite.method import Method, Preset, Range, register
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, no_image_alone, per_sample_gradients
 from benchsuite.protocol import Recipe
@@ -43,7 +43,7 @@ class EWC(Method):
 
     family = "regularisation"
     settings: ClassVar = (
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"strength": 316.0},
@@ -60,7 +60,7 @@ class EWC(Method):
             raise ValueError(f"decay must lie in [0, 1], got {self.decay}")
         self.penalty = Quadratic()
 
-    def unfit(self, recipe: Recipe) -> str:
+    def unsupported_reason(self, recipe: Recipe) -> str | None:
         return no_image_alone(recipe)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:

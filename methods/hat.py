@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchsuite.method import Declared, Method, Range, register
+from benchsuite.method import Method, Preset, Range, register
 from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
 from benchsuite.nn.backbones import Units
 from benchsuite.nn.conditional import TaskConditional, replace_modules
@@ -109,7 +109,7 @@ class HAT(Method):
     family = "parameter isolation"
     forgetting = "none"
     settings: ClassVar = (
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"sparsity": 1.9, "embedding_rate": 1.67},
@@ -237,7 +237,7 @@ class HAT(Method):
         masks = {name: unpack_bits(artifact.tensors[f"masks/{name}"], 1, (len(learnt), n)).bool() for name, n in units.items()}
         return slice_network(model, {t: {name: m[i] for name, m in masks.items()} for i, t in enumerate(learnt)})
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         in_use = 100 * self.usage[-1]["units"] if self.usage else 0.0
         remarks = [f"{in_use:.0f} % of the units in use after the last task"]
         return {"usage": self.usage, "hardening_gap": self.hardening_gap, "remarks": remarks}

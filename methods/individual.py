@@ -54,8 +54,8 @@ class Individual(Method):
     family = "reference"
     forgetting = "none"
 
-    def unfit(self, recipe: Recipe) -> str:
-        return ""  # no two tasks share a network, and so no batch normalisation
+    def unsupported_reason(self, recipe: Recipe) -> str | None:
+        return None  # no two tasks share a network, and so no batch normalisation
 
     def prepare(self, model: MultiHead) -> MultiHead:
         return _separate(model, self.recipe.dropout)
@@ -78,7 +78,7 @@ class Individual(Method):
             model.add_task(task)
         return model
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         counted = [p for name, p in self.model.named_parameters() if name.startswith("heads.") or not name.endswith(".bias")]
         return {"other_sizes": {"CACL's official code counts (no biases of convolutions)": bytes_of(counted)}}
 

@@ -49,8 +49,8 @@ class IndividualCP(IndividualSVD):
     def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(1).T
 
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "kappa": self.kappa}
+    def diagnostics(self) -> dict[str, Any]:
+        return {**super().diagnostics(), "kappa": self.kappa}
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "kappa": self.kappa}

@@ -182,7 +182,7 @@ class IndividualSVD(Individual):
         layers = replace_modules(model.backbone, nn.Conv2d, serve)
         return artifact.fill(model, without=[name for name, m in layers.items() if isinstance(m, FactorisedConv2d)])
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         return {"ranks": self.ranks, "relative_error": self.error}
 
     def state(self) -> dict[str, Any]:

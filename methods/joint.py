@@ -17,5 +17,5 @@ class Joint(Method):
     family = "reference"
     trains_jointly = True
 
-    def unfit(self, recipe: Recipe) -> str:
+    def unsupported_reason(self, recipe: Recipe) -> str | None:
         return mixed_batches(recipe)

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchsuite.errors import Diverged, UserError
-from benchsuite.method import Declared, Method, register
+from benchsuite.method import Method, Preset, register
 from benchsuite.nn.compressed import Geometry, Kept, eigen
 from benchsuite.nn.conditional import evaluating
 from benchsuite.nn.interception import Interception
-from benchsuite.nn.modifiers import Maps
+from benchsuite.nn.modifiers import CompressedActivations
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.randomness import derive
 from benchsuite.training.batches import Batches
@@ -98,7 +98,7 @@ class ProjectedConv2d(torch.autograd.Function):
 
 
 @dataclass
-class FixedFactors(Maps):
+class FixedFactors(CompressedActivations):
     """Keeps the inputs of the convolutions that have a projection; layers count in the order of a forward pass."""
 
     by_input = False
@@ -152,7 +152,7 @@ class LANCE(Method):
 
     family = "gradient projection"
     settings: ClassVar = (
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"calibration_batches": 10},
@@ -173,7 +173,7 @@ class LANCE(Method):
         for name, module in model.backbone.named_modules():
             if isinstance(module, nn.Conv2d) and module.groups > 1:
                 raise UserError(
-                    f"lance: {name} is a convolution of groups, whose inputs it does not unfold; use another backbone"
+                    f"lance: {name} is a convolution of groups, whose inputs it does not unfold", "use another backbone"
                 )
         self.factors = FixedFactors(relu=self.relu)
         self.compression = Interception(self.factors, model)
@@ -277,7 +277,7 @@ class LANCE(Method):
             hook.remove()
         return {name: tuple(total.double() for total in totals) for name, totals in sums.items()}
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         return {
             "ranks": self.ranks,
             "protected": {name: m.shape[1] for name, m in self.protected.items()},

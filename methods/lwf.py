@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchsuite.method import Choice, Declared, Method, Range, register
+from benchsuite.method import Choice, Method, Preset, Range, register
 from benchsuite.nn.backbones import has_batchnorm
 from benchsuite.protocol import Recipe
 
@@ -34,7 +34,7 @@ class LwF(Method):
     family = "regularisation"
     trains_old_heads = True
     settings: ClassVar = (
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"strength": 0.178, "temperature": 2.0},
@@ -50,10 +50,10 @@ class LwF(Method):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
-    def unfit(self, recipe: Recipe) -> str:
+    def unsupported_reason(self, recipe: Recipe) -> str | None:
         if recipe.batchnorm == "per_task" and has_batchnorm(recipe.backbone):
             return "it compares all old heads on one set of features, which batchnorm=per_task has not; use another policy"
-        return ""
+        return None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)

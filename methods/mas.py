@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from benchsuite.method import Declared, Method, Range, register
+from benchsuite.method import Method, Preset, Range, register
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, no_image_alone, per_sample_gradients
 from benchsuite.protocol import Recipe
@@ -32,7 +32,7 @@ class MAS(Method):
 
     family = "regularisation"
     settings: ClassVar = (
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"strength": 0.0316},
@@ -49,7 +49,7 @@ class MAS(Method):
             raise ValueError(f"average must lie in [0, 1], got {self.average}")
         self.penalty = Quadratic()
 
-    def unfit(self, recipe: Recipe) -> str:
+    def unsupported_reason(self, recipe: Recipe) -> str | None:
         return no_image_alone(recipe)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchsuite.method import Choice, Declared, Method, register
+from benchsuite.method import Choice, Method, Preset, register
 from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
 from benchsuite.nn.backbones import init_default
 from benchsuite.nn.conditional import TaskConditional, replace_modules
@@ -107,7 +107,7 @@ class PackNet(Method):
     family = "parameter isolation"
     forgetting = "none"
     settings: ClassVar = (
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"retrain_share": 1 / 3, "retrain_rate": 1.0},
@@ -220,7 +220,7 @@ class PackNet(Method):
 
         return artifact.fill(model, without=replace_modules(model.backbone, nn.Conv2d, serve))
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         remarks = [f"no weight was left free in some layer for {len(self.exhausted)} of the tasks"] if self.exhausted else []
         if self._dense_epochs() == self.recipe.epochs:
             remarks.append("too few epochs a task for any to retrain after pruning")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchsuite.method import Declared, Method, Range, register
+from benchsuite.method import Method, Preset, Range, register
 from benchsuite.nn.conditional import shared_parameters
 
 
@@ -30,7 +30,7 @@ class SI(Method):
 
     family = "regularisation"
     settings: ClassVar = (
-        Declared(
+        Preset(
             protocol="split-cifar100",
             tier="lite",
             values={"strength": 10.0},

@@ -411,8 +411,25 @@ def test_a_new_method_runs_and_keeps_the_rules(folder, capsys):
 
 
 HOOKS = ["before_train_dataset_adaptation", "before_training_exp", "before_training_iteration", "before_forward"]
-HOOKS += ["before_backward", "after_backward", "after_update", "after_training_exp", "prepare", "artifact", "restore", "facts"]
-HOOKS += ["state()", "load_state(", "unfit(", "self.guard.freeze", "self.generator", "trains_old_heads", 'forgetting = "']
+HOOKS += [
+    "before_backward",
+    "after_backward",
+    "after_update",
+    "after_training_exp",
+    "prepare",
+    "artifact",
+    "restore",
+    "diagnostics",
+]
+HOOKS += [
+    "state()",
+    "load_state(",
+    "unsupported_reason(",
+    "self.guard.freeze",
+    "self.generator",
+    "trains_old_heads",
+    'forgetting = "',
+]
 
 
 def test_a_new_method_never_overwrites_a_file(folder, capsys):

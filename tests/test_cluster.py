@@ -25,7 +25,7 @@ from benchsuite.cli.main import main
 from benchsuite.data import cache, sets
 from benchsuite.errors import UserError
 from benchsuite.execution.grid import run_all
-from benchsuite.execution.worker import Place
+from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
 from benchsuite.training.runner import code_of, run
 from benchsuite.training.settings import resolve
@@ -142,7 +142,9 @@ def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_p
     jobs = [job_of("waits", seed=1), job_of("waits", seed=2)]
     jobs.append(replace(resolve("five-datasets", "smoke", "finetune", seed, overrides=foreign), data="0" * 12))
     results = tmp_path / "results"
-    place = Place(results=results, data_dir=tmp_path / "nowhere", device="cpu", threads=1, method_files=(tmp_path / "waits.py",))
+    place = RunContext(
+        results=results, data_dir=tmp_path / "nowhere", device="cpu", threads=1, method_files=(tmp_path / "waits.py",)
+    )
     marks = [nodes(name, "--address", nodes.address, "--num-cpus", "1") for name in ("one", "two")]
     said, killed = [], []
 
@@ -186,7 +188,7 @@ def resolve_first(seed):
 def on_node(job, tmp_path, mark, **changed):
     from benchsuite.execution import ray
 
-    place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
+    place = RunContext(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
     given = {"texts": {}, "images": {}, "code": code_of(job), **changed}
     return list(ray.on_node(job, place, mark=mark, **given))
 
@@ -196,7 +198,7 @@ def driver_of(tmp_path, **attributes):
     from benchsuite.execution.ray import Cluster
 
     driver = Cluster.__new__(Cluster)
-    driver.place = Place(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
+    driver.place = RunContext(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
     vars(driver).update({"jobs": {}, "locks": {}, "unkept": {}, "recorded": set()} | attributes)
     return driver
 
@@ -213,7 +215,7 @@ def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
     driver = driver_of(tmp_path, jobs={"key": job})
     folder = tmp_path / "results" / job.folder
     driver._keep("key", sent[0])
-    assert files.held(folder / "lock")
+    assert files.is_locked(folder / "lock")
     assert (folder / "progress.json").exists()
     # Killed here, before it has written the record, it asks again, and has it without a training.
     *again, last = on_node(job, tmp_path, elsewhere, recorded={"0" * 64})
@@ -327,7 +329,7 @@ def test_without_ray_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     from benchsuite.execution.ray import Cluster
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    place = Place(results=tmp_path, data_dir=None, device="cpu", threads=1)
+    place = RunContext(results=tmp_path, data_dir=None, device="cpu", threads=1)
     with pytest.raises(UserError, match=r"pip install 'benchsuite\[ray\]'"):
         Cluster("local", place, {})
 

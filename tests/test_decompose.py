@@ -275,14 +275,14 @@ def test_without_recovery_the_factors_are_those_of_the_dense_kernel(monkeypatch)
 
 
 def test_a_kernel_without_a_sound_cp_fit_stays_dense_and_is_on_record(monkeypatch):
-    def facts():
-        return trained(method="individual-cp", epochs=2)[0].method.facts()
+    def diagnostics():
+        return trained(method="individual-cp", epochs=2)[0].method.diagnostics()
 
-    sound = facts()  # control
+    sound = diagnostics()  # control
     assert set(sound["ranks"][0]) == set(sound["kappa"][0]) == {"conv2", "conv3"}
     assert all(fits[-1] <= decompose.DEGENERATE for fits in sound["kappa"][0].values())
     monkeypatch.setattr(decompose, "DEGENERATE", 0.0)
-    refused = facts()
+    refused = diagnostics()
     assert refused["ranks"] == [{}]
     assert {name: len(fits) for name, fits in refused["kappa"][0].items()} == {"conv2": 3, "conv3": 3}
 

@@ -34,7 +34,7 @@ EVALUATION = [
     for what in ("eval", "eval_dataset_adaptation", "eval_exp", "eval_iteration", "eval_forward")
     for when in ("before", "after")
 ]
-VERBS = ["prepare", "artifact", "restore", "facts", "state", "alternatives"]
+VERBS = ["prepare", "artifact", "restore", "diagnostics", "state", "alternatives"]
 
 
 def job_of(name="finetune", seed=1, **settings):
@@ -86,7 +86,7 @@ def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"record.json", "artifact.safetensors"}
 
 
-@pytest.mark.parametrize("where", ["__post_init__", "unfit"])
+@pytest.mark.parametrize("where", ["__post_init__", "unsupported_reason"])
 def test_a_method_that_raises_before_its_run_is_one_line(where, own_methods, monkeypatch, capsys, tmp_path):
     def broken(self, *args):
         raise RuntimeError(f"in {where}")

@@ -21,7 +21,7 @@ from benchsuite import files
 from benchsuite.cli.arguments import seeds
 from benchsuite.execution.grid import missing, run_all
 from benchsuite.execution.local import Local, cores
-from benchsuite.execution.worker import Place
+from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
 from benchsuite.record.folder import failure, write_failure
 from benchsuite.record.schema import Job
@@ -33,11 +33,11 @@ import signal
 from pathlib import Path
 
 from benchsuite import cli
-from benchsuite.grid import Local, Place, run_all
+from benchsuite.grid import Local, RunContext, run_all
 from benchsuite.records import Job
 
 job = Job(protocol="split-digits", tier="smoke", method="slow", seed=1, precision="fp32", settings={})
-place = Place(results=Path("runs"), data_dir=None, device="cpu", threads=1, method_files=(Path("slow.py"),))
+place = RunContext(results=Path("runs"), data_dir=None, device="cpu", threads=1, method_files=(Path("slow.py"),))
 cli.run_missing = lambda *_: run_all([job], results=place.results, engine=Local(1, place))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
 if __name__ == "__main__":
@@ -195,7 +195,7 @@ def test_what_another_command_has_in_hand_comes_later(tmp_path):
         assert run_all(jobs, results=tmp_path, engine=engine, report=said.append) == {}
     assert engine.started == ["b", "c", "a"]
     assert said == ["p/t a seed 1: is in the hands of another process; waiting for it"]
-    assert not files.held(tmp_path / jobs[0].folder / "lock")
+    assert not files.is_locked(tmp_path / jobs[0].folder / "lock")
 
 
 def measured_record(method, seed, seconds, results, **settings):
@@ -252,7 +252,7 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
     """Of two processes at once some are killed: before their first task, in a training, while they write, or at their end."""
     rng = random.Random(0)
     jobs = [tiny(method, seed) for method in ("finetune", "cacl") for seed in (1, 2, 3)]
-    place = Place(results=tmp_path / "killed", data_dir=None, device="cpu", threads=1)
+    place = RunContext(results=tmp_path / "killed", data_dir=None, device="cpu", threads=1)
     undisturbed = replace(place, results=tmp_path / "alone")
     run_all(jobs[:1], results=undisturbed.results, engine=Local(2, undisturbed))  # now the server is there
     start = time.monotonic()
@@ -304,7 +304,7 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
 
 def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
     jobs = [tiny(method, seed, tasks=2) for method in ("finetune", "ewc") for seed in (1, 2)]
-    place = Place(results=tmp_path, data_dir=None, device="cpu", threads=1)
+    place = RunContext(results=tmp_path, data_dir=None, device="cpu", threads=1)
     said, errors = [], []
     boards = [
         Thread(target=lambda: errors.append(run_all(jobs, results=tmp_path, engine=Local(1, place), report=said.append)))
@@ -325,7 +325,7 @@ def test_where_nothing_can_be_forked_processes_are_spawned(tmp_path, monkeypatch
     import multiprocessing
 
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    engine = Local(1, Place(results=tmp_path, data_dir=None, device="cpu", threads=1))
+    engine = Local(1, RunContext(results=tmp_path, data_dir=None, device="cpu", threads=1))
     assert engine.context.get_start_method() == "spawn"
     job = tiny("finetune", 1, tasks=1)
     assert run_all([job], results=tmp_path, engine=engine) == {}

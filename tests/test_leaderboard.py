@@ -437,7 +437,7 @@ def test_footnotes():
                 environment=newer,
                 settings={"epochs": 20, "energy": 0.01},
                 origins={"energy": "found on lite"},
-                facts={"other_sizes": {"factors": 1_000_000, "kernels": 2_500_000}},
+                diagnostics={"other_sizes": {"factors": 1_000_000, "kernels": 2_500_000}},
             ),
         ]
     )
@@ -485,7 +485,7 @@ def test_no_torch_is_needed():
 
 
 def test_what_a_method_has_to_say_of_its_runs_stands_under_the_table():
-    runs = [run(seed=seed, facts={"remarks": ["no weight was left free"]}) for seed in (1, 2)]
+    runs = [run(seed=seed, diagnostics={"remarks": ["no weight was left free"]}) for seed in (1, 2)]
     notes = leaderboard([*runs, run("other")]).footnotes
     assert notes.count("finetune: no weight was left free") == 1
     assert not any(note.startswith("other: no weight") for note in notes)
@@ -493,7 +493,7 @@ def test_what_a_method_has_to_say_of_its_runs_stands_under_the_table():
 
 def test_remarks_of_several_seeds_that_differ_in_numbers_alone_are_one_range():
     said = (["67.5 % of 10 units", "no weight left in conv2"], ["9 % of 10 units", "no weight left in conv3"], [])
-    runs = [run(seed=seed, facts={"remarks": remarks}) for seed, remarks in enumerate(said)]
+    runs = [run(seed=seed, diagnostics={"remarks": remarks}) for seed, remarks in enumerate(said)]
     notes = [note for note in leaderboard(runs).footnotes if note.startswith("finetune: ")]
     said = ["9 to 67.5 % of 10 units", "no weight left in conv2", "no weight left in conv3"]
     assert notes == [f"finetune: {text}" for text in said]
@@ -520,7 +520,7 @@ def test_a_width_of_one_is_no_part_of_a_run():
 
 def test_the_plain_network_is_the_same_for_all_methods():
     wide = {"epochs": 10, "width": 2.0}
-    runs = [run("a", facts={"dense_macs": 5_000_000}), run("b"), run("c", settings=wide)]
+    runs = [run("a", diagnostics={"dense_macs": 5_000_000}), run("b"), run("c", settings=wide)]
     found = rows(leaderboard(runs).parameter_efficiency)
     assert [found[name]["dense_macs"] for name in "ab"] == [5.0, 5.0]
     assert np.isnan(found["c"]["dense_macs"])  # of another width nothing is known

@@ -203,7 +203,7 @@ def test_what_is_stored_and_served_is_the_plain_methods(name):
     assert type(modified.method).__mro__[2] is type(plain.method)
     assert modified.method.name == f"cacl+{name}"
     assert [n for n, _ in modified.model.named_modules()] == [n for n, _ in plain.model.named_modules()]
-    assert modified.method.facts().keys() == plain.method.facts().keys()
+    assert modified.method.diagnostics().keys() == plain.method.diagnostics().keys()
     ours, theirs = modified.method.artifact(), plain.method.artifact()
     assert ours.tensors.keys() == theirs.tensors.keys()
     assert ours.header == theirs.header

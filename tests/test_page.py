@@ -56,7 +56,7 @@ def records(tier="lite"):
                 ((60, None), (60, 60 + seed)),
                 700_000,
                 origins={"epochs": "of the paper"},
-                facts={"remarks": ["<b>not bold</b></script>"]},
+                diagnostics={"remarks": ["<b>not bold</b></script>"]},
             ),
         ]
     return [replace(record, job=replace(record.job, tier=tier)) for record in found]

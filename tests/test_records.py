@@ -32,7 +32,7 @@ def content():
         seconds={"train": [0.5, 0.25], "evaluate": [0.125, 1]},
         data=[{"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}],
         environment={"device": "cpu", "threads": 1, "versions": {"torch": "2.6.0"}},
-        facts={"dense_macs": 10, "other_sizes": {"weights alone": 100}, "remarks": ["one"]},
+        diagnostics={"dense_macs": 10, "other_sizes": {"weights alone": 100}, "remarks": ["one"]},
     )
     return json.loads(to_json(record))
 
@@ -87,9 +87,9 @@ SPOILT = {
     "versions that are none": put(["environment", "versions"], "2.6.0"),
     "source that is a list": put(["environment", "code"], ["methods.ewc"]),
     "no thread": put(["environment", "threads"], 0),
-    "facts that are text": put(["facts"], "none"),
-    "a size that is text": put(["facts", "other_sizes"], {"weights alone": "100"}),
-    "remarks that are no list": put(["facts", "remarks"], "one"),
+    "diagnostics that are text": put(["diagnostics"], "none"),
+    "a size that is text": put(["diagnostics", "other_sizes"], {"weights alone": "100"}),
+    "remarks that are no list": put(["diagnostics", "remarks"], "one"),
     "half a digest": put(["artifact_sha256"], "ab"),
     "another field": put(["surprise"], 1),
     "a seed that is text": put(["job", "seed"], "1"),
@@ -135,8 +135,8 @@ def test_a_file_that_was_emptied_or_cut_short_is_one_clear_line(text, tmp_path):
 
 def test_what_cannot_be_written_as_json_is_refused_before_it_is_written(tmp_path):
     found = {name: value for name, value in content().items() if name not in ("schema", "digest")}
-    record = RunRecord(**{**found, "job": Job(**found["job"]), "facts": {"kappa": math.inf}})
-    with pytest.raises(ValueError, match="facts of the record holds a number that is not finite"):
+    record = RunRecord(**{**found, "job": Job(**found["job"]), "diagnostics": {"kappa": math.inf}})
+    with pytest.raises(ValueError, match="diagnostics of the record holds a number that is not finite"):
         write(record, tmp_path / "record.json")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="not JSON compliant"):

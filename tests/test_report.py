@@ -34,7 +34,7 @@ ENVIRONMENT = {
 }
 
 
-def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2, facts=None, **changes):
+def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2, diagnostics=None, **changes):
     """Each task is learned to `first` per cent and kept at `last`; `first` None: only the end was measured."""
     correct = [
         [None if i > t or (first is None and t < tasks - 1) else first if i == t and first else last for i in range(tasks)]
@@ -53,7 +53,7 @@ def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2,
         seconds={"train": [2.0] * tasks, "evaluate": [1.0] * tasks},
         data=[],
         environment=ENVIRONMENT,
-        facts=facts or {},
+        diagnostics=diagnostics or {},
     )
 
 
@@ -466,15 +466,15 @@ def test_the_report_command_writes_a_page_whose_links_lead_to_the_records(tmp_pa
 
 def test_ranks_of_banks_and_of_single_networks_are_drawn():
     bank = {"ranks": {"conv1": [3, 5], "conv2": [4, 4]}}
-    figure = figures.rank_growth("a", [run("a", facts=bank), run("a", 2, facts=bank)], "")
+    figure = figures.rank_growth("a", [run("a", diagnostics=bank), run("a", 2, diagnostics=bank)], "")
     lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
     assert lines == {"conv1": [3, 5], "conv2": [4, 4]}
     tucker = {"ranks": [{"conv1": [3, 2]}, {"conv1": [5, 4]}]}  # of each task's own network: summed
-    figure = figures.rank_growth("b", [run("b", facts=tucker)], "")
+    figure = figures.rank_growth("b", [run("b", diagnostics=tucker)], "")
     assert [axes.lines[0].get_ydata().tolist() for axes in figure.axes] == [[3, 8], [2, 6]]
     activations = {"ranks": [{"conv1": [3, 2, 4]}, {"conv1": [5, 4, 4]}]}  # kept for a step alone
     for other in ({}, activations, {"ranks": {"conv1": [1]}}, {"ranks": {"conv1": "full"}}, {"ranks": []}, {"ranks": 3}):
-        assert figures.rank_growth("c", [run("c", facts=other)], "") is None
+        assert figures.rank_growth("c", [run("c", diagnostics=other)], "") is None
 
 
 def test_looks_differ_in_grey_and_text_is_of_one_size():
@@ -484,7 +484,7 @@ def test_looks_differ_in_grey_and_text_is_of_one_size():
     assert len({(look["color"], look["linestyle"]) for look in [*looks.values()][:24]}) == 24  # where only lines are seen
     groups = {name: [r for r in DRAWN if r.job.method == name] for name in ("fine_tune", "joint")}
     board = leaderboard(DRAWN)
-    bank = run("a", facts={"ranks": {"conv1": [3, 5]}})
+    bank = run("a", diagnostics={"ranks": {"conv1": [3, 5]}})
     drawn = [figures.accuracy_after_each_task(groups, "source"), figures.step_time(board), figures.accuracy_vs_size(board)]
     drawn += [figures.accuracy_matrix("joint", groups["joint"], "source"), figures.rank_growth("a", [bank], "source")]
     for figure in drawn:
@@ -570,8 +570,8 @@ def test_what_is_gained_after_learning_is_in_the_figure_of_forgetting():
 
 
 def test_notes_on_sizes_stand_under_the_boards_of_sizes():
-    facts = {"other_sizes": {"factors": 1_000_000, "kernels": 2_500_000}, "memory_bytes": 500_000}
-    board = leaderboard([replace(run("a", facts=facts, last=90), memory={}), run("b"), run("c", last=60)])
+    diagnostics = {"other_sizes": {"factors": 1_000_000, "kernels": 2_500_000}, "memory_bytes": 500_000}
+    board = leaderboard([replace(run("a", diagnostics=diagnostics, last=90), memory={}), run("b"), run("c", last=60)])
     about = {kind: tables.to_markdown(board, kind) for kind in tables.TITLES}
     for note in ("a: 2.500 MB as kernels", "a: training MB includes 0.500 MB", "memory of a step was not measured"):
         assert [kind for kind, text in about.items() if note in text] == list(tables.ABOUT_SIZES), note

@@ -242,16 +242,16 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(changed, tmp_path
 
 def test_facts_that_are_no_numbers_are_a_failure_that_keeps_what_was_learnt(own_methods, tmp_path, monkeypatch):
     class Vague(Method):
-        def facts(self):
+        def diagnostics(self):
             return {"kappa": [1.0, float("nan")]}
 
     register(Vague)
     job = job_of("vague", tasks=1)
-    with pytest.raises(RunFailed, match="facts of the record holds a number that is not finite"):
+    with pytest.raises(RunFailed, match="diagnostics of the record holds a number that is not finite"):
         run(job, results=tmp_path)
-    monkeypatch.setattr(Vague, "facts", lambda self: {"kappa": [1.0, None]})
+    monkeypatch.setattr(Vague, "diagnostics", lambda self: {"kappa": [1.0, None]})
     events = []
-    assert run(job, results=tmp_path, report=events.append).facts["kappa"] == [1.0, None]
+    assert run(job, results=tmp_path, report=events.append).diagnostics["kappa"] == [1.0, None]
     assert [(e.stage, e.epoch) for e in events] == [(1, 0)]  # nothing was learnt again
 
 

@@ -48,7 +48,7 @@ def results(tmp_path):
     with files.locked(running / "lock"):
         (running / "progress.json").write_text(json.dumps({**state, "host": "here"}))
         yield tmp_path
-    assert not files.held(running / "lock")
+    assert not files.is_locked(running / "lock")
 
 
 def test_every_state(results):

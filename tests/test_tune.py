@@ -29,7 +29,7 @@ PULL = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchsuite import Declared, Method, Range, register
+from benchsuite import Preset, Method, Range, register
 
 
 @register

@@ -105,9 +105,9 @@ def leaderboard(
     Raises UserError without records, without any of `match`, or when they mix protocols or tiers or hold the same run twice.
     """
     if not records:
-        raise UserError("no finished runs to rank; run `benchsuite leaderboard` or `benchsuite run` first")
+        raise UserError("no finished runs to rank", "run `benchsuite leaderboard` or `benchsuite run` first")
     if len({(r.job.protocol, r.job.tier) for r in records}) > 1:
-        raise UserError("records of several protocols or tiers cannot share a leaderboard; rank those of one folder at a time")
+        raise UserError("records of several protocols or tiers cannot share a leaderboard", "rank those of one folder at a time")
     records, left_out = _versions(records, files)
     rows = configurations(records)
     tier = records[0].job.tier
@@ -123,7 +123,7 @@ def leaderboard(
         label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain), most) for run in runs])
         for label, runs in rows.items()
     }
-    dense = {_network(r): r.facts["dense_macs"] for r in records if "dense_macs" in r.facts}  # not all records have it
+    dense = {_network(r): r.diagnostics["dense_macs"] for r in records if "dense_macs" in r.diagnostics}
     board = pd.DataFrame(
         [
             _row(label, runs, samples[label]) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
@@ -248,7 +248,7 @@ def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str |
     of = runs.map(lambda run: run.job.method)
     own = [i for i in measured.index[of == name] if isinstance(match, str) or runs[i].job.config == match.config]
     if not own:
-        raise UserError(f"no finished run of {name}, whose size is to be matched; run it first")
+        raise UserError(f"no finished run of {name}, whose size is to be matched", "run it first")
     plainest = min(own, key=lambda i: (len(runs[i].job.origins), measured.at[i, "method"]))
     reference, target = runs[plainest], measured.at[plainest, "megabytes"]
     alike = runs.map(lambda run: (run.sample, run.job.precision) == (reference.sample, reference.job.precision))

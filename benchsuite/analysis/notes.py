@@ -86,7 +86,7 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
         notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
 
     for label, runs in rows.items():
-        notes += [f"{label}: {remark}" for remark in ranged(r for run in runs for r in run.facts.get("remarks", []))]
+        notes += [f"{label}: {remark}" for remark in ranged(r for run in runs for r in run.diagnostics.get("remarks", []))]
     for row in board[~board["published"]].to_dict("records"):
         if 0 < row["ratio_n"] < row["n"]:
             notes.append(
@@ -102,13 +102,13 @@ def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[s
     for label, runs in rows.items():
         sizes: dict[str, list[int]] = {}
         for run in runs:
-            for name, size in run.facts.get("other_sizes", {}).items():
+            for name, size in run.diagnostics.get("other_sizes", {}).items():
                 sizes.setdefault(name, []).append(size)
         here = f"{np.mean([run.stored_bytes for run in runs]) / MB:.3f}"
         said = {name: f"{np.mean(s) / MB:.3f}" for name, s in sizes.items()}
         if others := [f"{size} MB as {name}" for name, size in said.items() if size != here]:
             notes.append(f"{label}: {', '.join(others)}")
-        if stored := [run.facts["memory_bytes"] for run in runs if "memory_bytes" in run.facts]:
+        if stored := [run.diagnostics["memory_bytes"] for run in runs if "memory_bytes" in run.diagnostics]:
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
     measured = board.loc[~board["published"]].set_index("method")
     if (absent := measured["held"].isna()).any():

@@ -41,7 +41,9 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
         twin = runs.setdefault(record.job.seed, record)
         if twin is not record:
             dates = " and ".join(r.environment.get("date", "unknown date") for r in (twin, record))
-            raise UserError(f"two records of {record.job}, configuration {record.job.config}, of {dates}; move one of them away")
+            raise UserError(
+                f"two records of {record.job}, configuration {record.job.config}, of {dates}", "move one of them away"
+            )
 
     labels = {}
     for method, configs in groups.items():

@@ -1,7 +1,7 @@
 """The rules that every method keeps, whoever wrote it, and the short runs on split-digits that show whether it does.
 
 `benchsuite check` and the tests go through the same functions. A rule returns where it holds, perhaps with notes, and raises
-`Broken`, with what was seen and what to do, where it does not. `Unfit` from a rule says that a method does not apply.
+`Broken`, with what was seen and what to do, where it does not. `Unsupported` from a rule says that a method does not apply.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..protocol import protocols
 from ..record import schema, store
 from ..record.schema import Job, RunRecord
 from ..training import runner
-from ..training.settings import Crashed, Unfit, method_of, recipe_of, resolve
+from ..training.settings import Crashed, Unsupported, method_of, recipe_of, resolve
 from ..training.stream import build_stream
 
 PROTOCOL, TIER, T = "split-digits", "smoke", 3
@@ -153,7 +153,7 @@ class Finished:
 
 
 @dataclass
-class Bench:
+class ShortRuns:
     """Short runs of methods in a folder; `settings` are the user's, for all of them."""
 
     folder: Path
@@ -197,22 +197,22 @@ class Bench:
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """words: what holds. cases: the settings under which it must. unless: why it does not apply to a method, "" where it does."""
+    """words: what holds. cases: the settings under which it must. unless: why it does not apply to a method, None where it does."""
 
     words: str
     function: Callable[..., list[str] | None]
     cases: tuple[Mapping[str, Any], ...]
-    unless: Callable[[type[Method]], str]
+    unless: Callable[[type[Method]], str | None]
 
-    def __call__(self, bench: Bench, name: str, **settings: Any) -> list[str]:
-        return self.function(bench, name, **settings) or []
+    def __call__(self, runs: ShortRuns, name: str, **settings: Any) -> list[str]:
+        return self.function(runs, name, **settings) or []
 
 
 RULES: list[Rule] = []
 
 
 def rule(
-    words: str, *cases: Mapping[str, Any], unless: Callable[[type[Method]], str] = lambda cls: ""
+    words: str, *cases: Mapping[str, Any], unless: Callable[[type[Method]], str | None] = lambda cls: None
 ) -> Callable[[Callable[..., list[str] | None]], Rule]:
     def make(function: Callable[..., list[str] | None]) -> Rule:
         RULES.append(Rule(words, function, cases or ({},), unless))
@@ -227,20 +227,20 @@ def same(a: RunRecord, b: RunRecord, advice: str) -> None:
 
 
 @rule(f"a run of {T} tasks ends in a record", {}, BATCHNORM)
-def finishes(bench: Bench, name: str, **settings: Any) -> None:
-    tasks = len(bench.finished(name, **settings).watcher.logits[-1])
+def finishes(runs: ShortRuns, name: str, **settings: Any) -> None:
+    tasks = len(runs.finished(name, **settings).watcher.logits[-1])
     if tasks != T:
         raise Broken(f"the network ends with heads for {tasks} of {T} tasks; leave the heads to MultiHead, one for each task")
 
 
 @rule("the artifact alone, loaded in a fresh process, predicts as the live model for every task", {}, BATCHNORM)
-def artifact_alone(bench: Bench, name: str, **settings: Any) -> None:
-    finished = bench.finished(name, **settings)
+def artifact_alone(runs: ShortRuns, name: str, **settings: Any) -> None:
+    finished = runs.finished(name, **settings)
     advice = (
         "artifact() must hold all that predicting needs, restore() must build the network from that alone, and what trains "
         "(benchsuite.strategy, .runner, .data.stream) is imported inside the hook that needs it"
     )
-    served = bench.served(finished)
+    served = runs.served(finished)
     if isinstance(served, str):
         raise Broken(f"it cannot be served: {served}; {advice}")
     for t, (alone, live) in enumerate(zip(served, finished.watcher.logits[-1], strict=True)):
@@ -252,8 +252,8 @@ def artifact_alone(bench: Bench, name: str, **settings: Any) -> None:
 
 
 @rule("the size on record is the size of the file, and what is stored for a task stays stored")
-def size(bench: Bench, name: str, **settings: Any) -> None:
-    finished = bench.finished(name, **settings)
+def size(runs: ShortRuns, name: str, **settings: Any) -> None:
+    finished = runs.finished(name, **settings)
     stored = [parts for parts in finished.record.stored if parts is not None]
     on_disk, on_record = finished.path.stat().st_size, finished.record.stored_bytes
     if on_disk != on_record or artifact.Artifact.read(finished.path).sizes() != stored[-1]:
@@ -266,21 +266,21 @@ def size(bench: Bench, name: str, **settings: Any) -> None:
 
 
 @rule("evaluating in the middle of training changes nothing", {}, BATCHNORM)
-def evaluation(bench: Bench, name: str, **settings: Any) -> None:
-    job = bench.job(name, **settings)
+def evaluation(runs: ShortRuns, name: str, **settings: Any) -> None:
+    job = runs.job(name, **settings)
     evaluations = Evaluations(job)
-    record = run(job, bench.fresh(), evaluations)
+    record = run(job, runs.fresh(), evaluations)
     epochs = len(record.iterations) * recipe_of(job.settings).epochs
     if evaluations.count != epochs:
         raise Broken(f"it trained for {evaluations.count} epochs where the recipe has {epochs}; keep to the recipe's schedule")
     advice = "hooks of evaluation (before_eval, after_eval_forward, ...) must change neither the network nor the method"
-    same(record, bench.finished(name, **settings).record, advice)
+    same(record, runs.finished(name, **settings).record, advice)
 
 
 @rule("a run that is interrupted in every task and resumed gives the same record", {}, {"reset_optimizer": False})
-def resumed(bench: Bench, name: str, **settings: Any) -> None:
-    job, whole = bench.job(name, **settings), bench.finished(name, **settings).record
-    results = bench.fresh()
+def resumed(runs: ShortRuns, name: str, **settings: Any) -> None:
+    job, whole = runs.job(name, **settings), runs.finished(name, **settings).record
+    results = runs.fresh()
     stops = run_in_pieces(job, results)
     advice = (
         "what must outlast a task belongs in an attribute set by after_training_exp, and in state() and load_state() where they "
@@ -292,16 +292,16 @@ def resumed(bench: Bench, name: str, **settings: Any) -> None:
 
 
 @rule("the same seed gives the same record")
-def same_seed(bench: Bench, name: str, **settings: Any) -> None:
-    record = run(bench.job(name, **settings), bench.fresh())
+def same_seed(runs: ShortRuns, name: str, **settings: Any) -> None:
+    record = run(runs.job(name, **settings), runs.fresh())
     advice = "draw with generator=self.generator(...), never from the clock, the process or a global generator"
-    same(record, bench.finished(name, **settings).record, advice)
+    same(record, runs.finished(name, **settings).record, advice)
 
 
 @rule("another seed gives another network")
-def other_seed(bench: Bench, name: str, **settings: Any) -> None:
-    runs = [bench.finished(name, seed, **settings) for seed in (1, 2)]
-    one, other = (artifact.Artifact.read(run.path).tensors for run in runs)
+def other_seed(runs: ShortRuns, name: str, **settings: Any) -> None:
+    finished = [runs.finished(name, seed, **settings) for seed in (1, 2)]
+    one, other = (artifact.Artifact.read(run.path).tensors for run in finished)
     if one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one):
         raise Broken("both seeds end in the same weights; keep what was learnt, and draw with generator=self.generator(...)")
 
@@ -314,11 +314,11 @@ def other_seed(bench: Bench, name: str, **settings: Any) -> None:
         if cls.trains_jointly
         else "heads of earlier tasks learn on by design (trains_old_heads)"
         if cls.trains_old_heads
-        else ""
+        else None
     ),
 )
-def heads(bench: Bench, name: str, **settings: Any) -> None:
-    watcher = bench.finished(name, **settings).watcher
+def heads(runs: ShortRuns, name: str, **settings: Any) -> None:
+    watcher = runs.finished(name, **settings).watcher
     advice = (
         "leave heads out of penalties (a gradient of zero is not none), or set trains_old_heads = True if they are to learn on"
     )
@@ -338,11 +338,11 @@ def heads(bench: Bench, name: str, **settings: Any) -> None:
         if cls.forgetting != "none"
         else "all tasks are trained at once (trains_jointly)"
         if cls.trains_jointly
-        else ""
+        else None
     ),
 )
-def lasting(bench: Bench, name: str, **settings: Any) -> None:
-    watcher = bench.finished(name, **settings).watcher
+def lasting(runs: ShortRuns, name: str, **settings: Any) -> None:
+    watcher = runs.finished(name, **settings).watcher
     if [len(row) for row in watcher.logits] != list(range(1, T + 1)):
         raise Broken("there is not one head more after each task; leave the heads to MultiHead")
     if drift := watcher.drift():
@@ -365,17 +365,17 @@ def wrong_values(cls: type[Method]) -> list[tuple[str, Any]]:
     return WRONG + [(name, "?") for name, kind in field_types(cls).items() if kind is not str and str not in get_args(kind)]
 
 
-def refused(bench: Bench, name: str, setting: str, value: Any, *, must_be: bool = True) -> None:
+def refused(runs: ShortRuns, name: str, setting: str, value: Any, *, must_be: bool = True) -> None:
     """A wrong value is refused in one line that names its field, when the run is put together and before any data is loaded.
     must_be: False where a method may also accept it."""
     try:
-        bench.job(name, **{setting: value})
+        runs.job(name, **{setting: value})
     except Crashed as error:
         advice = f"in __post_init__, raise ValueError with the name {setting!r}"
         raise Broken(f"{setting}={value!r} breaks: {one_line(error.cause)}; {advice}") from None
     except UserError as error:
         named = setting in str(error) and "\n" not in str(error)
-        if not named and not (isinstance(error, Unfit) and not must_be):
+        if not named and not (isinstance(error, Unsupported) and not must_be):
             raise Broken(f"{setting}={value!r} is refused without its name ({one_line(error)}); name the field") from None
     else:
         if must_be:
@@ -383,27 +383,29 @@ def refused(bench: Bench, name: str, setting: str, value: Any, *, must_be: bool 
 
 
 @rule("wrong values are refused by name before data is loaded")
-def settings_checked(bench: Bench, name: str) -> None:
+def settings_checked(runs: ShortRuns, name: str) -> None:
     cls = methods.get(name)
     for setting, value in wrong_values(cls):
-        refused(bench, name, setting, value)
+        refused(runs, name, setting, value)
     for setting, kind in field_types(cls).items():
         for value in (0, -1):  # may be right or wrong, nobody but the method knows
             try:
                 convert(setting, value, kind)
             except UserError:
                 continue
-            refused(bench, name, setting, value, must_be=False)
+            refused(runs, name, setting, value, must_be=False)
 
 
 @rule("where it does not apply, it says why")
-def says_why(bench: Bench, name: str) -> list[str]:
-    settings, notes = bench.job(name).settings, []
+def says_why(runs: ShortRuns, name: str) -> list[str]:
+    settings, notes = runs.job(name).settings, []
     for change in ({}, *({"backbone": "resnet18", "batchnorm": policy} for policy in get_args(BatchNormPolicy))):
-        reason = method_of(name, settings).unfit(replace(recipe_of(settings), **change))
-        if not isinstance(reason, str) or "\n" in reason:
-            raise Broken(f"unfit() answered {reason!r}; return the reason in one line of text, an empty one where it can run")
-        if reason:
+        reason = method_of(name, settings).unsupported_reason(replace(recipe_of(settings), **change))
+        if reason is not None and not (isinstance(reason, str) and reason and "\n" not in reason):
+            raise Broken(
+                f"unsupported_reason() returned {reason!r}; return the reason in one line of text, or None if it can run"
+            )
+        if reason is not None:
             notes.append(f"not with {in_words(change)}: {reason}")
     return notes
 
@@ -417,16 +419,16 @@ class Outcome:
     notes: list[str]
 
 
-def check(bench: Bench, name: str) -> Iterator[Outcome]:
+def check(runs: ShortRuns, name: str) -> Iterator[Outcome]:
     """Every rule for one method; a method that does not get through a run is not asked any further."""
     for rule in RULES:
-        outcome = judge(rule, bench, name)
+        outcome = judge(rule, runs, name)
         yield outcome
         if rule is finishes and not outcome.holds:
             return
 
 
-def judge(rule: Rule, bench: Bench, name: str) -> Outcome:
+def judge(rule: Rule, runs: ShortRuns, name: str) -> Outcome:
     """One rule in all its cases; those that do not fit the method are left out."""
     if reason := rule.unless(methods.get(name)):
         return Outcome(rule, None, [reason])
@@ -435,8 +437,8 @@ def judge(rule: Rule, bench: Bench, name: str) -> Outcome:
     notes: list[str] = []
     for case in rule.cases:
         try:
-            notes += rule(bench, name, **case)
-        except Unfit as error:
+            notes += rule(runs, name, **case)
+        except Unsupported as error:
             unfit.append(str(error))
         except Broken as error:
             broken.setdefault(str(error), []).append(in_words(case))

@@ -35,10 +35,10 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
     where there is nothing to merge or `results` cannot be written; what was brought in until then stays.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: is no folder; name one below which record.json files lie")
+        raise UserError(f"{source}: is no folder", "name one below which record.json files lie")
     paths = [path for path in sorted(source.rglob("record.json")) if path.relative_to(source).parts[0] not in APART]
     if not paths:
-        raise UserError(f"{source}: there is no record.json below it; name the results folder that the runs were made in")
+        raise UserError(f"{source}: there is no record.json below it", "name the results folder that the runs were made in")
     sound: dict[Path, RunRecord] = {}
     bare = 0
     count = {"brought in": 0, "here already": 0, "refused": 0}
@@ -85,8 +85,8 @@ class _Refused(UserError):
 
 
 def _line(path: Path, error: UserError) -> str:
-    """What is wrong with a record. What reading it advises ("; delete it and run again") is for the owner of a results folder."""
-    return str(error).partition("; ")[0] if str(path.parent) in str(error) else f"{path}: {error}"
+    """What is wrong with a record. The remedy ("delete it and run again") is for the owner of a results folder."""
+    return error.problem if str(path.parent) in error.problem else f"{path}: {error}"
 
 
 def check(record: RunRecord) -> list[str]:
@@ -214,7 +214,7 @@ def _place(record: RunRecord, source: Path, target: Path) -> bool:
         if content is None or content == found:
             continue
         if found is not None:
-            raise _Refused(f"{target / name} is here already and is another file; move it away, or keep what is here")
+            raise _Refused(f"{target / name} is here already and is another file", "move it away, or keep what is here")
         files.write_atomic(target / name, content)
     return not there
 
@@ -227,8 +227,8 @@ def _agree(record: RunRecord, own: Path) -> None:
         raise _Refused(f"there is one here already, but {error}") from None
     if different := schema.differences(replace(record, job=here.job), here):
         raise _Refused(
-            f"here already with other numbers ({', '.join(different)}): made {_provenance(record)}, here {_provenance(here)}; "
-            "nothing was changed"
+            f"here already with other numbers ({', '.join(different)}): made {_provenance(record)}, here {_provenance(here)}",
+            "nothing was changed",
         )
 
 

@@ -91,7 +91,7 @@ def verify(
     choose_device(device, job.precision)
     own = scratch / job.folder / "record.json"
     if own.exists() and own.samefile(path):
-        raise UserError(f"{path}: is itself what `benchsuite verify` has made; name the record that is to be verified")
+        raise UserError(f"{path}: is itself what `benchsuite verify` has made", "name the record that is to be verified")
     before = torch.get_num_threads()
     if own.exists():
         if _made_here(store.read_of(job, own).environment, where.get("threads", before), device):
@@ -110,7 +110,7 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
     """Raises UserError where no run by this version can have such a job. What cannot be judged, since the protocol or the method
     is not known here, is returned, one remark each, or, if `strict`, an error too."""
     if job.precision not in PRECISIONS:
-        raise UserError(f"no precision is called {job.precision!r}; {suggest(job.precision, PRECISIONS)}")
+        raise UserError(f"no precision is called {job.precision!r}", suggest(job.precision, PRECISIONS))
     remarks = []
     recipe_kinds = field_types(Recipe)
     known = set(recipe_kinds)
@@ -133,7 +133,7 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
         kinds = field_types(methods.get(job.method))
         if unknown := sorted(set(job.settings) - known - set(kinds)):
             raise UserError(f"{unknown[0]!r} is no setting of {job.method} in this version of benchsuite")
-        if unfit := method_of(job.method, job.settings).unfit(recipe):
+        if unfit := method_of(job.method, job.settings).unsupported_reason(recipe):
             raise UserError(f"{job.method} cannot run like this: {unfit}")
     except (TypeError, ValueError) as error:
         raise UserError(f"{job.method}: {error}") from None
@@ -170,8 +170,8 @@ def check_images(record: RunRecord, data_dir: Path | None) -> None:
             here = load(name, data_dir, partial=partial).digest
             if here != on_record.get(name):
                 raise UserError(
-                    f"{name}: the images here (digest {here[:12]}) are not those of the record "
-                    f"({str(on_record.get(name))[:12]}); name the folder that has them with --data-dir"
+                    f"{name}: the images here (digest {here[:12]}) are not those of the record ({str(on_record.get(name))[:12]})",
+                    "name the folder that has them with --data-dir",
                 )
 
 

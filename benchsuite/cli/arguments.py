@@ -217,7 +217,9 @@ def refuse_tuning_seeds(given: Sequence[int]) -> None:
 
     for seed in given:
         if seed in TUNING_SEEDS:
-            raise UserError(f"settings were chosen on the task order of seed {seed}, so nothing is reported for it; take another")
+            raise UserError(
+                f"settings were chosen on the task order of seed {seed}, so nothing is reported for it", "take another"
+            )
 
 
 def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:

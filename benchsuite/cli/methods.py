@@ -39,10 +39,10 @@ def command_new_method(arguments: argparse.Namespace) -> None:
     path = arguments.output or Path(f"{name}.py")
     if not (name.isascii() and name.isidentifier() and name[0].isalpha()) or iskeyword(name):
         raise UserError(
-            f"{given!r} is no name for a method; use letters, digits and underscores, a letter first, no Python keyword"
+            f"{given!r} is no name for a method", "use letters, digits and underscores, a letter first, no Python keyword"
         )
     if name in methods.all():
-        raise UserError(f"a method is called {name!r} already; choose another name")
+        raise UserError(f"a method is called {name!r} already", "choose another name")
     if path.suffix != ".py":
         raise UserError(f"{path}: a method's file must end in .py")
     words = {"NewMethod": "".join(part.capitalize() for part in name.split("_")), "new_method.py": str(path), "new_method": name}
@@ -53,9 +53,9 @@ def command_new_method(arguments: argparse.Namespace) -> None:
         with path.open("x") as file:
             file.write(text)
     except FileExistsError:
-        raise UserError(f"{path}: exists already; choose another name, or another file with --output") from None
+        raise UserError(f"{path}: exists already", "choose another name, or another file with --output") from None
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --output") from None
+        raise UserError(f"cannot write {path}: {error.strerror}", "choose another file with --output") from None
     print(f"{path}: a method that runs; read it, change it, then: benchsuite check {path}")
 
 
@@ -64,7 +64,7 @@ def command_check(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from ..checks.contract import PROTOCOL, TIER, Bench, check
+    from ..checks.contract import PROTOCOL, TIER, ShortRuns, check
     from ..fields import field_types
     from ..method.registered import methods
     from ..protocol import Recipe
@@ -72,14 +72,14 @@ def command_check(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
     name = resolve_method(methods, arguments.method)
     if recipe := sorted(set(overrides) & set(field_types(Recipe))):
-        raise UserError(f"check sets the recipe itself, {recipe[0]} too; --set takes the fields of {name} here")
+        raise UserError(f"check sets the recipe itself, {recipe[0]} too", f"--set takes the fields of {name} here")
     torch.set_num_threads(1)  # the networks are too small to share out
     with TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), overrides)
-        bench.job(name)  # what is wrong with the words themselves is said first
+        runs = ShortRuns(Path(folder), overrides)
+        runs.job(name)  # what is wrong with the words themselves is said first
         print(f"{name} on {PROTOCOL}, tier {TIER}")
         answers = []
-        for outcome in check(bench, name):
+        for outcome in check(runs, name):
             answers.append(outcome.holds)
             print({True: "  holds  ", False: "  FAILS  ", None: "  n/a    "}[outcome.holds] + outcome.rule.words, flush=True)
             for note in outcome.notes:

@@ -52,7 +52,7 @@ def command_export(arguments: argparse.Namespace) -> None:
             name = f"{name}-{record.job.config}"
         output = arguments.output or Path(f"{name}.safetensors")
         if output.exists():
-            raise UserError(f"{output}: exists already; choose another file with --output")
+            raise UserError(f"{output}: exists already", "choose another file with --output")
         exports.append((output, content, record))
     for output, content, record in exports:  # only once every one of them is in order
         write_atomic(output, content)
@@ -72,7 +72,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
     if arguments.method:
         name = resolve_method(methods, arguments.method)
         if name != record.job.base:
-            raise UserError(f"{arguments.method}: registers {name}, the record is of {record.job.method}; name that one's file")
+            raise UserError(f"{arguments.method}: registers {name}, the record is of {record.job.method}", "name that one's file")
     took = sum(map(sum, record.seconds.values()))
     print(f"{record.job}: took {took:,.0f} s on record; interrupt it and the same command resumes", file=sys.stderr)
     try:

@@ -48,7 +48,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     given = {"--method": arguments.methods, "--set": arguments.settings, "--seeds": arguments.seeds}
     if arguments.no_run and any(given.values()):
         words = ", ".join(name for name, value in given.items() if value)
-        raise UserError(f"--no-run ranks every record that is there; {words} can only choose what to run, leave it out")
+        raise UserError("--no-run ranks every record that is there", f"{words} can only choose what to run, leave it out")
     with Console(stderr=True).status("starting PyTorch and Avalanche"):  # which takes seconds; shown on a terminal alone
         from ..protocol import protocols
 
@@ -59,9 +59,9 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"jobs must be at least 1, got {arguments.jobs}")
     if arguments.ray is None and (arguments.cpus_per_run is not None or arguments.gpus_per_run is not None):
-        raise UserError("--cpus-per-run and --gpus-per-run are for a Ray cluster; name it with --ray, or use --jobs")
+        raise UserError("--cpus-per-run and --gpus-per-run are for a Ray cluster", "name it with --ray, or use --jobs")
     if arguments.ray is not None and arguments.jobs is not None:
-        raise UserError("--jobs is for this machine; on a Ray cluster --cpus-per-run and --gpus-per-run say how many runs fit")
+        raise UserError("--jobs is for this machine", "on a Ray cluster --cpus-per-run and --gpus-per-run say how many runs fit")
     if not (arguments.cpus_per_run is None or arguments.cpus_per_run > 0):
         raise UserError(f"cpus-per-run must be positive, got {arguments.cpus_per_run}")
     if not (arguments.gpus_per_run is None or arguments.gpus_per_run >= 0):
@@ -90,7 +90,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
         return 1
     if not records and (there := {path.parts[-5:-3] for path in arguments.results.glob("*/*/*/*/record.json")}):
         found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
-        raise UserError(f"{folder}: has no finished runs; there are some of {found}")
+        raise UserError(f"{folder}: has no finished runs", f"there are some of {found}")
     files = {} if arguments.no_run else methods.sources()
     board = leaderboard(records, protocol.published, match=match, files=files)
     output = arguments.output or folder / "leaderboard"
@@ -112,7 +112,9 @@ def shares(arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str
     known = {name: {*field_types(Recipe), *field_types(methods.get(name))} for name in names}
     for setting in overrides:
         if not any(setting in fields for fields in known.values()):
-            raise UserError(f"{setting!r} is no setting of {', '.join(names)}; {suggest(setting, set().union(*known.values()))}")
+            raise UserError(
+                f"{setting!r} is no setting of {', '.join(names)}", f"{suggest(setting, set().union(*known.values()))}"
+            )
     return {name: {k: v for k, v in overrides.items() if k in fields} for name, fields in known.items()}
 
 
@@ -126,10 +128,10 @@ def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
     from ..method.registered import methods
     from ..record.store import read_all
     from ..training.runner import identify
-    from ..training.settings import Unfit, method_of, resolve
+    from ..training.settings import Unsupported, method_of, resolve
 
     if "width" in overrides:
-        raise UserError("--match-size chooses the width of each method; leave width out of --set")
+        raise UserError("--match-size chooses the width of each method", "leave width out of --set")
     plain, reference = shares(arguments, overrides), resolve_method(methods, arguments.match_size)
     seed = (arguments.seeds or SEEDS)[0]
 
@@ -150,7 +152,7 @@ def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
                 print(f"{name}: what it stores is learnt; only the widths that it has records of can match", file=sys.stderr)
                 continue
             width = matching_width(partial(at, name=name), target)
-        except Unfit:
+        except Unsupported:
             continue  # it was said when its turn came
         if width is None:
             print(f"benchsuite: n/a: {name} stores more than {reference} at any width", file=sys.stderr)
@@ -163,7 +165,7 @@ def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[st
 def jobs_of(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     """The jobs of a grid. chosen: the methods, each with the settings given for it; one that cannot run like this is said."""
     from ..training.runner import identify
-    from ..training.settings import Unfit, resolve
+    from ..training.settings import Unsupported, resolve
 
     refuse_tuning_seeds(arguments.seeds or ())
     jobs, unfit = [], {}
@@ -171,7 +173,7 @@ def jobs_of(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[str, M
         for name, words in chosen.items():
             try:
                 job = resolve(protocol.name, arguments.tier, name, seed, overrides=words, precision=arguments.precision)
-            except Unfit as error:
+            except Unsupported as error:
                 unfit[name] = str(error)
             else:
                 jobs.append(identify(job, arguments.data_dir))
@@ -187,7 +189,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
     from ..execution.grid import Engine, missing, run_all
     from ..execution.local import Local, cores
     from ..execution.progress import Display
-    from ..execution.worker import Place
+    from ..execution.worker import RunContext
     from ..method.registered import methods
     from ..training.device import choose_device
     from ..training.settings import recipe_of
@@ -209,7 +211,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
                     raise
                 images[name] = None
     files = tuple(path for name in chosen if (path := methods.file(name)))
-    place = partial(Place, results=arguments.results, data_dir=arguments.data_dir, method_files=files)
+    place = partial(RunContext, results=arguments.results, data_dir=arguments.data_dir, method_files=files)
     engine: Engine
     if arguments.ray is None:
         device = choose_device(arguments.device, "fp32").type
@@ -241,7 +243,7 @@ def command_status(arguments: argparse.Namespace) -> None:
         protocol.recipe(arguments.tier)
         jobs = jobs_of(protocol, arguments, shares(arguments, parse_settings(arguments)))
     elif arguments.methods or arguments.seeds or arguments.settings:
-        raise UserError("--method, --seeds and --set say what should be there; name the --protocol too")
+        raise UserError("--method, --seeds and --set say what should be there", "name the --protocol too")
     found = boards(arguments.results, arguments.protocol, arguments.tier, [job.folder for job in jobs])
     if not found:
         print(f"no runs below {arguments.results}; start some with `benchsuite leaderboard`, or name their folder with --results")

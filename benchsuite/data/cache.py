@@ -70,7 +70,7 @@ def fingerprint(files: Iterable[Path]) -> str:
         try:
             s = file.stat()
         except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}; restore it or fetch the whole set again") from None
+            raise UserError(f"{file}: cannot be read: {error.strerror}", "restore it or fetch the whole set again") from None
         h.update(f"\n{file.absolute()}\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}".encode())
     return h.hexdigest()[:32]
 
@@ -98,10 +98,10 @@ def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
         (folder / "index").mkdir(exist_ok=True)
         write_atomic(folder / "index" / f"{key}.json", json.dumps({"digest": whole, "note": note}))
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; {ELSEWHERE}") from None
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}", ELSEWHERE) from None
     stored = _open(target, whole)
     if stored is None:
-        raise UserError(f"{target}: cannot be read back; check the disk, or name another cache folder in BENCHSUITE_CACHE")
+        raise UserError(f"{target}: cannot be read back", "check the disk, or name another cache folder in BENCHSUITE_CACHE")
     return Entry(stored, whole, note)
 
 

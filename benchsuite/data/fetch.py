@@ -100,7 +100,7 @@ def download(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder with --data-dir") from None
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}", "choose another folder with --data-dir") from None
     with locked(path.with_name(path.name + ".lock")):
         if path.exists():
             wrong = mismatch(path)
@@ -122,7 +122,7 @@ def download(
             except (OSError, http.client.HTTPException, ValueError) as error:
                 failures[url] = " ".join(str(error).split()) or type(error).__name__
     reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
-    raise UserError(f"{path.name} could not be fetched ({reasons}); try again, or put the file into {path.parent} yourself")
+    raise UserError(f"{path.name} could not be fetched ({reasons})", f"try again, or put the file into {path.parent} yourself")
 
 
 def _transfer(url: str, part: Path, report: Callable[[str], None]) -> None:

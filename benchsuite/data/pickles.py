@@ -31,7 +31,7 @@ def loads(data: bytes, file: Path | str) -> Any:
         raise
     except Exception as error:  # damaged opcodes can raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file}: is not a whole pickle ({reason}); fetch it again") from None
+        raise UserError(f"{file}: is not a whole pickle ({reason})", "fetch it again") from None
 
 
 class _Type:
@@ -105,6 +105,6 @@ class _Restricted(pickle.Unpickler):
             return _ADMITTED[module, name]
         except KeyError:
             raise UserError(
-                f"{self.file}: refused, it asks for {module}.{name} where only arrays and plain containers belong; "
-                "do not trust this file, fetch it from the official source"
+                f"{self.file}: refused, it asks for {module}.{name} where only arrays and plain containers belong",
+                "do not trust this file, fetch it from the official source",
             ) from None

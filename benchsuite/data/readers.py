@@ -81,7 +81,7 @@ def _from_tar(archive: Path, inner: str, names: list[str]) -> dict[str, bytes]:
             if path.parent.name == inner and path.name in names and (file := tar.extractfile(member)):
                 found[path.name] = file.read()
     if missing := [n for n in names if n not in found]:
-        raise UserError(f"{archive}: holds no {inner}/{missing[0]}; fetch it again")
+        raise UserError(f"{archive}: holds no {inner}/{missing[0]}", "fetch it again")
     return found
 
 
@@ -89,7 +89,7 @@ def _cifar_part(raw: bytes, file: Path, key: str, classes: int) -> tuple[np.ndar
     content = _dict(raw, file, ("data", key))
     data = content["data"]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        raise UserError(f"{file}: 'data' is not a uint8 array of shape (N, 3072); fetch it again")
+        raise UserError(f"{file}: 'data' is not a uint8 array of shape (N, 3072)", "fetch it again")
     x = np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return x, _labels(content[key], classes, file, images=len(x))
 
@@ -114,7 +114,7 @@ def _mnist(folder: Path, *, name: str, folders: Sequence[str]) -> Source | None:
             xs, ys, xt, yt = (_idx(file, ndim) for file, (_, ndim) in zip(whole, parts, strict=True))
             for file, x in ((whole[0], xs), (whole[2], xt)):
                 if x.shape[1:] != (28, 28):
-                    raise UserError(f"{file}: images are {x.shape[1]}x{x.shape[2]}, expected 28x28; fetch it again")
+                    raise UserError(f"{file}: images are {x.shape[1]}x{x.shape[2]}, expected 28x28", "fetch it again")
             labels = (_labels(y, 10, file, images=len(x)) for y, file, x in ((ys, whole[1], xs), (yt, whole[3], xt)))
             return Arrays(xs[..., None], next(labels), xt[..., None], next(labels)), ""
 
@@ -160,7 +160,7 @@ def _mat(file: Path) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"X is {x.dtype} of shape {x.shape}, expected uint8 (32, 32, 3, N)")
     y = _labels(y.ravel(), 11, file, images=x.shape[3])
     if not y.all():
-        raise UserError(f"{file}: label 0 lies outside 1..10 (10 is the digit 0); fetch it again")
+        raise UserError(f"{file}: label 0 lies outside 1..10 (10 is the digit 0)", "fetch it again")
     return np.ascontiguousarray(x.transpose(3, 0, 1, 2)), y % 10
 
 
@@ -211,7 +211,7 @@ def _is_image(path: Path) -> bool:
 def _images_in(place: Path, folders: Sequence[str]) -> list[Path]:
     for folder in folders:
         if not (place / folder).is_dir():
-            raise UserError(f"{place}: has no folder {folder}; extract the archive again")
+            raise UserError(f"{place}: has no folder {folder}", "extract the archive again")
     return [file for folder in folders for file in sorted((place / folder).iterdir()) if _is_image(file)]
 
 
@@ -231,12 +231,12 @@ def _letters(images: Images, place: Path) -> tuple[np.ndarray, np.ndarray, list[
         except _Unreadable as error:
             broken.append(file)
             if len(broken) > UNREADABLE:
-                raise UserError(f"{error}; more than {UNREADABLE} such images in {place}: extract or fetch it again") from None
+                raise UserError(f"{error}", f"more than {UNREADABLE} such images in {place}: extract or fetch it again") from None
             continue
         labels.append(LETTERS.index(file.parent.name))
         parents.append(file.parent.parent.name)
     if missing := sorted(set(range(10)) - set(labels)):
-        raise UserError(f"{place}: has no readable image in a folder {LETTERS[missing[0]]}; extract or fetch it again")
+        raise UserError(f"{place}: has no readable image in a folder {LETTERS[missing[0]]}", "extract or fetch it again")
     note = f"{len(broken)} unreadable image{'s' * (len(broken) > 1)} skipped" if broken else ""
     return np.stack(pixels), np.array(labels, np.int64), parents, note
 
@@ -246,7 +246,7 @@ def _acl_split(images: Images, place: Path) -> tuple[Arrays, str]:
     train, test = (np.array([p == part for p in parents], bool) for part in ("Train", "Test"))
     for part, chosen in (("Train", train), ("Test", test)):
         if missing := sorted(set(range(10)) - set(y[chosen].tolist())):
-            raise UserError(f"{place}: has no readable image in {part}/{LETTERS[missing[0]]}; extract or fetch it again")
+            raise UserError(f"{place}: has no readable image in {part}/{LETTERS[missing[0]]}", "extract or fetch it again")
     return Arrays(x[train], y[train], x[test], y[test]), note
 
 
@@ -290,8 +290,8 @@ def _miniimagenet(folder: Path) -> Source | None:
             for r in listed:
                 if Path(r["filename"]).parent.name != r["label"] or r["split"] not in ("train", "test"):
                     raise UserError(
-                        f"{table}: line for {r['filename']!r} says label {r['label']!r}, split {r['split']!r}; "
-                        "expected the label to be the image's folder and the split to be train or test"
+                        f"{table}: line for {r['filename']!r} says label {r['label']!r}, split {r['split']!r}",
+                        "expected the label to be the image's folder and the split to be train or test",
                     )
             listed.sort(key=lambda r: r["filename"])
             rows = [(place / r["filename"], r["label"]) for r in listed]
@@ -305,15 +305,15 @@ def _mini_source(place: Path, rows: list[tuple[Path, str]], tables: list[Path], 
     """rows: image file and WordNet id. train: which of them are training images; None: ACL's split."""
     for file, times in Counter(file for file, _ in rows).most_common(1):
         if times > 1:
-            raise UserError(f"{file}: is listed {times} times in the table of {place}; restore the original table")
+            raise UserError(f"{file}: is listed {times} times in the table of {place}", "restore the original table")
     for file, label in rows:
         if (own := re.match(r"n\d{8}", file.name)) and own[0] != label:
             raise UserError(
-                f"{place}: a table or folder gives {file.name} the label {label!r}, its name says {own[0]}; restore it"
+                f"{place}: a table or folder gives {file.name} the label {label!r}, its name says {own[0]}", "restore it"
             )
     wnids = sorted({wnid for _, wnid in rows})
     if len(wnids) != 100:
-        raise UserError(f"{place}: holds images of {len(wnids)} classes, miniImageNet has 100; {HOW_TO['miniimagenet']}")
+        raise UserError(f"{place}: holds images of {len(wnids)} classes, miniImageNet has 100", f"{HOW_TO['miniimagenet']}")
 
     def read() -> tuple[Arrays, str]:
         x: np.ndarray = np.empty((len(rows), 84, 84, 3), np.uint8)
@@ -379,7 +379,7 @@ def _image(raw: bytes, file: Path, size: tuple[int, int], mode: str) -> np.ndarr
     except UserError as error:
         raise _Unreadable(str(error)) from None
     if pixels is None:
-        raise UserError(f"{file}: is {found[0]}x{found[1]}, expected {size[0]}x{size[1]}; resize the images to that size first")
+        raise UserError(f"{file}: is {found[0]}x{found[1]}, expected {size[0]}x{size[1]}", "resize the images to that size first")
     return pixels.reshape(size[1], size[0], -1)
 
 
@@ -389,10 +389,10 @@ def _labels(values: Any, classes: int, file: Path, images: int) -> np.ndarray:
         if y.ndim != 1 or y.dtype.kind not in "iu":
             raise ValueError("labels are not whole numbers")
     if len(y) != images:
-        raise UserError(f"{file}: has {len(y):,} labels for {images:,} images; fetch it again")
+        raise UserError(f"{file}: has {len(y):,} labels for {images:,} images", "fetch it again")
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
         wrong = y[(y < 0) | (y >= classes)][0]
-        raise UserError(f"{file}: label {wrong} lies outside 0..{classes - 1}; fetch it again")
+        raise UserError(f"{file}: label {wrong} lies outside 0..{classes - 1}", "fetch it again")
     return y.astype(np.int64)
 
 
@@ -403,14 +403,14 @@ def _dict(raw: bytes, file: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         content = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in content.items()}
         if all(k in content for k in keys):
             return content
-    raise UserError(f"{file}: is not a dictionary with {' and '.join(map(repr, keys))}; fetch it again")
+    raise UserError(f"{file}: is not a dictionary with {' and '.join(map(repr, keys))}", "fetch it again")
 
 
 def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}; fetch it again") from None
+        raise UserError(f"{file}: cannot be read: {error.strerror}", "fetch it again") from None
 
 
 @contextmanager
@@ -422,7 +422,7 @@ def _decoding(file: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{file}: cannot be read as {kind} ({reason}); it is damaged or cut short, fetch it again") from None
+        raise UserError(f"{file}: cannot be read as {kind} ({reason})", "it is damaged or cut short, fetch it again") from None
 
 
 FIND: dict[str, Callable[[Path], Source | None]] = {

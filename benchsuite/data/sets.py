@@ -167,7 +167,7 @@ def get(name: str, data_dir: Path | None = None, report: Callable[[str], None] =
 
 def _folder(name: str, data_dir: Path | None) -> Path:
     if name not in NAMES:
-        raise UserError(f"unknown image set {name!r}; choose one of {', '.join(NAMES)}")
+        raise UserError(f"unknown image set {name!r}", f"choose one of {', '.join(NAMES)}")
     return cache.root() / "downloads" if data_dir is None else Path(data_dir)
 
 
@@ -181,8 +181,8 @@ def _source(name: str, data_dir: Path | None) -> readers.Source:
             else f"fetch it with `benchsuite data get {OFFICIAL[name].protocol}`"
         )
         raise MissingData(
-            f"{name} not found in {folder} (looked for {readers.LAYOUTS[name]}); {mend}, "
-            "or name the folder that has it with --data-dir"
+            f"{name} not found in {folder} (looked for {readers.LAYOUTS[name]})",
+            f"{mend}, or name the folder that has it with --data-dir",
         )
     return source
 
@@ -205,7 +205,7 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
     for count, part in zip(counts, ("training", "test"), strict=True):
         if not count.all():
             raise UserError(
-                f"{name}: {source.place} has no {part} image of class {int(np.argmin(count))}; every class needs some"
+                f"{name}: {source.place} has no {part} image of class {int(np.argmin(count))}", "every class needs some"
             )
     what, altered = _shortfall(official, a), ALTERED in entry.note
     notes = [official.substitute, entry.note]
@@ -215,19 +215,20 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
                 "lay out the whole set" if name == "miniimagenet" else f"fetch it with `benchsuite data get {official.protocol}`"
             )
             raise UserError(
-                f"{name}: {source.place} holds {what}; {mend}, or run on what is there with --partial-data "
-                "(never comparable with published figures)"
+                f"{name}: {source.place} holds {what}",
+                f"{mend}, or run on what is there with --partial-data (never comparable with published figures)",
             )
         notes.append(what)
     elif altered and not partial:
         raise UserError(
-            f"{name}: {source.place}: {ALTERED}; fetch them with `benchsuite data get {official.protocol}`, "
-            "or run on what is there with --partial-data (never comparable with published figures)"
+            f"{name}: {source.place}: {ALTERED}",
+            f"fetch them with `benchsuite data get {official.protocol}`, "
+            "or run on what is there with --partial-data (never comparable with published figures)",
         )
     elif official.digest is not None and entry.digest != official.digest:
         raise UserError(
-            f"{name}: {source.place}: pixels or labels differ from the official set; "
-            "the files are damaged or altered, fetch them again"
+            f"{name}: {source.place}: pixels or labels differ from the official set",
+            "the files are damaged or altered, fetch them again",
         )
     return ImageSet(
         name=name,

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ..errors import UserError
-from ..files import held
+from ..files import is_locked
 from ..record.folder import IN_HAND, failure, write_failure
 from ..record.schema import Job
 from ..record.store import read, read_of
@@ -115,7 +115,7 @@ def run_all(
         while queue or running:
             while queue and len(running) < engine.slots:
                 # What another command has in hand comes later: by then it may be done.
-                free = next((i for i, job in enumerate(queue) if not held(results / job.folder / "lock")), None)
+                free = next((i for i, job in enumerate(queue) if not is_locked(results / job.folder / "lock")), None)
                 job = queue.pop(free or 0)
                 if free is None:
                     report(f"{job}: {IN_HAND}")

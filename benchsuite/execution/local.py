@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..record.schema import Job
-from .worker import Place, outcome
+from .worker import RunContext, outcome
 
 
 def cores() -> int:
@@ -26,7 +26,7 @@ class Local:
 
     remark = ""
 
-    def __init__(self, slots: int, place: Place) -> None:
+    def __init__(self, slots: int, place: RunContext) -> None:
         self.slots, self.place = slots, place
         # A server that has everything imported forks the processes, which takes no time; what has seen a GPU cannot be forked.
         forks = place.device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
@@ -92,7 +92,7 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _work(pipe: Any, environment: dict[str, str], job: Job, place: Place) -> None:
+def _work(pipe: Any, environment: dict[str, str], job: Job, place: RunContext) -> None:
     """In a process of its own: one run."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     Thread(target=_follow_parent, daemon=True).start()

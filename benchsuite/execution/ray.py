@@ -28,14 +28,14 @@ import numpy as np
 
 from ..data import cache, sets
 from ..errors import UserError, one_line
-from ..files import ELSEWHERE, held, locked, write_atomic
+from ..files import ELSEWHERE, is_locked, locked, write_atomic
 from ..method.registered import methods
 from ..record.folder import set_aside
 from ..record.schema import Job
 from ..record.store import read
 from ..source import stale
 from ..training.runner import code_of
-from .worker import Place, outcome
+from .worker import RunContext, outcome
 
 # The order is that of writing: a record says that a run is done.
 FILES = ("progress.json", "failure.json", "artifact.safetensors", "record.json")
@@ -57,7 +57,7 @@ class Cluster:
     """
 
     def __init__(
-        self, address: str, place: Place, images: Mapping[str, sets.ImageSet | None], *, cpus: float = 1, gpus: float = 0
+        self, address: str, place: RunContext, images: Mapping[str, sets.ImageSet | None], *, cpus: float = 1, gpus: float = 0
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if address == "local" and "RAY_AUTH_MODE" not in os.environ:
@@ -67,7 +67,7 @@ class Cluster:
         try:
             import ray
         except ImportError:
-            raise UserError("--ray needs Ray, which is not installed; pip install 'benchsuite[ray]'") from None
+            raise UserError("--ray needs Ray, which is not installed", "pip install 'benchsuite[ray]'") from None
         self.ray, self.address, self.place, self.images = ray, address, place, images
         self.cpus, self.gpus = cpus, gpus
         self.locks: dict[Any, ExitStack] = {}
@@ -84,7 +84,7 @@ class Cluster:
             with chdir(os.sep):  # Ray lets nodes import from here: a source tree would hide the package that is installed
                 self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(self._silence(" ".join(str(error).split())[:200])) from None
+            raise self._silence(" ".join(str(error).split())[:200]) from None
         finally:
             signal.signal(signal.SIGTERM, handler)
         try:
@@ -93,7 +93,7 @@ class Cluster:
                 self.mark = Path(file.name)
         except OSError as error:
             self.ray.shutdown()
-            raise UserError(f"cannot write to {self.place.results}: {error.strerror}; {ELSEWHERE}") from None
+            raise UserError(f"cannot write to {self.place.results}: {error.strerror}", ELSEWHERE) from None
         except UserError:
             self.ray.shutdown()
             raise
@@ -120,12 +120,14 @@ class Cluster:
             try:
                 socket.create_connection((host, int(port)), timeout=10).close()
             except (OSError, OverflowError) as error:
-                raise UserError(self._silence(str(error))) from None
+                raise self._silence(str(error)) from None
         elif self.address not in ("local", "auto") and "://" not in self.address:
             raise UserError(f"--ray takes the HOST:PORT of a cluster's head, or local, got {self.address!r}")
 
-    def _silence(self, what: str) -> str:
-        return f"no Ray cluster answers at {self.address!r} ({what}); start one with `ray start --head`, or use --ray local"
+    def _silence(self, what: str) -> UserError:
+        return UserError(
+            f"no Ray cluster answers at {self.address!r} ({what})", "start one with `ray start --head`, or use --ray local"
+        )
 
     def _too_large(self) -> str:
         """What there is to say where no node that lives now has room for one run, or "". Raises UserError where none can join."""
@@ -136,7 +138,7 @@ class Cluster:
         what = f"no node has {self.cpus:g} cores" + (f" and {self.gpus:g} GPUs" if self.gpus else "") + " for a run"
         lower = "lower --cpus-per-run" + (" or --gpus-per-run" if self.gpus else "")
         if self.address == "local":
-            raise UserError(f"{what}; {lower}")
+            raise UserError(f"{what}", f"{lower}")
         return f"{what}; {lower}, or the runs wait until such a node joins"
 
     def _results(self) -> Path:
@@ -183,7 +185,7 @@ class Cluster:
     def _keep(self, key: Any, files: dict[str, bytes]) -> None:
         """Put what a node without access to the results folder has sent where it belongs, under the run's lock."""
         folder = self._results() / self.jobs[key].folder
-        if key not in self.locks and not held(folder / "lock"):
+        if key not in self.locks and not is_locked(folder / "lock"):
             with ExitStack() as stack:
                 stack.enter_context(locked(folder / "lock"))
                 self.locks[key] = stack.pop_all()
@@ -229,7 +231,7 @@ def _digest(content: bytes) -> str:
 
 def on_node(
     job: Job,
-    place: Place,
+    place: RunContext,
     texts: Mapping[str, bytes],
     images: Mapping[str, Sent | None],
     mark: Path,
@@ -259,7 +261,7 @@ def on_node(
             if (here := code_of(job)) != code:
                 differ = ", ".join(name for name in {**here, **code} if here.get(name) != code.get(name))
                 raise UserError(
-                    f"{job}: node {socket.gethostname()} has another {differ}; install the same benchsuite everywhere"
+                    f"{job}: node {socket.gethostname()} has another {differ}", "install the same benchsuite everywhere"
                 )
             messages.put(outcome(job, place, messages.put))
         except UserError as error:
@@ -314,5 +316,5 @@ def received(name: str, sent: Sent) -> sets.ImageSet:
 
                 entry = cache.store(name, key, cache.Arrays(*ray.get(sent.arrays[0])), sent.note)
     if entry.digest != sent.digest:
-        raise UserError(f"{name}: the images in {cache.root()} are not those that were sent; delete that folder")
+        raise UserError(f"{name}: the images in {cache.root()} are not those that were sent", "delete that folder")
     return sets.ImageSet(name=name, **entry.arrays._asdict(), digest=sent.digest, complete=sent.complete, note=sent.note)

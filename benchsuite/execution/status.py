@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import held
+from ..files import is_locked
 from ..record.folder import failure
 from ..record.store import read
 from ..source import stale
@@ -65,7 +65,7 @@ def boards(
 
 def state_of(folder: Path) -> tuple[str, str]:
     """One of STATES for the run in this folder, and what there is to say about it."""
-    if held(folder / "lock"):
+    if is_locked(folder / "lock"):
         return "running", _progress(folder)
     try:
         if (folder / "record.json").exists():

@@ -149,7 +149,7 @@ class Study:
         texts = [quoted(f"{' ' if k else ''}{line}") for k, line in enumerate(lines)]
         pairs = ", ".join(f"{quoted(name)}: {quoted(value)}" for name, value in values.items())
         code = [
-            "Declared(",
+            "Preset(",
             f'    protocol="{self.protocol}",',
             f'    tier="{self.tier}",',
             f"    values={{{pairs}}},",
@@ -192,9 +192,9 @@ def study(
         raise UserError(f"{method} has nothing to tune: its class declares no `space`")
     for name in ("tasks", "holdout"):
         if name in given:
-            raise UserError(f"{name} is the same in every study; leave it out of --set")
+            raise UserError(f"{name} is the same in every study", "leave it out of --set")
     if both := sorted(given.keys() & cls.space.keys()):
-        raise UserError(f"{both[0]} is what is searched; leave it out of --set")
+        raise UserError(f"{both[0]} is what is searched", "leave it out of --set")
     made = Study(
         protocol=protocol,
         tier=tier,
@@ -218,7 +218,7 @@ def check_space(cls: type[Method]) -> Mapping[str, Range | Choice]:
     for name, space in cls.space.items():
         where = f"{cls.name}: its space for {name!r}"
         if name not in kinds:
-            raise UserError(f"{where} names no setting; {suggest(name, kinds)}")
+            raise UserError(f"{where} names no setting", suggest(name, kinds))
         if not isinstance(space, Range | Choice):
             raise UserError(f"{where} must be a Range or a Choice, got {space!r}")
         if isinstance(space, Choice) and not space.values:
@@ -259,10 +259,10 @@ def at(space: Range | Choice, share: float) -> Any:
         return space.values[int(share * len(space.values))]
     low, high = (math.log(x) if space.log else x for x in (space.low, space.high))
     value = low + share * (high - low)
-    return within(space, math.exp(value) if space.log else value)
+    return contains_rounded(space, math.exp(value) if space.log else value)
 
 
-def within(space: Range, value: float) -> Any:
+def contains_rounded(space: Range, value: float) -> Any:
     """As a trial has it: whole, or three digits, which is as fine as a score can tell and the same run on a machine whose
     logarithms differ in the last bit."""
     value = round(value) if isinstance(space.low, int) else float(f"{value:.3g}")
@@ -274,7 +274,7 @@ def propose(trial: optuna.Trial, name: str, space: Range | Choice) -> Any:
         return space.values[trial.suggest_categorical(name, range(len(space.values)))]
     if isinstance(space.low, int):
         return trial.suggest_int(name, space.low, space.high, log=space.log)
-    return within(space, trial.suggest_float(name, space.low, space.high, log=space.log))
+    return contains_rounded(space, trial.suggest_float(name, space.low, space.high, log=space.log))
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

@@ -12,7 +12,7 @@ from ..record.schema import Job
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunContext:
     """What every run of a grid shares.
 
     device: "cpu" or "cuda". threads: of each run, whatever is left to run, because a result must not depend on that.
@@ -26,7 +26,7 @@ class Place:
     method_files: tuple[Path, ...] = ()
 
 
-def outcome(job: Job, place: Place, tell: Callable[[Any], None]) -> str:
+def outcome(job: Job, place: RunContext, tell: Callable[[Any], None]) -> str:
     """Run a job in this thread; returns what went wrong, or "". tell: called with the run's `runner.Event`s."""
     import torch
 

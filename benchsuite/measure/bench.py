@@ -57,7 +57,7 @@ from ..training.batches import Batches
 from ..training.device import choose_device
 from ..training.environment import environment, source_revision
 from ..training.optimizer import make_optimizer
-from ..training.settings import Unfit, recipe_of, resolve
+from ..training.settings import Unsupported, recipe_of, resolve
 from ..training.stream import TaskStream, build_stream
 from ..training.watch import Watch
 from .race import Contender, held, race, ratio
@@ -115,7 +115,7 @@ class Bench:
         """One row for each figure, as COLUMNS have it."""
         for section in self.sections:
             if section not in SECTIONS:
-                raise UserError(f"no section is called {section!r}; {suggest(section, SECTIONS)}")
+                raise UserError(f"no section is called {section!r}", suggest(section, SECTIONS))
         if self.rounds < 1 or self.steps < 1:
             raise UserError("rounds and steps must be at least 1")
         if self.tasks and not 1 <= min(self.tasks) <= max(self.tasks) <= len(self.full.tasks):
@@ -134,7 +134,7 @@ class Bench:
             if not any(name.startswith(skipped) for skipped in self.skip):
                 try:
                     made[name] = make()
-                except Unfit as reason:
+                except Unsupported as reason:
                     self.say(f"n/a: {reason}")
         steps = steps or self.steps
         seconds = race(made, self.rounds, steps)
@@ -506,7 +506,7 @@ class Processes:
             try:
                 pipe.recv()
             except EOFError:
-                raise UserError("a process of the measurement was killed (out of memory?); use --skip processes") from None
+                raise UserError("a process of the measurement was killed (out of memory?)", "use --skip processes") from None
 
     def close(self) -> None:
         for pipe in self.pipes:

@@ -99,7 +99,7 @@ def synthetic(method: str, width: float, seed: int) -> RunRecord:
             "source": {"revision": "0" * 40, "dirty": False},
             "date": f"2026-01-{1 + seed % 28:02}T03:04:05+00:00",
         },
-        facts={
+        diagnostics={
             "dense_macs": 57_921_280,
             "ranks": {f"conv{layer}": [draw.randint(20, 40) + 30 * t for t in range(TASKS)] for layer in range(1, 6)},
         },

@@ -1,6 +1,6 @@
 """What a method is, and the methods by name."""
 
-from .base import Choice, Declared, Method, Range
+from .base import Choice, Method, Preset, Range
 from .registered import methods, register
 
-__all__ = ["Choice", "Declared", "Method", "Range", "methods", "register"]
+__all__ = ["Choice", "Method", "Preset", "Range", "methods", "register"]

@@ -65,7 +65,9 @@ class Artifact:
         missing, unexpected = model.load_state_dict(state, strict=False)
         missing = [name for name in missing if not name.endswith("num_batches_tracked") and not name.startswith(own)]
         if missing or unexpected:
-            raise UserError(f"the artifact does not fit its network: missing {missing}, unexpected {unexpected}; export it again")
+            raise UserError(
+                f"the artifact does not fit its network: missing {missing}, unexpected {unexpected}", "export it again"
+            )
         return model.eval()
 
     def to_bytes(self) -> bytes:
@@ -92,12 +94,12 @@ class Artifact:
                 header = json.loads((file.metadata() or {})["benchsuite"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if header.pop("format") != FORMAT:
-                raise UserError(f"{path}: was written in another artifact format; export it again with this version")
+                raise UserError(f"{path}: was written in another artifact format", "export it again with this version")
             return cls(tensors, header)
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (SafetensorError, KeyError, ValueError, struct.error) as error:
-            raise UserError(f"{path}: is not a benchsuite artifact ({error}); make one with `benchsuite export`") from None
+            raise UserError(f"{path}: is not a benchsuite artifact ({error})", "make one with `benchsuite export`") from None
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:

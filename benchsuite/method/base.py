@@ -19,7 +19,7 @@ from .artifact import Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
+class Preset:
     """Settings that a method declares for one protocol, and for one tier of it or (None) all, with their origin."""
 
     protocol: str
@@ -59,7 +59,7 @@ class Method(SupervisedPlugin):
     forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
     trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
     trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design
-    settings: ClassVar[tuple[Declared, ...]] = ()
+    settings: ClassVar[tuple[Preset, ...]] = ()
     space: ClassVar[Mapping[str, Range | Choice]] = {}  # what `benchsuite tune` searches, by the name of the setting
 
     seed: int
@@ -75,11 +75,11 @@ class Method(SupervisedPlugin):
         """Whether what is stored depends on what was learnt, and not on the settings alone."""
         return False
 
-    def unfit(self, recipe: Recipe) -> str:
-        """Why this method cannot run under `recipe`; "" where it can."""
+    def unsupported_reason(self, recipe: Recipe) -> str | None:
+        """Why this method cannot run under `recipe`, in one line; None if it can."""
         if self.forgetting == "none" and recipe.batchnorm == "shared" and has_batchnorm(recipe.backbone):
             return "batchnorm=shared changes with every later task, and so would what was learnt; use batchnorm=per_task"
-        return ""
+        return None
 
     def prepare(self, model: MultiHead) -> MultiHead:
         """Transform the protocol's dense multi-head network (factorise, mask, gate) before the first task."""
@@ -98,7 +98,7 @@ class Method(SupervisedPlugin):
         """Other ways to store the same network, by name: their sizes are reported beside the leaderboard's."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         """What the record should say of this run besides the common columns. Plain JSON.
 
         "other_sizes" is shown under the leaderboard: bytes by how they are counted, in words that follow "MB as"."""

@@ -31,7 +31,7 @@ class Modified:
         model = super().prepare(model)  # type: ignore[misc]
         if getattr(self, "compression", None) is not None:
             name = type(self).__mro__[2].name  # type: ignore[attr-defined]
-            raise UserError(f"{name} keeps activations in a form of its own; it takes no modifier")
+            raise UserError(f"{name} keeps activations in a form of its own", "it takes no modifier")
         modifier = self._modifier()
         modifier.seed = self.seed  # type: ignore[attr-defined]
         self.compression = Interception(modifier, model)
@@ -45,12 +45,12 @@ class Modified:
 def modified(base: type[Method], name: str) -> type[Method]:
     """The class of a method under a modifier: the fields of both, named `method+modifier`."""
     if name not in MODIFIERS:
-        raise UserError(f"no modifier is called {name!r}; {suggest(name, MODIFIERS)}")
+        raise UserError(f"no modifier is called {name!r}", suggest(name, MODIFIERS))
     modifier = MODIFIERS[name]
     known = {f.name for f in fields(base)}  # one without a default is no attribute of its class
     words = [f.name for f in fields(modifier)]
     if taken := [w for w in words if w in known or hasattr(base, w)] + [w for w in ("modifier", "compression") if w in known]:
-        raise UserError(f"{base.name}: its {taken[0]!r} is a setting of every {name} row; give it another name")
+        raise UserError(f"{base.name}: its {taken[0]!r} is a setting of every {name} row", "give it another name")
     hints = get_type_hints(modifier)
     own = [
         (f.name, hints[f.name], f.default if f.default is not MISSING else dataclass_field(default_factory=f.default_factory))

@@ -8,16 +8,16 @@ from typing import Any
 
 from ..nn.backbones import has_batchnorm
 from ..protocol import Recipe
-from .base import Declared
+from .base import Preset
 
 # 1,300 images of 32x32x3 bytes: what the 16 MB of float32 images hold that published rows of A-GEM and ER-RES state
 BUDGET = 4.0
 
-FEW_DIGITS = Declared(
+FEW_DIGITS = Preset(
     protocol="split-digits", values={"budget": 0.00128}, origin="ours: 20 images of 10 classes; 4 MB would hold all there are"
 )
 
-AS_MANY_LARGE = Declared(
+AS_MANY_LARGE = Preset(
     protocol="split-miniimagenet",
     values={"budget": 27.6},
     origin="the 1,300 images of published rows, one byte a channel and pixel",
@@ -33,8 +33,8 @@ def images_in(budget: float, stream: Sequence[Any]) -> int:
     return int(budget * 1e6) // max(map(image_bytes, stream))
 
 
-def mixed_batches(recipe: Recipe) -> str:
+def mixed_batches(recipe: Recipe) -> str | None:
     """Why a method whose batches mix tasks cannot run under a recipe."""
     if recipe.batchnorm == "per_task" and has_batchnorm(recipe.backbone):
         return "its batches mix tasks, which leaves too few images of each for batchnorm=per_task; use another policy"
-    return ""
+    return None

@@ -56,5 +56,5 @@ def load(path: Path | str) -> Served:
     artifact = Artifact.read(Path(path))
     name = artifact.header["method"]
     if name.partition("+")[0] not in methods.all():
-        raise UserError(f"{path}: the method {name!r} is not known here; import the file that registers it first")
+        raise UserError(f"{path}: the method {name!r} is not known here", "import the file that registers it first")
     return Served(artifact, methods.get(name).restore(artifact))

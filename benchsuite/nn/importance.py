@@ -37,13 +37,13 @@ def per_sample_gradients(
             yield {name: gradients[f"backbone.{name}"] for name in names}
 
 
-def no_image_alone(recipe: Recipe) -> str:
+def no_image_alone(recipe: Recipe) -> str | None:
     """Why a method that takes gradients image by image cannot run under a recipe."""
     if recipe.batchnorm == "batch_stats" and has_batchnorm(recipe.backbone):
         return (
             "it looks at one image at a time, and batchnorm=batch_stats has statistics of whole batches only; use another policy"
         )
-    return ""
+    return None
 
 
 class Quadratic:

@@ -25,7 +25,7 @@ from .compressed import Filtered, Geometry, Kept, Probed
 class Modifier:
     """Base of the modifiers. Fields become settings of the method that is modified."""
 
-    compressed = "last:0"  # see Maps
+    compressed = "last:0"  # see CompressedActivations
     relu = "plain"
     by_input = True  # what is kept depends on the input alone, so that layers which read the same one share it
     seed = 0
@@ -41,7 +41,7 @@ class Modifier:
 
 
 @dataclass
-class Maps(Modifier):
+class CompressedActivations(Modifier):
     """What keeps activation maps in another form.
 
     compressed: "all" convolutions and linear layers, or "last:N" of them in the order in which a forward pass comes to them;
@@ -60,7 +60,7 @@ class Maps(Modifier):
 
 
 @dataclass
-class Decomposition(Maps):
+class Decomposition(CompressedActivations):
     """epsilon: the share of a map's energy that each mode keeps. mode_ranks: so many directions of each mode instead, the last
     number standing for all further modes. factors: how singular vectors are computed; "svd" is the plain and slow way."""
 
@@ -103,7 +103,7 @@ class HOSVD(Decomposition):
 
 
 @dataclass
-class GradientFilter(Maps):
+class GradientFilter(CompressedActivations):
     """Gradient filtering (Yang et al., CVPR 2023): gradients are averaged over r x r patches, inputs summed over them."""
 
     radius: int = 2
@@ -122,7 +122,7 @@ class GradientFilter(Maps):
 
 
 @dataclass
-class ASI(Maps):
+class ASI(CompressedActivations):
     """Activation subspace iteration (Nguyen et al., ICML 2025): fixed ranks, factors refreshed by one power step a batch.
 
     With each task it begins anew: its first batch sets the ranks, at which HOSVD keeps a share epsilon of each mode's energy;

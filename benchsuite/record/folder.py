@@ -57,11 +57,11 @@ def artifact_of(record: RunRecord, folder: Path) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: is not there; the same run in another results folder (--results) makes it") from None
+        raise UserError(f"{path}: is not there", "the same run in another results folder (--results) makes it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) != record.stored_bytes:
-        raise UserError(f"{path}: has {len(content)} bytes, its record says {record.stored_bytes}; delete both and run again")
+        raise UserError(f"{path}: has {len(content)} bytes, its record says {record.stored_bytes}", "delete both and run again")
     if record.artifact_sha256 and hashlib.sha256(content).hexdigest() != record.artifact_sha256:
-        raise UserError(f"{path}: is not the file that its record describes; delete both and run again")
+        raise UserError(f"{path}: is not the file that its record describes", "delete both and run again")
     return content

@@ -97,7 +97,7 @@ class RunRecord:
     environment: device, device_name, threads, versions, source revision, date, and, absent in older records, `instructions`, the
         processor's vector instructions, `native_bf16`, whether it computes in bf16, and `code`, digests of the source of its
         method and protocol (`benchsuite.source`).
-    facts: what the method reports of itself (its rank table, other sizes, ...).
+    diagnostics: what the method reports of itself (its rank table, other sizes, ...).
     artifact_sha256: of the exported artifact's file.
     """
 
@@ -112,7 +112,7 @@ class RunRecord:
     seconds: dict[str, list[float]]
     data: list[dict[str, Any]]
     environment: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     artifact_sha256: str = ""
     memory: dict[str, list[int]] = field(default_factory=dict)
 
@@ -162,7 +162,7 @@ class RunRecord:
         for entry in _rows("data", self.data):
             _check(all(_is_text(entry.get(name)) for name in ("name", "digest", "note")), "data must have name, digest and note")
             _check(type(entry.get("complete")) is bool, "data must say whether it is complete")
-        for name, content in (("environment", self.environment), ("facts", self.facts)):
+        for name, content in (("environment", self.environment), ("diagnostics", self.diagnostics)):
             _check(isinstance(content, dict), f"{name} must be a mapping")
         for name in ("versions", "source"):
             _check(isinstance(self.environment.get(name, {}), dict), f"{name} of the environment must be a mapping")
@@ -171,10 +171,10 @@ class RunRecord:
         holds = isinstance(code, dict) and all(map(_is_text, code.values()))
         _check(holds, "code of the environment must be a mapping to digests")
         _counts("threads", [self.environment.get("threads", 1)], least=1)
-        _counts("facts", [self.facts[name] for name in ("dense_macs", "memory_bytes") if name in self.facts])
-        _check(isinstance(self.facts.get("other_sizes", {}), dict), "other_sizes must be a mapping")
-        _counts("other_sizes", self.facts.get("other_sizes", {}).values())
-        remarks = self.facts.get("remarks", [])
+        _counts("diagnostics", [self.diagnostics[name] for name in ("dense_macs", "memory_bytes") if name in self.diagnostics])
+        _check(isinstance(self.diagnostics.get("other_sizes", {}), dict), "other_sizes must be a mapping")
+        _counts("other_sizes", self.diagnostics.get("other_sizes", {}).values())
+        remarks = self.diagnostics.get("remarks", [])
         _check(isinstance(remarks, list) and all(map(_is_text, remarks)), "remarks must be texts")
         sha = self.artifact_sha256
         _check(_is_text(sha) and re.fullmatch("([0-9a-f]{64})?", sha), "artifact_sha256 must be 64 hexadecimal digits, or empty")

@@ -35,39 +35,39 @@ def read(path: Path) -> RunRecord:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: is not there; name the folder of one run, PROTOCOL/TIER/METHOD/...-seedN") from None
+        raise UserError(f"{path}: is not there", "name the folder of one run, PROTOCOL/TIER/METHOD/...-seedN") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; make it readable, or move it away") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "make it readable, or move it away") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: is not a JSON file; delete it and run again") from None
+        raise UserError(f"{path}: is not a JSON file", "delete it and run again") from None
     if not isinstance(content, dict) or "schema" not in content:
-        raise UserError(f"{path}: is not a run record; move it out of the results folder")
+        raise UserError(f"{path}: is not a run record", "move it out of the results folder")
     if content["schema"] != SCHEMA:
         raise UserError(
-            f"{path}: has record schema {content['schema']!r}, this version reads {SCHEMA}; "
-            "read it with the version that wrote it, or move it away and run again"
+            f"{path}: has record schema {content['schema']!r}, this version reads {SCHEMA}",
+            "read it with the version that wrote it, or move it away and run again",
         )
     claimed = content.pop("digest", None)
     try:
         found = digest(content)
     except ValueError:
-        raise UserError(f"{path}: holds a number that is not finite; restore it or delete it and run again") from None
+        raise UserError(f"{path}: holds a number that is not finite", "restore it or delete it and run again") from None
     if claimed != found:
         raise UserError(
-            f"{path}: was changed after it was written (its digest does not fit); restore it or delete it and run again"
+            f"{path}: was changed after it was written (its digest does not fit)", "restore it or delete it and run again"
         )
     del content["schema"]
     try:
         return RunRecord(**{**content, "job": Job(**content["job"])})
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is not a valid run record ({error}); delete it and run again") from None
+        raise UserError(f"{path}: is not a valid run record ({error})", "delete it and run again") from None
 
 
 def read_of(job: Job, path: Path) -> RunRecord:
     """The record of this job. Raises UserError where the file holds another run's."""
     record = read(path)
     if replace(record.job, origins=job.origins) != job:
-        raise UserError(f"{path}: holds the record of another run ({record.job}); move it away and run again")
+        raise UserError(f"{path}: holds the record of another run ({record.job})", "move it away and run again")
     return record
 
 
@@ -107,5 +107,5 @@ def _in_its_place(path: Path) -> RunRecord:
     record = read(path)
     own = record.job.folder / "record.json"
     if path.absolute().parts[-len(own.parts) :] != own.parts:
-        raise UserError(f"{path}: does not belong in this folder; move it to {own} in a results folder, or away")
+        raise UserError(f"{path}: does not belong in this folder", f"move it to {own} in a results folder, or away")
     return record

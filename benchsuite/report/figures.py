@@ -261,7 +261,7 @@ def step_time(board: Leaderboard) -> Figure:
 def rank_growth(label: str, runs: list[RunRecord], provenance: str) -> Figure | None:
     """How many components each layer holds after task k against k, mean over seeds; None where the records do not say.
 
-    Of a bank that grows, `facts["ranks"]` has the cumulative ranks of each layer, for each task; of networks that were cut
+    Of a bank that grows, `diagnostics["ranks"]` has the cumulative ranks of each layer, for each task; of networks that were cut
     one by one, those of each network, which are summed here. A kernel with two ranks (Tucker's) has a panel for each; ranks of
     more modes are those of activations, of which nothing is kept.
     """
@@ -295,13 +295,13 @@ def rank_growth(label: str, runs: list[RunRecord], provenance: str) -> Figure | 
 
 
 def _ranks(run: RunRecord) -> dict[str, np.ndarray]:
-    """Of each layer the components that it holds after each of T tasks (T, modes); empty where the facts say nothing of them."""
-    facts: Any = run.facts.get("ranks")
+    """Of each layer the components that it holds after each of T tasks (T, modes); empty where the record has none."""
+    diagnostics: Any = run.diagnostics.get("ranks")
     try:
-        if isinstance(facts, list):  # of each task's own network
-            layers = {name: np.cumsum([one[name] for one in facts], axis=0) for name in facts[0]}
+        if isinstance(diagnostics, list):  # of each task's own network
+            layers = {name: np.cumsum([one[name] for one in diagnostics], axis=0) for name in diagnostics[0]}
         else:
-            layers = {name: np.array(ranks, dtype=float).reshape(len(ranks), -1) for name, ranks in facts.items()}
+            layers = {name: np.array(ranks, dtype=float).reshape(len(ranks), -1) for name, ranks in diagnostics.items()}
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):  # other methods may call other things ranks
         return {}
     return layers if all(ranks.ndim == 2 and len(ranks) == len(run.tasks) for ranks in layers.values()) else {}

@@ -53,10 +53,10 @@ def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = Non
     protocol and tier.
     """
     if not boards:
-        raise UserError("no finished runs to show; run `benchsuite leaderboard` or `benchsuite run` first")
+        raise UserError("no finished runs to show", "run `benchsuite leaderboard` or `benchsuite run` first")
     names = [f"{board.protocol}, tier {board.tier}" for board in boards]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two boards of {twice[0]}; rank their records together, or write a page for each")
+        raise UserError(f"two boards of {twice[0]}", "rank their records together, or write a page for each")
     columns = [column for kind in tables.TITLES for column in tables.COLUMNS[kind]]
     data = {
         "titles": tables.TITLES,

@@ -42,10 +42,10 @@ def write_reports(
         for name in given:
             if name not in there and not (words == "protocol" and name in published):
                 raise UserError(
-                    f"{results}: has no records of a {words} {name!r}; {suggest(name, there) if there else 'run it first'}"
+                    f"{results}: has no records of a {words} {name!r}", f"{suggest(name, there) if there else 'run it first'}"
                 )
     if not found:
-        raise UserError(f"{results}: has no records; run `benchsuite leaderboard` first, or name the folder with --results")
+        raise UserError(f"{results}: has no records", "run `benchsuite leaderboard` first, or name the folder with --results")
     records = {key: read_all(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
     boards = {
         key: leaderboard(runs, published.get(key[0], ()), files=files)
@@ -53,7 +53,7 @@ def write_reports(
         if not tiers or key[1] in tiers
     }
     if not boards:
-        raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}; run it first")
+        raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}", "run it first")
     written = [file for key, board in boards.items() for file in write_report(board, output.joinpath(*key))]
 
     from .page import page  # it needs matplotlib, as below

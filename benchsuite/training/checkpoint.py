@@ -21,4 +21,4 @@ def assign_state(model: nn.Module, state: dict[str, Any], frozen: set[str]) -> N
         elif leaf in module._buffers:
             module._buffers[leaf] = value
         else:
-            raise UserError(f"the checkpoint holds {name}, which this network has not; delete it to start this run again")
+            raise UserError(f"the checkpoint holds {name}, which this network has not", "delete it to start this run again")

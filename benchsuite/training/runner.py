@@ -293,11 +293,13 @@ class _Run:
             content = torch.load(path, map_location=self.device, weights_only=True)
             config, made_with = content["config"], content["made_with"]
         except Exception as error:
-            raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start this run again") from None
+            raise UserError(f"{path}: cannot be read ({type(error).__name__})", "delete it to start this run again") from None
         if (config, content.get("seed", self.job.seed)) != (self.job.config, self.job.seed):
-            raise UserError(f"{path}: belongs to another configuration or seed; delete it to start this run again")
+            raise UserError(f"{path}: belongs to another configuration or seed", "delete it to start this run again")
         if made_with != self._made_with():
-            raise UserError(f"{path}: was made from other images or on another kind of device; delete it to start this run again")
+            raise UserError(
+                f"{path}: was made from other images or on another kind of device", "delete it to start this run again"
+            )
         if changed := source.changes(content.get("code", {})):
             kept = path.replace(path.with_name("checkpoint.stale.pt"))
             return f"{', '.join(changed)} changed meanwhile; begins anew, what it had is kept as {kept}"
@@ -335,10 +337,10 @@ class _Run:
         served = type(self.method).restore(Artifact.read(artifact))  # from the file alone, as it will be served
         tasks = self.stream.tasks
         p = self.progress
-        facts = {**self.method.facts(), "dense_macs": self._dense_macs()}
+        diagnostics = {**self.method.diagnostics(), "dense_macs": self._dense_macs()}
         if alternatives := self.method.alternatives():
             sizes = {name: sum(with_header(a, self.job, tasks).sizes().values()) for name, a in alternatives.items()}
-            facts["other_sizes"] = {**sizes, **facts.get("other_sizes", {})}
+            diagnostics["other_sizes"] = {**sizes, **diagnostics.get("other_sizes", {})}
         return RunRecord(
             job=self.job,
             tasks=[
@@ -366,6 +368,6 @@ class _Run:
                 if self.recipe.partial_data
             ],
             environment={**environment(self.device, p["revisions"]), "code": self.code},
-            facts=facts,
+            diagnostics=diagnostics,
             artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
         )

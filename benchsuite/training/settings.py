@@ -25,7 +25,7 @@ PRECISIONS = ("fp32", "bf16")
 TUNING_SEEDS = (1002,)
 
 
-class Unfit(UserError):
+class Unsupported(UserError):
     """A method does not apply to a recipe, and says why."""
 
 
@@ -33,7 +33,7 @@ class Crashed(UserError):
     """A method raised something of its own, `cause`, before its run."""
 
     def __init__(self, method: str, cause: Exception) -> None:
-        super().__init__(f"{method}: cannot be made: {one_line(cause)}; `benchsuite check` its file")
+        super().__init__(f"{method}: cannot be made: {one_line(cause)}", "`benchsuite check` its file")
         self.cause = cause
 
 
@@ -69,7 +69,7 @@ def resolve(
         raise UserError(f"seed must be a whole number from 0, got {seed!r}")
     recipe_kinds, method_kinds = field_types(Recipe), field_types(cls)
     if clash := sorted(set(recipe_kinds) & set(method_kinds)):
-        raise UserError(f"{method}: the field {clash[0]!r} is a setting of every recipe already; give it another name")
+        raise UserError(f"{method}: the field {clash[0]!r} is a setting of every recipe already", "give it another name")
     kinds = {**recipe_kinds, **method_kinds}
     settings: dict[str, Any] = {name: getattr(defaults, name) for name in recipe_kinds}
     for f in fields(cls):
@@ -82,14 +82,14 @@ def resolve(
         if declared.protocol == protocol and declared.tier in (None, tier):
             for name, value in declared.values.items():
                 if name not in kinds:
-                    raise UserError(f"{method}: declares a value for {name!r}, which is no setting; {suggest(name, kinds)}")
+                    raise UserError(f"{method}: declares a value for {name!r}, which is no setting", suggest(name, kinds))
                 settings[name], origins[name] = value, declared.origin
     for name, value in (overrides or {}).items():
         if name not in kinds:
-            raise UserError(f"{name!r} is no setting of {protocol} or {method}; {suggest(name, kinds)}")
+            raise UserError(f"{name!r} is no setting of {protocol} or {method}", suggest(name, kinds))
         settings[name], origins[name] = value, "command line"
     if unset := sorted(set(kinds) - set(settings)):
-        raise UserError(f"{method}: {unset[0]} has no default; give it with --set {unset[0]}=VALUE")
+        raise UserError(f"{method}: {unset[0]} has no default", f"give it with --set {unset[0]}=VALUE")
     settings = {name: convert(name, value, kinds[name]) for name, value in settings.items()}
     try:
         recipe = recipe_of(settings)
@@ -104,17 +104,17 @@ def resolve(
     check_protocol(chosen, recipe)
     if not has_batchnorm(recipe.backbone):  # a setting without effect is no part of a run's identity
         if "batchnorm" in (overrides or {}):
-            raise UserError(f"batchnorm: backbone {recipe.backbone!r} has no batch normalisation; leave it out")
+            raise UserError(f"batchnorm: backbone {recipe.backbone!r} has no batch normalisation", "leave it out")
         del settings["batchnorm"]
     if recipe.width == 1:
         del settings["width"]
         origins.pop("width", None)
     try:
-        reason = made.unfit(recipe)
+        reason = made.unsupported_reason(recipe)
     except Exception as error:
         raise Crashed(method, error) from error
     if reason:
-        raise Unfit(f"{method} cannot run like this: {reason}")
+        raise Unsupported(f"{method} cannot run like this: {reason}")
     return Job(
         protocol=protocol,
         tier=tier,
@@ -132,7 +132,7 @@ def check_protocol(protocol: Protocol, recipe: Recipe) -> None:
     if recipe.tasks is not None and recipe.tasks > len(protocol.tasks):
         raise UserError(f"tasks must be at most {len(protocol.tasks)} on {protocol.name}, got {recipe.tasks}")
     if recipe.backbone not in BACKBONES:
-        raise UserError(f"no backbone is called {recipe.backbone!r}; {suggest(recipe.backbone, BACKBONES)}")
+        raise UserError(f"no backbone is called {recipe.backbone!r}", suggest(recipe.backbone, BACKBONES))
     if round(recipe.dropout * 65536) >= 65536:  # the dropout layer draws 16 bits for each element: nothing would be left
         raise UserError(f"dropout must be below 0.99999, got {recipe.dropout}")
     try:

@@ -90,7 +90,7 @@ def build_stream(protocol: Protocol, recipe: Recipe, seed: int, *, data_dir: Pat
                 sets[task.dataset] = None  # what is damaged is an error all the same
     tasks = [task for task in order[: recipe.tasks] if sets[task.dataset] is not None]
     if not tasks:
-        raise UserError(f"none of the image sets of {protocol.name} was found; see `benchsuite data get {protocol.name}`")
+        raise UserError(f"none of the image sets of {protocol.name} was found", f"see `benchsuite data get {protocol.name}`")
     augmentation = Augmentation(padding=protocol.crop_padding, flip=protocol.flip)
     train: list[TaskImages] = []
     test: list[TaskImages] = []
@@ -130,7 +130,7 @@ def _task_images(images: ImageSet, task: Task, part: str, recipe: Recipe, seed: 
         rows = rows[: recipe.train_per_class if part == "train" else recipe.test_per_class]
         if len(rows) == 0:
             raise UserError(
-                f"{images.name}: no {part} image of class {label} for task {task.name}; check it with `benchsuite data verify`"
+                f"{images.name}: no {part} image of class {label} for task {task.name}", "check it with `benchsuite data verify`"
             )
         chosen.append(rows)
     rows = np.sort(np.concatenate(chosen))

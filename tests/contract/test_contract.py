@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from benchsuite.checks import contract
-from benchsuite.checks.contract import BATCHNORM, OPTIMIZERS, RULES, Bench, Broken, T, Watcher, run, run_in_pieces
+from benchsuite.checks.contract import BATCHNORM, OPTIMIZERS, RULES, Broken, ShortRuns, T, Watcher, run, run_in_pieces
 from benchsuite.fields import field_types
 from benchsuite.method import Method, methods, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.methods.packnet import PackNet
 from benchsuite.nn.normalisation import BatchNormPolicy
 from benchsuite.record import schema, store
-from benchsuite.training.settings import Unfit
+from benchsuite.training.settings import Unsupported
 
 NAMES = list(methods.all())
 SEQUENTIAL = [name for name in NAMES if not (methods.get(name).trains_jointly or methods.get(name).trains_old_heads)]
@@ -38,7 +38,7 @@ REFUSES = {  # who cannot run under a policy of batch normalisation
 POLICIES = [{**BATCHNORM, "batchnorm": policy} for policy in get_args(BatchNormPolicy) if policy != "per_task"]
 
 
-def unfit(name, settings):
+def unsupported_reason(name, settings):
     """Whether a method refuses these settings; that it says so is tested below."""
     return "backbone" in settings and name in REFUSES[settings.get("batchnorm", "per_task")]
 
@@ -58,7 +58,7 @@ def cases(rule):
             trains = rule not in (contract.settings_checked, contract.says_why)
             small = SMALL.get(name, {}) if trains else {}
             for case in settings:
-                if not unfit(name, case):
+                if not unsupported_reason(name, case):
                     yield name, {**case, **small}
     if rule in (contract.finishes, contract.artifact_alone, contract.size):
         yield from VARIANTS
@@ -72,15 +72,15 @@ CASES = [  # rule by rule: all files are there when the first of them is served
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory):
+def runs(tmp_path_factory):
     """Where the plain runs of all registered methods are made once."""
-    return Bench(tmp_path_factory.mktemp("bench"))
+    return ShortRuns(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
 def own_bench(tmp_path, own_methods):
     """For methods that a test registers."""
-    return Bench(tmp_path)
+    return ShortRuns(tmp_path)
 
 
 def artifact_of(job, results):
@@ -88,8 +88,8 @@ def artifact_of(job, results):
 
 
 @pytest.mark.parametrize(("rule", "name", "settings"), CASES)
-def test_a_registered_method_keeps_the_rule(rule, name, settings, bench):
-    rule(bench, name, **settings)
+def test_a_registered_method_keeps_the_rule(rule, name, settings, runs):
+    rule(runs, name, **settings)
 
 
 def test_the_rules_meet_the_methods_that_they_are_for():
@@ -100,27 +100,27 @@ def test_the_rules_meet_the_methods_that_they_are_for():
     settings = [case.values[2] for case in CASES if case.values[:2] == (contract.lasting, "cacl")]
     assert len(settings) == len(OPTIMIZERS) * 2 + 3
     assert BATCHNORM in settings
-    assert not any(unfit("individual", case) for case in contract.lasting.cases)  # also with batchnorm=shared
+    assert not any(unsupported_reason("individual", case) for case in contract.lasting.cases)  # also with batchnorm=shared
 
 
 @pytest.mark.parametrize(("name", "settings"), [*((name, SMALL.get(name, {})) for name in NAMES), *VARIANTS])
-def test_the_class_scores_tell_networks_apart(name, settings, bench):
-    one, other = bench.served(bench.finished(name, **settings)), bench.finished(name, seed=2, **settings).watcher.logits[-1]
+def test_the_class_scores_tell_networks_apart(name, settings, runs):
+    one, other = runs.served(runs.finished(name, **settings)), runs.finished(name, seed=2, **settings).watcher.logits[-1]
     assert len(one) == T
     assert not any(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_that_stops_before_its_record_is_written_only_writes_it(name, bench, tmp_path, monkeypatch):
+def test_a_run_that_stops_before_its_record_is_written_only_writes_it(name, runs, tmp_path, monkeypatch):
     settings = SMALL.get(name, {})
-    job = bench.job(name, **settings)
+    job = runs.job(name, **settings)
     with monkeypatch.context() as patch:
         patch.setattr(store, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(job, tmp_path)
     epochs = []
     record = run(job, tmp_path, report=lambda e: epochs.append(e.epoch))
-    assert schema.same_numbers(record, bench.finished(name, **settings).record)
+    assert schema.same_numbers(record, runs.finished(name, **settings).record)
     assert not any(epochs)
 
 
@@ -206,8 +206,8 @@ class GradientMask(Method):
 class SharedNorm(PackNet):
     """PackNet without its refusal of batchnorm=shared."""
 
-    def unfit(self, recipe):
-        return ""
+    def unsupported_reason(self, recipe):
+        return None
 
 
 @dataclass
@@ -239,7 +239,7 @@ class Anything(Method):
 class Mute(Method):
     """It does not say why it cannot run."""
 
-    def unfit(self, recipe):
+    def unsupported_reason(self, recipe):
         return recipe.backbone == "resnet18"
 
 
@@ -256,7 +256,7 @@ CONTROLS = [
     (contract.lasting, SharedNorm, {**BATCHNORM, "batchnorm": "shared"}, "task 1 changed while task 2"),
     (contract.settings_checked, Nameless, {}, "share=0 is refused without its name"),
     (contract.settings_checked, Fragile, {}, "share=0 breaks: ZeroDivisionError"),
-    (contract.says_why, Mute, {}, "answered False"),
+    (contract.says_why, Mute, {}, "returned False"),
 ]
 
 
@@ -364,9 +364,9 @@ WRONG += [("cacl", "energy_drop", 1.0), ("cacl", "sparsity_weight", -0.1), ("cac
 
 
 @pytest.mark.parametrize(("name", "field", "value"), WRONG)
-def test_wrong_settings_are_refused_by_name_before_data_is_loaded(name, field, value, bench, monkeypatch):
+def test_wrong_settings_are_refused_by_name_before_data_is_loaded(name, field, value, runs, monkeypatch):
     monkeypatch.setattr("benchsuite.data.stream.load", lambda *_, **__: pytest.fail("data was loaded"))
-    contract.refused(bench, name, field, value)
+    contract.refused(runs, name, field, value)
 
 
 def test_every_field_of_every_method_meets_a_wrong_value():
@@ -381,14 +381,16 @@ def test_a_field_that_takes_anything_is_found_out(own_bench):
 
 
 @pytest.mark.parametrize(("policy", "name"), [(policy, name) for policy, refusing in REFUSES.items() for name in refusing])
-def test_a_method_that_does_not_fit_says_why_and_what_to_use(policy, name, bench):
-    with pytest.raises(Unfit, match=f"{name} cannot run like this: .*batchnorm={policy}.*; use (another policy|batchnorm=)"):
-        bench.job(name, **{**BATCHNORM, "batchnorm": policy})
+def test_a_method_that_does_not_fit_says_why_and_what_to_use(policy, name, runs):
+    with pytest.raises(
+        Unsupported, match=f"{name} cannot run like this: .*batchnorm={policy}.*; use (another policy|batchnorm=)"
+    ):
+        runs.job(name, **{**BATCHNORM, "batchnorm": policy})
 
 
-def test_a_check_names_the_policies_that_do_not_fit(bench):
+def test_a_check_names_the_policies_that_do_not_fit(runs):
     for name in NAMES:
-        found = {policy for policy in REFUSES if any(f"batchnorm={policy}: " in note for note in contract.says_why(bench, name))}
+        found = {policy for policy in REFUSES if any(f"batchnorm={policy}: " in note for note in contract.says_why(runs, name))}
         assert found == {policy for policy, refusing in REFUSES.items() if name in refusing}
     assert set(REFUSES) == set(get_args(BatchNormPolicy))
 
@@ -403,7 +405,7 @@ def test_a_check_ends_with_a_method_that_does_not_get_through_a_run(own_bench):
 class Raises(Method):
     """It breaks where it is asked whether it can run."""
 
-    def unfit(self, recipe):
+    def unsupported_reason(self, recipe):
         return str(1 / (recipe.backbone != "resnet18"))[:0]
 
 
@@ -414,8 +416,8 @@ def test_what_breaks_outside_a_run_is_said_too(own_bench):
     assert outcome.notes == ["it breaks: ZeroDivisionError: division by zero"]
 
 
-def test_individual_has_a_model_for_each_task_and_shares_nothing(bench):
-    run, single = bench.finished("individual"), bench.finished("finetune")
+def test_individual_has_a_model_for_each_task_and_shares_nothing(runs):
+    run, single = runs.finished("individual"), runs.finished("finetune")
     networks = [
         [*run.watcher.model.backbone.models[str(t)].parameters(), *run.watcher.model.heads[str(t)].parameters()] for t in range(T)
     ]
@@ -427,16 +429,16 @@ def test_individual_has_a_model_for_each_task_and_shares_nothing(bench):
     assert run.record.stored[-1]["heads"] == single.record.stored[-1]["heads"]
 
 
-def test_the_references_are_one_method_on_one_task(bench):
+def test_the_references_are_one_method_on_one_task(runs):
     """Joint training, fine-tuning and an individual network: same weights, batches and dropout from the same seed."""
-    single = bench.finished("finetune", tasks=1)
+    single = runs.finished("finetune", tasks=1)
     b = Artifact.read(single.path).tensors
     for name in ("joint", "individual"):
-        other = bench.finished(name, tasks=1)
+        other = runs.finished(name, tasks=1)
         assert other.record.correct == single.record.correct
         a = {key.replace("models.0.", ""): tensor for key, tensor in Artifact.read(other.path).tensors.items()}
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
-    two = bench.finished("joint", tasks=2), bench.finished("finetune", tasks=2)  # control: on two tasks they differ
+    two = runs.finished("joint", tasks=2), runs.finished("finetune", tasks=2)  # control: on two tasks they differ
     assert two[0].path.read_bytes() != two[1].path.read_bytes()
     assert two[0].record.correct[-1] != two[1].record.correct[-1]
