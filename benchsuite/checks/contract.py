@@ -197,7 +197,7 @@ class ShortRuns:
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """words: what holds. cases: the settings under which it must. unless: why it does not apply to a method, None where it does."""
+    """words: what holds. cases: the settings under which it must. unless: why it does not apply to a method, or None."""
 
     words: str
     function: Callable[..., list[str] | None]
@@ -402,9 +402,7 @@ def says_why(runs: ShortRuns, name: str) -> list[str]:
     for change in ({}, *({"backbone": "resnet18", "batchnorm": policy} for policy in get_args(BatchNormPolicy))):
         reason = method_of(name, settings).unsupported_reason(replace(recipe_of(settings), **change))
         if reason is not None and not (isinstance(reason, str) and reason and "\n" not in reason):
-            raise Broken(
-                f"unsupported_reason() returned {reason!r}; return the reason in one line of text, or None if it can run"
-            )
+            raise Broken(f"unsupported_reason() returned {reason!r}; return the reason in one line, or None if it can run")
         if reason is not None:
             notes.append(f"not with {in_words(change)}: {reason}")
     return notes

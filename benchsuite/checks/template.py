@@ -37,7 +37,7 @@ class NewMethod(Method):
             raise ValueError(f"strength must not be negative, got {self.strength}")
         self.anchor: dict[str, Tensor] = {}
 
-    # unsupported_reason(recipe): one line that says why it cannot run under a recipe (say, batchnorm="shared"), or None. No raise.
+    # unsupported_reason(recipe): in one line, why it cannot run under a recipe (say, batchnorm="shared"), or None. No raise.
 
     def prepare(self, model: MultiHead) -> MultiHead:
         """Before the first task: factorise, mask or gate the network. No training, and no heads: each comes with its task.

@@ -21,7 +21,7 @@ from ..registry import suggest
 PRECISIONS = ("fp32", "bf16")
 
 # Of five tasks there are only 120 orders and 10 sets of three, so this seed is one whose first tasks are not, as a set, the first
-# ones of any of the seeds 1 to 10 on any protocol (tests/test_tune.py). No result is reported for it.
+# ones of any of the seeds 1 to 10 on any protocol (tests/execution/test_tune.py). No result is reported for it.
 TUNING_SEEDS = (1002,)
 
 

@@ -13,7 +13,7 @@ from benchsuite.files import digest
 from benchsuite.record.schema import Job, RunRecord
 from benchsuite.record.store import read, to_json, write
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def content():

@@ -610,7 +610,7 @@ def test_a_script_that_is_not_the_pages_own_is_refused(chromium):
 
 
 def test_the_published_records_make_a_page(browser):
-    results = Path(__file__).parents[1] / "results"
+    results = Path(__file__).parents[2] / "results"
     found = [*read_all(results / "split-cifar100"), *read_all(results / "split-digits")]
     groups = {}
     for record in found:

@@ -14,7 +14,7 @@ from benchsuite.record.store import read, write
 from benchsuite.training.runner import run
 from benchsuite.training.settings import resolve
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 TINY = {"tasks": 2, "train_per_class": 16, "test_per_class": 20, "epochs": 1, "batch_size": 16}
 
 
