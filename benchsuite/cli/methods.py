@@ -10,17 +10,15 @@ from .arguments import parse_settings, resolve_method
 
 
 def command_list(arguments: argparse.Namespace) -> None:
-    from ..method.registered import methods
-    from ..nn.modifiers import MODIFIERS
+    from .. import catalogue
     from ..protocol import TIERS, protocols
 
     print("methods")
-    for name, cls in methods.all().items():
-        first = (cls.__doc__ or "").strip().splitlines()[0]
-        print(f"  {name:20} {first}{' [forgets nothing]' if cls.forgetting == 'none' else ''}")
+    for name, method in catalogue.methods().items():
+        print(f"  {name:20} {method.summary}{' [forgets nothing]' if method.forgetting == 'none' else ''}")
     print("modifiers (METHOD+MODIFIER)")
-    for name, modifier in MODIFIERS.items():
-        print(f"  {name:20} {' '.join((modifier.__doc__ or '').split()).split('. ')[0].rstrip('.')}.")
+    for name, summary in catalogue.modifiers().items():
+        print(f"  {name:20} {summary}")
     print("protocols")
     for name, protocol in protocols.all().items():
         print(f"  {name:20} {protocol.summary}\n  {'':20} needs {protocol.needs}")
@@ -33,7 +31,7 @@ def command_new_method(arguments: argparse.Namespace) -> None:
     from importlib.resources import files
     from keyword import iskeyword
 
-    from ..method.registered import methods
+    from ..catalogue import methods
 
     given, name = arguments.name, arguments.name.lower()
     path = arguments.output or Path(f"{name}.py")
@@ -41,7 +39,7 @@ def command_new_method(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{given!r} is no name for a method", "use letters, digits and underscores, a letter first, no Python keyword"
         )
-    if name in methods.all():
+    if name in methods():
         raise UserError(f"a method is called {name!r} already", "choose another name")
     if path.suffix != ".py":
         raise UserError(f"{path}: a method's file must end in .py")
