@@ -58,6 +58,9 @@ class Busy(UserError):
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock between processes through a file at `path`, which is removed afterwards. A kill releases it.
 
+    Not `filelock`: it leaves the file behind, cannot ask whether a lock is taken without creating its file, and on a file system
+    without flock falls back to a marker file that outlives a kill.
+
     Raises UserError where the file cannot be written and, without `wait`, Busy where another process holds the lock."""
     while True:
         try:

@@ -47,7 +47,8 @@ from ..record.schema import Job, RunRecord
 from ..registry import suggest
 from ..training.device import choose_device
 from ..training.environment import source_revision
-from ..training.runner import Event, run
+from ..training.events import Event, Note
+from ..training.runner import run
 from ..training.settings import PRECISIONS, check_protocol, method_of, recipe_of
 
 LEVEL = 0.01  # the chance that two sound runs are told apart, over all comparisons
@@ -74,7 +75,7 @@ def verify(
     scratch: Path,
     data_dir: Path | None = None,
     device: str = "auto",
-    report: Callable[[Event], None] = lambda event: None,
+    report: Callable[[Event | Note], None] = lambda event: None,
 ) -> Verdict:
     """Run the job of the record at `path` again, below the folder `scratch`, and compare.
 
@@ -141,8 +142,8 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
     return remarks + [f"{name} did not exist when the record was made; this version's default stands" for name in absent]
 
 
-def _unknown(job: Job) -> str:
-    """Why the method of this job is not known here, "" where it is."""
+def _unknown(job: Job) -> str | None:
+    """Why the method of this job is not known here; None if it is."""
     try:
         methods.get(job.method)
     except UserError as error:
@@ -150,7 +151,7 @@ def _unknown(job: Job) -> str:
     else:
         here = methods.source(job.method)
         if here == job.method_source:
-            return ""
+            return None
         if here and job.method_source:
             return f"{job.method} was made from another version of its file (SHA-256 {job.method_source[:12]}, here {here[:12]})"
         if here:

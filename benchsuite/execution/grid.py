@@ -1,7 +1,7 @@
 """Many runs: those without a record, longest first; a finished one is never lost, a failed one never stops the others.
 
-An engine says where: `Local` in processes of this machine, `cluster.Cluster` on Ray. Each run has a process of its own, so that
-nothing of one run reaches another, and a process that is killed costs the task in training of its own run.
+The engine decides where: `local.Local` in processes of this machine, `ray.Cluster` on a Ray cluster. Each run has a process of
+its own, so that no run affects another, and a process that is killed costs its run the task in training.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from ..record.folder import IN_HAND, failure, write_failure
 from ..record.schema import Job
 from ..record.store import read, read_of
 from ..source import stale
+from ..training.events import Event, Note
+from .messages import Failed, Finished, Message
 
 RETRIES = 2  # of a run whose process was killed
 
 
 class Engine(Protocol):
-    """Where runs are run. A context manager: at its end no run is under way any more."""
+    """Where runs are run. A context manager: when it exits, no run is under way."""
 
     @property
     def slots(self) -> int:
-        """Runs at once."""
+        """How many runs fit at once."""
 
     @property
-    def remark(self) -> str:
-        """What the user should know when it has begun, or ""."""
+    def remark(self) -> str | None:
+        """What the user should know once the engine has started, if anything."""
 
     def start(self, job: Job) -> Any:
-        """Begin a run; returns a key for it."""
+        """Start a run; returns a key for it."""
 
-    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Wait for the runs of these keys, and return what some of them have to say: their `runner.Event`s, at the end what went
-        wrong ("" for nothing), or None where the process was killed before that."""
+    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Message]]:
+        """Wait for the runs with these keys, and yield what some of them have to say. An `Ending` is a run's last message."""
 
     def __enter__(self) -> Any: ...
 
@@ -71,15 +72,15 @@ def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lam
     return sorted(left, key=lambda job: -expected(job, known[job.folder.parent]))
 
 
-def refusal(job: Job, results: Path) -> str:
-    """What is wrong with the job's record and what to do about it, "" where there is none or it can be trusted."""
+def refusal(job: Job, results: Path) -> str | None:
+    """What is wrong with the job's record and what to do about it; None if there is no record or it can be trusted."""
     path = results / job.folder / "record.json"
     try:
         if path.exists():
             read_of(job, path)
     except UserError as error:
         return f"{job}: {error}"
-    return ""
+    return None
 
 
 def measured(folder: Path) -> list[tuple[str, float]]:
@@ -99,47 +100,50 @@ def expected(job: Job, known: Sequence[tuple[str, float]]) -> float:
 
 
 def run_all(
-    left: Sequence[Job], *, results: Path, engine: Engine, report: Callable[[Any], None] = lambda event: None
+    left: Sequence[Job], *, results: Path, engine: Engine, report: Callable[[Event | Note], None] = lambda event: None
 ) -> dict[str, str]:
-    """Run these jobs in their order. Returns what went wrong, by the run's folder, where the error is on record too, unless that
-    holds a record that cannot be trusted: it is left alone, and its job is not run.
+    """Run these jobs in this order. Returns the errors by run folder. Each is on record in that folder too.
 
-    report: called with each run's `runner.Event`s, and with lines of text.
+    A job whose folder holds a record that cannot be trusted is an error: it is not run, and its folder is left alone.
+    report: called with the `Event`s of every run, and with `Note`s.
     """
     errors = {str(job.folder): reason for job in left if (reason := refusal(job, results))}
     queue, running = [job for job in left if str(job.folder) not in errors], dict[Any, Job]()
     killed: Counter[str] = Counter()
     with engine:
         if engine.remark:
-            report(engine.remark)
+            report(Note(engine.remark))
         while queue or running:
             while queue and len(running) < engine.slots:
-                # What another command has in hand comes later: by then it may be done.
+                # What another command is running comes later: by then it may be done.
                 free = next((i for i, job in enumerate(queue) if not is_locked(results / job.folder / "lock")), None)
                 job = queue.pop(free or 0)
                 if free is None:
-                    report(f"{job}: {IN_HAND}")
+                    report(Note(f"{job}: {IN_HAND}"))
                 running[engine.start(job)] = job
             for key, message in engine.messages(list(running)):
-                if message is not None and not isinstance(message, str):
+                if isinstance(message, Event):
                     report(message)
                     continue
                 job = running.pop(key)
                 name, folder = str(job.folder), results / job.folder
-                if message is None:
+                if isinstance(message, Finished):
+                    continue
+                if isinstance(message, Failed):
+                    reason = message.reason
+                else:
                     killed[name] += 1
                     if killed[name] <= RETRIES:
-                        report(f"{job}: its process was killed; goes on after its last finished task")
-                        # The last time it waits until there is most room for it.
+                        report(Note(f"{job}: its process was killed; it resumes after its last finished task"))
+                        # The last attempt waits until the machine is least busy.
                         queue.insert(0 if killed[name] < RETRIES else len(queue), job)
                         continue
-                    message = (
+                    reason = (
                         f"{job}: its process was killed {killed[name]} times (out of memory?); run the same command to resume it"
                     )
-                if message:
-                    errors[name] = message
-                    # A run that broke has said why by itself, with the traceback; the others are known here alone.
-                    known = failure(folder)
-                    if not (known and known in message) and not (folder / "record.json").exists():
-                        write_failure(job, folder, message.removeprefix(f"{job}: "))
+                errors[name] = reason
+                # A run that broke has put its reason and traceback on record; any other failure is known here alone.
+                known = failure(folder)
+                if not (known and known in reason) and not (folder / "record.json").exists():
+                    write_failure(job, folder, reason.removeprefix(f"{job}: "))
     return errors

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..record.schema import Job
+from .messages import Ending, Killed, Message
 from .worker import RunContext, outcome
 
 
@@ -24,17 +25,17 @@ def cores() -> int:
 class Local:
     """Processes of this machine, `slots` at once; several share one GPU."""
 
-    remark = ""
+    remark = None
 
-    def __init__(self, slots: int, place: RunContext) -> None:
-        self.slots, self.place = slots, place
+    def __init__(self, slots: int, context: RunContext) -> None:
+        self.slots, self.context = slots, context
         # A server that has everything imported forks the processes, which takes no time; what has seen a GPU cannot be forked.
-        forks = place.device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
-        self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        forks = context.device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
+        self.processing: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
             from multiprocessing import forkserver
 
-            self.context.set_forkserver_preload(["benchsuite.training.runner"])
+            self.processing.set_forkserver_preload(["benchsuite.training.runner"])
             # It imports from where it starts: a source tree would hide the package that is installed.
             with _deaf(), chdir(os.sep):
                 forkserver.ensure_running()
@@ -44,8 +45,8 @@ class Local:
         return self
 
     def start(self, job: Job) -> Any:
-        reader, writer = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_work, args=(writer, dict(os.environ), job, self.place))
+        reader, writer = self.processing.Pipe(duplex=False)
+        process = self.processing.Process(target=_work, args=(writer, dict(os.environ), job, self.context))
         try:
             with _deaf():
                 process.start()
@@ -54,21 +55,21 @@ class Local:
             writer.close()  # the process has its own: when it has gone, the reader comes to the end
         return reader
 
-    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Message]]:
         for reader in connection.wait(keys):
             assert isinstance(reader, connection.Connection)
             try:
-                message = reader.recv()
+                message: Message = reader.recv()
             except (EOFError, OSError):  # OSError: killed in the middle of a message
-                message = None
-            if message is None or isinstance(message, str):
+                message = Killed()
+            if isinstance(message, Ending):
                 self._bury(reader)
             yield reader, message
 
     def _bury(self, reader: Any) -> None:
         reader.close()
         process = self.processes.pop(reader)
-        process.join(10)  # it may be writing its last words
+        process.join(10)  # it may still be writing
         if process.is_alive():
             process.kill()
             process.join()
@@ -92,18 +93,18 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _work(pipe: Any, environment: dict[str, str], job: Job, place: RunContext) -> None:
+def _work(pipe: Any, environment: dict[str, str], job: Job, context: RunContext) -> None:
     """In a process of its own: one run."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     Thread(target=_follow_parent, daemon=True).start()
     os.environ.clear()  # the server may have been started with another one
     os.environ.update(environment)
 
-    def tell(message: Any) -> None:
+    def tell(message: Message) -> None:
         with suppress(OSError):  # nobody listens any more: no reason for a run to fail
             pipe.send(message)
 
-    tell(outcome(job, place, tell))
+    tell(outcome(job, context, tell))
 
 
 def _follow_parent() -> None:

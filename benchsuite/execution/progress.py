@@ -1,4 +1,4 @@
-"""What is under way, on the screen: a bar for each run on a terminal, a plain line for each finished task elsewhere."""
+"""Progress on the screen: a bar for each run on a terminal, elsewhere a plain line for each finished task."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..record.schema import Job
+from ..training.events import Event, Note
 
 
 class Display:
-    """A context manager; call it with the events of runs, or with a line of text."""
+    """A context manager; call it with what runs report."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.console = Console(stderr=True)
@@ -49,9 +50,9 @@ class Display:
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def __call__(self, event: Any) -> None:
-        if isinstance(event, str):
-            self.say(event)
+    def __call__(self, event: Event | Note) -> None:
+        if isinstance(event, Note):
+            self.say(event.text)
             return
         if event.note:
             self.say(f"{event.job}: {event.note}")

@@ -35,6 +35,7 @@ from ..record.schema import Job
 from ..record.store import read
 from ..source import stale
 from ..training.runner import code_of
+from .messages import Ending, Failed, Files, Finished, Killed, Message
 from .worker import RunContext, outcome
 
 # The order is that of writing: a record says that a run is done.
@@ -57,7 +58,7 @@ class Cluster:
     """
 
     def __init__(
-        self, address: str, place: RunContext, images: Mapping[str, sets.ImageSet | None], *, cpus: float = 1, gpus: float = 0
+        self, address: str, context: RunContext, images: Mapping[str, sets.ImageSet | None], *, cpus: float = 1, gpus: float = 0
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if address == "local" and "RAY_AUTH_MODE" not in os.environ:
@@ -68,13 +69,13 @@ class Cluster:
             import ray
         except ImportError:
             raise UserError("--ray needs Ray, which is not installed", "pip install 'benchsuite[ray]'") from None
-        self.ray, self.address, self.place, self.images = ray, address, place, images
+        self.ray, self.address, self.context, self.images = ray, address, context, images
         self.cpus, self.gpus = cpus, gpus
         self.locks: dict[Any, ExitStack] = {}
         self.jobs: dict[Any, Job] = {}
         self.unkept: dict[Any, str] = {}  # why the files that a run sent last could not be written
         self.recorded: set[str] = set()  # digests of the record files here
-        self.remark = ""
+        self.remark: str | None = None
 
     def __enter__(self) -> Cluster:
         self._answers()
@@ -93,7 +94,7 @@ class Cluster:
                 self.mark = Path(file.name)
         except OSError as error:
             self.ray.shutdown()
-            raise UserError(f"cannot write to {self.place.results}: {error.strerror}", ELSEWHERE) from None
+            raise UserError(f"cannot write to {self.context.results}: {error.strerror}", ELSEWHERE) from None
         except UserError:
             self.ray.shutdown()
             raise
@@ -103,7 +104,7 @@ class Cluster:
             and Sent([self.ray.put(tuple(map(_whole, _arrays(images))))], images.digest, images.complete, images.note)
             for name, images in self.images.items()
         }
-        self.texts = {str(path): path.read_bytes() for path in self.place.method_files}
+        self.texts = {str(path): path.read_bytes() for path in self.context.method_files}
         self.remote = self.ray.remote(
             num_cpus=self.cpus,
             num_gpus=self.gpus,
@@ -129,12 +130,12 @@ class Cluster:
             f"no Ray cluster answers at {self.address!r} ({what})", "start one with `ray start --head`, or use --ray local"
         )
 
-    def _too_large(self) -> str:
-        """What there is to say where no node that lives now has room for one run, or "". Raises UserError where none can join."""
+    def _too_large(self) -> str | None:
+        """A remark if none of the present nodes has room for one run. Raises UserError if none can join."""
         needs = {"CPU": self.cpus, "GPU": self.gpus}
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
-            return ""
+            return None
         what = f"no node has {self.cpus:g} cores" + (f" and {self.gpus:g} GPUs" if self.gpus else "") + " for a run"
         lower = "lower --cpus-per-run" + (" or --gpus-per-run" if self.gpus else "")
         if self.address == "local":
@@ -142,48 +143,48 @@ class Cluster:
         return f"{what}; {lower}, or the runs wait until such a node joins"
 
     def _results(self) -> Path:
-        self.place.results.mkdir(parents=True, exist_ok=True)
-        return self.place.results.resolve()
+        self.context.results.mkdir(parents=True, exist_ok=True)
+        return self.context.results.resolve()
 
     @property
     def slots(self) -> int:
-        """As many runs as the nodes that live now can take, and one that waits: it tells a cluster that can grow to do so."""
+        """As many runs as the present nodes can take, and one that waits: it tells a cluster that can grow to do so."""
         there, needs = self.ray.cluster_resources(), {"CPU": self.cpus, "GPU": self.gpus}
         return 1 + min(int(there.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)
 
     def start(self, job: Job) -> Any:
-        key = self.remote.remote(job, self.place, self.texts, self.sent, self.mark, code_of(job), self.recorded)
+        key = self.remote.remote(job, self.context, self.texts, self.sent, self.mark, code_of(job), self.recorded)
         self.jobs[key] = job
         return key
 
-    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Message]]:
         ready: list[Any] = []
         while not ready:  # in short turns, for Ctrl-C
             ready, _ = self.ray.wait(list(keys), timeout=1, fetch_local=False)
         for key in ready:
             try:
-                message = self.ray.get(next(key))
+                message: Message | Files = self.ray.get(next(key))
             except StopIteration:
-                message = None
+                message = Killed()
             except self.ray.exceptions.RayTaskError as error:
-                message = f"{self.jobs[key]}: {' '.join(str(error.cause or error).split())}"
+                message = Failed(f"{self.jobs[key]}: {' '.join(str(error.cause or error).split())}")
             except self.ray.exceptions.RayError:
-                message = None  # its process, or its whole node, is gone
-            if isinstance(message, dict):
+                message = Killed()  # its process, or its whole node, is gone
+            if isinstance(message, Files):
                 self.unkept.pop(key, None)
                 try:
-                    self._keep(key, message)
+                    self._keep(key, message.contents)
                 except UserError as error:  # what counts is whether the last ones, with the record, can be written
                     self.unkept[key] = f"{self.jobs[key]}: {error}"
                 continue
-            if message == "":
-                message = self.unkept.get(key, "")
-            if message is None or isinstance(message, str):
+            if isinstance(message, Finished) and key in self.unkept:
+                message = Failed(self.unkept[key])
+            if isinstance(message, Ending):
                 self._forget(key)
             yield key, message
 
-    def _keep(self, key: Any, files: dict[str, bytes]) -> None:
-        """Put what a node without access to the results folder has sent where it belongs, under the run's lock."""
+    def _keep(self, key: Any, files: Mapping[str, bytes]) -> None:
+        """Write what a node without access to the results folder has sent, under the run's lock."""
         folder = self._results() / self.jobs[key].folder
         if key not in self.locks and not is_locked(folder / "lock"):
             with ExitStack() as stack:
@@ -191,7 +192,7 @@ class Cluster:
                 self.locks[key] = stack.pop_all()
         record = folder / "record.json"
         if key not in self.locks or (record.exists() and not stale(read(record))):
-            return  # another command has, or had, the same run in hand
+            return  # another command is running, or has run, the same job
         if record.name in files and record.exists():
             set_aside(folder)
         for name in FILES:
@@ -231,51 +232,51 @@ def _digest(content: bytes) -> str:
 
 def on_node(
     job: Job,
-    place: RunContext,
+    context: RunContext,
     texts: Mapping[str, bytes],
     images: Mapping[str, Sent | None],
     mark: Path,
     code: Mapping[str, str],
     recorded: Set[str] = frozenset(),
-) -> Iterator[Any]:
-    """On a node, in a process of its own: one run. Yields its events, at last what went wrong, or ""; and where the results
-    folder cannot be seen from there, {name: content} of the files of its folder, as they come.
+) -> Iterator[Message | Files]:
+    """On a node, in a process of its own: one run. Yields its events and its ending; and where the results folder cannot be seen
+    from there, the files of the run's folder, as they come.
 
-    texts: the files of methods by their paths. recorded: digests of the record files that need not be kept here any more."""
+    texts: the files of methods, by path. recorded: digests of the record files that need not be kept on this node any longer."""
     shared = mark.exists()
-    place = replace(
-        place,
+    context = replace(
+        context,
         results=mark.parent if shared else cache.root() / "runs",
         method_files=tuple(_written(Path(path).name, text) for path, text in texts.items()),
     )
     if not shared:
-        _clear(place.results, recorded)
-    folder = place.results / job.folder
-    messages: SimpleQueue[Any] = SimpleQueue()
+        _clear(context.results, recorded)
+    folder = context.results / job.folder
+    messages: SimpleQueue[Message] = SimpleQueue()
 
     def work() -> None:
         try:
             sets.given.update({name: sent and received(name, sent) for name, sent in images.items()})
-            for path in place.method_files:
+            for path in context.method_files:
                 methods.load_file(path)
             if (here := code_of(job)) != code:
                 differ = ", ".join(name for name in {**here, **code} if here.get(name) != code.get(name))
                 raise UserError(
                     f"{job}: node {socket.gethostname()} has another {differ}", "install the same benchsuite everywhere"
                 )
-            messages.put(outcome(job, place, messages.put))
+            messages.put(outcome(job, context, messages.put))
         except UserError as error:
-            messages.put(str(error))
-        except BaseException as error:  # whatever it is, somebody waits for a last word
-            messages.put(f"{job}: {one_line(error)}")
+            messages.put(Failed(str(error)))
+        except BaseException as error:  # whatever it is, the reader waits for an ending
+            messages.put(Failed(f"{job}: {one_line(error)}"))
 
     Thread(target=work, daemon=True).start()
-    while not isinstance(message := messages.get(), str):
+    while not isinstance(message := messages.get(), Ending):
         if not shared:
-            yield _content(folder, "progress.json")
+            yield Files(_content(folder, "progress.json"))
         yield message
     if not shared:
-        yield _content(folder, *FILES[1:])
+        yield Files(_content(folder, *FILES[1:]))
     yield message
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError, one_line
 from ..record.schema import Job
+from ..training.events import Event
+from .messages import Failed, Finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +27,22 @@ class RunContext:
     method_files: tuple[Path, ...] = ()
 
 
-def outcome(job: Job, place: RunContext, tell: Callable[[Any], None]) -> str:
-    """Run a job in this thread; returns what went wrong, or "". tell: called with the run's `runner.Event`s."""
+def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Finished | Failed:
+    """Run a job in this thread. tell: called with its events."""
     import torch
 
     from ..method.registered import methods
     from ..training.runner import RunFailed, run
 
     try:
-        torch.set_num_threads(min(place.threads, torch.get_num_threads()))  # torch's own number heeds OMP_NUM_THREADS
-        for path in place.method_files:
+        torch.set_num_threads(min(context.threads, torch.get_num_threads()))  # torch's own number heeds OMP_NUM_THREADS
+        for path in context.method_files:
             methods.load_file(path)
-        # Lines of text stay here: to the engine they are last words, and `run_all` has told of a run in other hands.
-        report = lambda event: None if isinstance(event, str) else tell(event)  # noqa: E731
-        run(job, results=place.results, data_dir=place.data_dir, device=place.device, report=report)
+        # A note stays here: `run_all` itself tells of a run that is under way elsewhere.
+        report = lambda message: tell(message) if isinstance(message, Event) else None  # noqa: E731
+        run(job, results=context.results, data_dir=context.data_dir, device=context.device, report=report)
     except (UserError, RunFailed) as error:
-        return str(error)
+        return Failed(str(error))
     except (Exception, SystemExit) as error:
-        return f"{job}: {one_line(error)}"
-    return ""
+        return Failed(f"{job}: {one_line(error)}")
+    return Finished()

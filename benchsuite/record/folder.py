@@ -15,15 +15,15 @@ from ..errors import UserError
 from ..files import write_atomic
 from .schema import SCHEMA, Job, RunRecord
 
-IN_HAND = "is in the hands of another process; waiting for it"
+IN_HAND = "is running in another process; waiting for it"
 
 
-def failure(folder: Path) -> str:
-    """Why the last run in this folder failed, "" if it did not."""
+def failure(folder: Path) -> str | None:
+    """Why the last run in this folder failed; None if it did not."""
     try:
         return str(json.loads((folder / "failure.json").read_text())["error"])
     except FileNotFoundError:
-        return ""
+        return None
     except (OSError, ValueError, KeyError, TypeError):
         return "its failure.json cannot be read"
 

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from .assemble import assemble, with_header
 from .checkpoint import assign_state
 from .device import choose_device
 from .environment import _now, environment, source_revision
+from .events import Event, Note
 from .settings import recipe_of
 from .stream import TaskStream, build_stream
 from .watch import Watch
@@ -55,37 +56,18 @@ class RunFailed(Exception):
     """A run stopped without a result; failure.json in its folder says why."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Progress: `epoch` of `epochs` of stage `stage` of `stages` has ended; epoch 0 is the start of a run or of a resumed one.
-
-    images_per_second, seconds_left: by what this process has trained so far, evaluation included; None before that.
-    note: a line for the user.
-    """
-
-    job: Job
-    stage: int
-    stages: int
-    epoch: int
-    epochs: int
-    loss: float = float("nan")
-    images_per_second: float | None = None
-    seconds_left: float | None = None
-    note: str = ""
-
-
 def run(
     job: Job,
     *,
     results: Path,
     data_dir: Path | None = None,
     device: str = "auto",
-    report: Callable[[Any], None] = lambda event: None,
+    report: Callable[[Event | Note], None] = lambda event: None,
     plugins: Sequence[SupervisedPlugin] = (),
 ) -> RunRecord:
     """Run `job`, or resume it, or read its record if it is done.
 
-    report: called with `Event`s, and with a line of text where another process has the same run in hand.
+    report: called with each `Event`, and with a `Note` where the same run is under way in another process.
     plugins: act after the method; they may look on but must not change the run, as they are no part of its identity.
     Raises UserError for what the user can mend (data, folder, device) and RunFailed when training diverged or broke.
     """
@@ -96,12 +78,12 @@ def run(
         try:
             stack.enter_context(files.locked(folder / "lock", wait=False))
         except files.Busy:  # a second process that wants the same run waits, and then finds the record
-            report(f"{job}: {IN_HAND}")
+            report(Note(f"{job}: {IN_HAND}"))
             stack.enter_context(files.locked(folder / "lock"))
         for half in folder.glob(".writing.*"):  # of a process that was killed
             half.unlink(missing_ok=True)
         done = folder / "record.json"
-        note = ""
+        note = None
         if done.exists():
             record = store.read_of(job, done)
             if not (changed := source.stale(record)):
@@ -160,7 +142,7 @@ class _Run:
         folder: Path,
         data_dir: Path | None,
         device: torch.device,
-        report: Callable[[Event], None],
+        report: Callable[[Event | Note], None],
         plugins: Sequence[SupervisedPlugin] = (),
     ) -> None:
         self.job, self.folder, self.device, self.report = job, folder, device, report
@@ -187,7 +169,7 @@ class _Run:
             "revisions": [],
         }
 
-    def _tell(self, stage: int, epoch: int, loss: float = float("nan"), note: str = "") -> None:
+    def _tell(self, stage: int, epoch: int, loss: float = float("nan"), note: str | None = None) -> None:
         epochs = self.recipe.epochs
         self.trained += self.images[stage] if epoch else 0
         rate = self.trained / max(time.monotonic() - self.began, 1e-9) or None
@@ -215,7 +197,7 @@ class _Run:
             write_atomic(self.folder / "progress.json", json.dumps(content) + "\n")
         self.beat = time.monotonic()
 
-    def finish(self, note: str = "") -> RunRecord:
+    def finish(self, note: str | None = None) -> RunRecord:
         note = self._resume() or note
         self.began = time.monotonic()
         revision = source_revision()
@@ -284,11 +266,11 @@ class _Run:
         torch.save(content, buffer)
         write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
 
-    def _resume(self) -> str:
-        """Take up the checkpoint. Returns why not, where there is one that does not count any more."""
+    def _resume(self) -> str | None:
+        """Continue from the checkpoint. Returns a note if there is one that no longer counts, and the run starts anew."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
-            return ""
+            return None
         try:
             content = torch.load(path, map_location=self.device, weights_only=True)
             config, made_with = content["config"], content["made_with"]
@@ -318,7 +300,7 @@ class _Run:
             for name, state in content["optimizer"].items():
                 self.strategy.optimizer.state[model.get_parameter(name)] = state
         self.strategy.clock.train_exp_counter = self.done
-        return ""
+        return None
 
     def _dense_macs(self) -> int:
         """Multiply-accumulates of one image through the backbone as it is without any method, and the first task's head."""

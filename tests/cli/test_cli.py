@@ -503,7 +503,7 @@ def test_runs_at_once_share_the_cores(words, expected, folder, monkeypatch):
     asked = []
     monkeypatch.setattr(local, "cores", lambda: 8)
     monkeypatch.setattr(
-        grid, "run_all", lambda jobs, engine, **_: asked.append((engine.slots, engine.place.threads)) or {"a": "b"}
+        grid, "run_all", lambda jobs, engine, **_: asked.append((engine.slots, engine.context.threads)) or {"a": "b"}
     )
     assert call("leaderboard", "--tier", "smoke", "--method", "finetune", "--seeds", "1", "--device", "cpu", *words) != 0
     assert asked == [expected]

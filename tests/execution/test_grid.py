@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from argparse import ArgumentTypeError
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 
 import pytest
 from test_leaderboard import run as leaderboard_run
@@ -21,10 +22,12 @@ from benchsuite import files
 from benchsuite.cli.arguments import seeds
 from benchsuite.execution.grid import missing, run_all
 from benchsuite.execution.local import Local, cores
+from benchsuite.execution.messages import Failed, Finished, Killed
 from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
 from benchsuite.record.folder import failure, write_failure
 from benchsuite.record.schema import Job
+from benchsuite.training.events import Event, Note
 from benchsuite.training.settings import resolve
 
 # A leaderboard whose one worker never gets beyond its start.
@@ -32,16 +35,18 @@ COMMAND = """
 import signal
 from pathlib import Path
 
-from benchsuite import cli
-from benchsuite.grid import Local, RunContext, run_all
-from benchsuite.records import Job
+from benchsuite.cli import main, runs
+from benchsuite.execution.grid import run_all
+from benchsuite.execution.local import Local
+from benchsuite.execution.worker import RunContext
+from benchsuite.record.schema import Job
 
 job = Job(protocol="split-digits", tier="smoke", method="slow", seed=1, precision="fp32", settings={})
 place = RunContext(results=Path("runs"), data_dir=None, device="cpu", threads=1, method_files=(Path("slow.py"),))
-cli.run_missing = lambda *_: run_all([job], results=place.results, engine=Local(1, place))
+runs.run_missing = lambda *_: run_all([job], results=place.results, engine=Local(1, place))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
 if __name__ == "__main__":
-    raise SystemExit(cli.main(["leaderboard", "--tier", "smoke"]))
+    raise SystemExit(main.main(["leaderboard", "--tier", "smoke"]))
 """
 SLOW = """
 import os
@@ -112,7 +117,7 @@ def test_only_the_cores_that_may_be_used_count(monkeypatch):
 class Scripted:
     """An engine whose runs do as they are told: `script` names, by method, what their processes come to one after another."""
 
-    remark = ""
+    remark = None
 
     def __init__(self, slots, script):
         self.slots, self.script = slots, {name: list(ends) for name, ends in script.items()}
@@ -139,7 +144,13 @@ def named(method, seed=1, **settings):
 
 
 def test_a_killed_run_is_tried_twice_more_and_the_others_go_on(tmp_path):
-    script = {"once": [None, ""], "twice": [None, None, ""], "thrice": [None, None, None], "bad": ["bad: why"], "good": [""]}
+    script = {
+        "once": [Killed(), Finished()],
+        "twice": [Killed(), Killed(), Finished()],
+        "thrice": [Killed()] * 3,
+        "bad": [Failed("bad: why")],
+        "good": [Finished()],
+    }
     engine, said = Scripted(2, script), []
     errors = run_all([named(name) for name in script], results=tmp_path, engine=engine, report=said.append)
     assert engine.most == 2
@@ -161,7 +172,10 @@ def test_a_failure_that_the_run_has_put_on_record_itself_stays(tmp_path):
     broke, other = named("broke"), named("other")
     for job in (broke, other):
         write_failure(job, tmp_path / job.folder, "ValueError: why", "the traceback")
-    script = {"broke": [f"{broke}: ValueError: why; see failure.json"], "other": [f"{other}: No space left on device"]}
+    script = {
+        "broke": [Failed(f"{broke}: ValueError: why; see failure.json")],
+        "other": [Failed(f"{other}: No space left on device")],
+    }
     assert len(run_all([broke, other], results=tmp_path, engine=Scripted(1, script))) == 2
     there = {job.method: json.loads((tmp_path / job.folder / "failure.json").read_text()) for job in (broke, other)}
     assert there["broke"]["traceback"] == "the traceback"
@@ -180,7 +194,7 @@ def test_a_record_that_cannot_be_read_stops_no_other_run(tmp_path):
     assert all(line.startswith("not run: ") for line in said)
     assert f"{first}: is not a JSON file" in said[0]
     assert "move it away and run again" in said[1]
-    engine = Scripted(1, {"a": [""]})
+    engine = Scripted(1, {"a": [Finished()]})
     errors = run_all(left, results=tmp_path, engine=engine)
     assert engine.started == ["a"]
     assert sorted(errors) == sorted(str(job.folder) for job in jobs[:2])
@@ -190,11 +204,11 @@ def test_a_record_that_cannot_be_read_stops_no_other_run(tmp_path):
 
 def test_what_another_command_has_in_hand_comes_later(tmp_path):
     jobs = [named("a"), named("b"), named("c")]
-    engine, said = Scripted(1, {"a": [""], "b": [""], "c": [""]}), []
+    engine, said = Scripted(1, {name: [Finished()] for name in "abc"}), []
     with files.locked(tmp_path / jobs[0].folder / "lock"):
         assert run_all(jobs, results=tmp_path, engine=engine, report=said.append) == {}
     assert engine.started == ["b", "c", "a"]
-    assert said == ["p/t a seed 1: is in the hands of another process; waiting for it"]
+    assert said == [Note("p/t a seed 1: is running in another process; waiting for it")]
     assert not files.is_locked(tmp_path / jobs[0].folder / "lock")
 
 
@@ -258,11 +272,11 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
     start = time.monotonic()
     assert run_all(jobs[1:], results=undisturbed.results, engine=Local(2, undisturbed)) == {}
     typical = 2 * (time.monotonic() - start) / len(jobs[1:])  # of one process, from its start to its end
-    engine, said, kills, over, kept = Local(2, place), [], [], Event(), Event()
+    engine, said, kills, over, kept = Local(2, place), [], [], threading.Event(), threading.Event()
 
     def report(message):
         said.append(message)
-        if not isinstance(message, str) and message.stage > 0:
+        if isinstance(message, Event) and message.stage > 0:
             kept.set()
 
     def killer():
@@ -290,8 +304,8 @@ def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
         kept.set()
         thread.join()
     assert len(kills) == 20
-    assert sum(isinstance(line, str) for line in said) >= 10  # control: most met a run, and some of these one with a checkpoint
-    assert any(event.epoch == 0 and event.stage > 0 for event in said if not isinstance(event, str))
+    assert sum(isinstance(line, Note) for line in said) >= 10  # control: most met a run, and some of these one with a checkpoint
+    assert any(event.epoch == 0 and event.stage > 0 for event in said if isinstance(event, Event))
     assert not missing(jobs, place.results)
     for job in jobs:
         folder = place.results / job.folder
@@ -326,7 +340,7 @@ def test_where_nothing_can_be_forked_processes_are_spawned(tmp_path, monkeypatch
 
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     engine = Local(1, RunContext(results=tmp_path, data_dir=None, device="cpu", threads=1))
-    assert engine.context.get_start_method() == "spawn"
+    assert engine.processing.get_start_method() == "spawn"
     job = tiny("finetune", 1, tasks=1)
     assert run_all([job], results=tmp_path, engine=engine) == {}
     assert (tmp_path / job.folder / "record.json").exists()

@@ -25,8 +25,10 @@ from benchsuite.cli.main import main
 from benchsuite.data import cache, sets
 from benchsuite.errors import UserError
 from benchsuite.execution.grid import run_all
+from benchsuite.execution.messages import Failed, Files, Finished
 from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
+from benchsuite.training.events import Event, Note
 from benchsuite.training.runner import code_of, run
 from benchsuite.training.settings import resolve
 
@@ -165,9 +167,9 @@ def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_p
         go.touch()
         thread.join()
     assert killed
-    lines = [line for line in said if isinstance(line, str)]
+    lines = [note.text for note in said if isinstance(note, Note)]
     assert [("its process was killed" in line) for line in lines] == [True]
-    again = [e for e in said if not isinstance(e, str) and e.epoch == 0 and e.stage > 0]
+    again = [e for e in said if isinstance(e, Event) and e.epoch == 0 and e.stage > 0]
     assert len(again) == 1  # from its last task
     sets.given["mnist"] = images()
     for job in jobs:
@@ -198,7 +200,7 @@ def driver_of(tmp_path, **attributes):
     from benchsuite.execution.ray import Cluster
 
     driver = Cluster.__new__(Cluster)
-    driver.place = RunContext(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
+    driver.context = RunContext(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
     vars(driver).update({"jobs": {}, "locks": {}, "unkept": {}, "recorded": set()} | attributes)
     return driver
 
@@ -207,9 +209,9 @@ def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
     job = job_of()
     elsewhere = tmp_path / "elsewhere" / "mark"
     *messages, last = on_node(job, tmp_path, elsewhere)
-    assert last == ""
+    assert last == Finished()
     assert not (tmp_path / "results").exists()
-    sent = [message for message in messages if isinstance(message, dict)]
+    sent = [message.contents for message in messages if isinstance(message, Files)]
     assert set(sent[-1]) == {"artifact.safetensors", "record.json"}
     assert json.loads(sent[0]["progress.json"])["stages"] == 3
     driver = driver_of(tmp_path, jobs={"key": job})
@@ -219,7 +221,7 @@ def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
     assert (folder / "progress.json").exists()
     # Killed here, before it has written the record, it asks again, and has it without a training.
     *again, last = on_node(job, tmp_path, elsewhere, recorded={"0" * 64})
-    assert (again, last) == ([sent[-1]], "")
+    assert (again, last) == ([Files(sent[-1])], Finished())
     driver._keep("key", sent[-1])
     driver._forget("key")
     assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "record.json"]
@@ -254,11 +256,11 @@ def test_files_that_cannot_be_written_are_that_run_s_failure_alone(full, tmp_pat
         files.write_atomic(path, data)
 
     monkeypatch.setattr(ray, "write_atomic", write)
-    ray = scripted([{"progress.json": b"{}"}, {"record.json": b"{}"}, ""])
+    ray = scripted([Files({"progress.json": b"{}"}), Files({"record.json": b"{}"}), Finished()])
     driver = driver_of(tmp_path, ray=ray, jobs={ray.key: job_of()})
     said = [message for _ in range(3) for _, message in driver.messages([ray.key])]
     failed = f"{job_of()}: cannot write: No space left on device"
-    assert said == ([failed] if full == "record.json" else [""])  # how far a run is can wait
+    assert said == [Failed(failed) if full == "record.json" else Finished()]  # how far a run is can wait
     assert bool(driver.recorded) == (full != "record.json")
     assert not driver.locks
 
@@ -273,7 +275,7 @@ def test_a_run_for_which_no_node_has_room_is_said(tmp_path):
     def said(cpus, gpus=0.0, address="head:6379"):
         return driver_of(tmp_path, ray=SimpleNamespace(nodes=lambda: nodes), cpus=cpus, gpus=gpus, address=address)._too_large()
 
-    assert said(4) == said(4, 0.5) == said(4, address="local") == ""  # controls
+    assert said(4) == said(4, 0.5) == said(4, address="local") is None  # controls
     assert said(16) == "no node has 16 cores for a run; lower --cpus-per-run, or the runs wait until such a node joins"
     assert "no node has 1 cores and 2 GPUs" in said(1, 2)
     with pytest.raises(UserError, match=r"lower --cpus-per-run$"):
@@ -286,7 +288,7 @@ def test_two_method_files_of_one_name_are_two(own_cache, own_methods, tmp_path):
         for folder, name in (("a", "First"), ("b", "Second"))
     }
     messages = on_node(job_of(), tmp_path, tmp_path / "mark", texts=texts)
-    assert messages[-1] == ""
+    assert messages[-1] == Finished()
     assert {"first", "second"} <= own_methods.all().keys()
 
 
@@ -294,15 +296,15 @@ def test_with_shared_storage_a_run_works_there(own_cache, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "mark").touch()
     *messages, last = on_node(job_of(), tmp_path, tmp_path / "results" / "mark")
-    assert last == ""
-    assert not any(isinstance(message, dict) for message in messages)
+    assert last == Finished()
+    assert not any(isinstance(message, Files) for message in messages)
     assert (tmp_path / "results" / job_of().folder / "record.json").exists()
 
 
 def test_a_node_with_other_source_refuses(own_cache, tmp_path):
     job = job_of()
     messages = on_node(job, tmp_path, tmp_path / "mark", code=code_of(job) | {"benchsuite.methods.finetune": "0" * 12})
-    assert "has another benchsuite.methods.finetune; install the same benchsuite everywhere" in messages[-1]
+    assert "has another benchsuite.methods.finetune; install the same benchsuite everywhere" in messages[-1].reason
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from benchsuite.method.artifact import Artifact
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.record import schema, store
 from benchsuite.training.accounting import macs
+from benchsuite.training.events import Note
 from benchsuite.training.runner import RunFailed, identify, run
 from benchsuite.training.settings import resolve
 
@@ -37,8 +38,8 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
 import torch
-from benchsuite.records import Job
-from benchsuite.runner import run
+from benchsuite.record.schema import Job
+from benchsuite.training.runner import run
 torch.set_num_threads(1)
 
 def report(event):
@@ -92,7 +93,7 @@ def test_two_processes_share_one_run(other_process, tmp_path):
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
-    said = [f"{job}: is in the hands of another process; waiting for it"]
+    said = [Note(f"{job}: is running in another process; waiting for it")]
     assert events == said
     other_process.say()
     other_process.until("done")
@@ -273,8 +274,8 @@ def test_a_run_that_another_process_has_in_hand_says_that_it_waits(tmp_path):
             other.close()  # the other one ends
 
         run(job, results=tmp_path, report=report)
-    lines = [event for event in said if isinstance(event, str)]
-    assert lines == [f"{job}: is in the hands of another process; waiting for it"]
+    lines = [event for event in said if isinstance(event, Note)]
+    assert lines == [Note(f"{job}: is running in another process; waiting for it")]
     assert said[0] == lines[0]
     assert len(said) > 1
 
