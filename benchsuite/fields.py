@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -57,6 +57,17 @@ def field_types(owner: Any) -> dict[str, Any]:
     """Names and types of the settings of a Recipe or a Method class."""
     hints = get_type_hints(owner)
     return {f.name: hints[f.name] for f in fields(owner) if f.init} if is_dataclass(owner) else {}
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
+    """The values of `--set NAME=VALUE`, by name."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set takes name=value, got {text!r}")
+        found[name] = value
+    return found
 
 
 def in_words(settings: Mapping[str, Any]) -> str:

@@ -36,6 +36,7 @@ from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.nn.sliced import slice_network
 from benchsuite.training.batches import Batches
+from benchsuite.training.optimizer import optimizer_of
 
 LIMIT = 6.0  # of |e|
 COSH_LIMIT = 50.0
@@ -134,8 +135,6 @@ class HAT(Method):
         return model
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        from benchsuite.training.optimizer import optimizer_of  # here: to serve a model takes nothing that trains one
-
         task = strategy.experience.current_experience
         for name, gate in self.gates.items():
             drawn = torch.empty(gate.units).normal_(generator=self.generator("embedding", task, name))

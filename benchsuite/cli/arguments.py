@@ -223,12 +223,9 @@ def refuse_tuning_seeds(given: Sequence[int]) -> None:
 
 
 def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:
-    overrides = {}
-    for text in arguments.settings:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UserError(f"--set takes name=value, got {text!r}")
-        overrides[name] = value
+    from ..fields import parse_assignments
+
+    overrides = parse_assignments(arguments.settings)
     if getattr(arguments, "partial_data", False):
         overrides["partial_data"] = "true"
     return overrides

@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..cli.arguments import parse_settings
+from ..fields import parse_assignments
 from ..method.base import Method
 from ..nn.factorised import FactorisedConv2d, Rank
 from ..protocol import protocols
@@ -53,7 +53,7 @@ def main() -> None:
 
 def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_weight: float) -> None:
     print(f"lambda_s {sparsity_weight:g}, lambda_o {orthogonality_weight:g}", flush=True)
-    overrides = {"holdout": 0.1} | parse_settings(arguments)
+    overrides = {"holdout": 0.1} | parse_assignments(arguments.settings)
     overrides |= {"sparsity_weight": sparsity_weight, "orthogonality_weight": orthogonality_weight, "tasks": arguments.tasks}
     job = resolve(
         arguments.protocol, arguments.tier, arguments.method, arguments.seed, overrides=overrides, precision=arguments.precision

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..analysis.metrics import accuracy_matrix, average_accuracy, learning_accuracy
 from ..analysis.rows import t_interval
-from ..cli.arguments import parse_settings
+from ..fields import parse_assignments
 from ..training.runner import run
 from ..training.settings import resolve
 from . import script
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--results", type=Path, default=Path("runs/precision"))
     arguments = parser.parse_args()
-    overrides = parse_settings(arguments) | {"tasks": arguments.tasks}
+    overrides = parse_assignments(arguments.settings) | {"tasks": arguments.tasks}
     found: dict[str, list[np.ndarray]] = {"fp32": [], "bf16": []}
     for seed in arguments.seeds:
         for precision, matrices in found.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..registry import Registry
 from .base import Method
+from .modified import modified
 
 
 class Methods(Registry[type[Method]]):
@@ -22,8 +23,6 @@ class Methods(Registry[type[Method]]):
         if not plus:
             return super().get(name)
         if name not in self._modified:
-            from .modified import modified
-
             self._modified[name] = modified(super().get(base), modifier)
         return self._modified[name]
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..nn.images import normalise, pad_images
 from .artifact import Artifact
+from .registered import methods
 
 
 class Served(torch.nn.Module):
@@ -26,8 +28,6 @@ class Served(torch.nn.Module):
     def forward(self, images: Tensor | np.ndarray, task: int) -> Tensor:
         """images: uint8 (B, H, W, C) as the data set has them; task: its position in the order of learning.
         Returns class scores (B, K_task). Raises UserError for other images and for a task that is not there."""
-        from ..nn.images import normalise, pad_images
-
         info = self._task(task)
         images = images if isinstance(images, Tensor) else torch.tensor(images)  # a copy: what comes from a file is read-only
         if images.dtype != torch.uint8 or images.ndim != 4:
@@ -51,8 +51,6 @@ class Served(torch.nn.Module):
 
 def load(path: Path | str) -> Served:
     """The served model of an exported artifact. Its method must be installed (or imported) under the name it was run with."""
-    from .registered import methods
-
     artifact = Artifact.read(Path(path))
     name = artifact.header["method"]
     if name.partition("+")[0] not in methods.all():
