@@ -39,9 +39,3 @@ def test_the_tables_of_the_readme_are_published_ones():
     assert len(blocks) == README.count("<!-- results/") > 0
     for file, shown in blocks:
         assert shown.splitlines() == rows((ROOT / file).read_text()), file
-
-
-def test_every_figure_and_page_that_the_readme_links_is_there():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert any(link.endswith(".png") for link in links)
-    assert [link for link in links if not (ROOT / link).exists()] == []
