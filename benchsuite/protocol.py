@@ -130,6 +130,14 @@ class Protocol:
         random.Random(seed).shuffle(order)
         return order
 
+    def sequence(self, seed: int, recipe: Recipe) -> list[Task]:
+        """The tasks that a run learns, in its order."""
+        return [self.tasks[i] for i in self.order(seed)[: recipe.tasks]]
+
+    def datasets(self, seed: int, recipe: Recipe) -> list[str]:
+        """The image sets that a run needs, in the order of its tasks."""
+        return list(dict.fromkeys(task.dataset for task in self.sequence(seed, recipe)))
+
 
 protocols: Registry[Protocol] = Registry("protocol", "benchsuite.protocols")
 

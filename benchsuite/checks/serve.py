@@ -22,8 +22,9 @@ def main() -> None:
     sys.modules.update(dict.fromkeys(TRAINING))  # type: ignore[arg-type]  # None: whoever imports one of them fails
     from ..method.registered import methods  # after that: what trains must be missing when methods are imported
     from ..method.serving import load
+    from ..training.device import configure_process
 
-    torch.set_num_threads(1)
+    configure_process("cpu", threads=1)
     order = json.loads(Path("order.json").read_text())
     images = torch.tensor(order["images"], dtype=torch.uint8)
     for file in order["files"]:

@@ -26,7 +26,6 @@ Sizes must be the same where they follow from the settings, and within 5 % where
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +35,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from ..data import load
-from ..data.sets import MissingData
+from ..data.sets import load_all
 from ..errors import UserError
 from ..fields import field_types
 from ..method.registered import methods
@@ -45,7 +43,7 @@ from ..protocol import Recipe, protocols
 from ..record import schema, store
 from ..record.schema import Job, RunRecord
 from ..registry import suggest
-from ..training.device import choose_device
+from ..training.device import configure_process
 from ..training.environment import source_revision
 from ..training.events import Event, Note
 from ..training.runner import run
@@ -89,7 +87,7 @@ def verify(
     where = record.environment
     if device == "auto":
         device = "cuda" if where.get("device") == "cuda" and torch.cuda.is_available() else "cpu"
-    choose_device(device, job.precision)
+    configure_process(device, job.precision)
     own = scratch / job.folder / "record.json"
     if own.exists() and own.samefile(path):
         raise UserError(f"{path}: is itself what `benchsuite verify` has made", "name the record that is to be verified")
@@ -100,10 +98,10 @@ def verify(
         else:
             own.unlink()
     try:
-        torch.set_num_threads(where.get("threads", before))
+        configure_process(device, job.precision, where.get("threads", before))
         again = run(job, results=scratch, data_dir=data_dir, device=device, report=report)
     finally:
-        torch.set_num_threads(before)
+        configure_process(device, job.precision, before)
     return compare(record, again, learnt=method_of(job.method, job.settings).size_is_learnt, remarks=remarks)
 
 
@@ -166,14 +164,14 @@ def check_images(record: RunRecord, data_dir: Path | None) -> None:
     """Raises UserError where the images at hand are not those of the record: before a run, which may take hours."""
     partial = recipe_of(record.job.settings).partial_data
     on_record = {entry["name"]: entry["digest"] for entry in record.data}
-    for name in dict.fromkeys(task.get("dataset") or "" for task in record.tasks):
-        with suppress(MissingData) if partial else nullcontext():
-            here = load(name, data_dir, partial=partial).digest
-            if here != on_record.get(name):
-                raise UserError(
-                    f"{name}: the images here (digest {here[:12]}) are not those of the record ({str(on_record.get(name))[:12]})",
-                    "name the folder that has them with --data-dir",
-                )
+    names = dict.fromkeys(task.get("dataset") or "" for task in record.tasks)
+    for name, images in load_all(names, data_dir, partial=partial).items():
+        if images and images.digest != on_record.get(name):
+            raise UserError(
+                f"{name}: the images here (digest {images.digest[:12]}) are not those of the record "
+                f"({str(on_record.get(name))[:12]})",
+                "name the folder that has them with --data-dir",
+            )
 
 
 def _made_here(environment: dict[str, Any], threads: int, device: str) -> bool:

@@ -201,15 +201,10 @@ def parser() -> Parser:
 
 
 def note_slow_precision(arguments: argparse.Namespace) -> None:
-    from ..nn import bfloat16
-    from ..training.device import choose_device
+    from ..training.device import slow_precision
 
-    device = choose_device(arguments.device, "fp32")  # whether a GPU has bf16 each run asks: here that would open the GPU
-    if arguments.precision == "bf16" and device.type == "cpu" and not bfloat16.native():
-        print(
-            "benchsuite: note: this CPU has no bf16 arithmetic; its numbers are computed in fp32, which is no faster than fp32",
-            file=sys.stderr,
-        )
+    if note := slow_precision(arguments.device, arguments.precision):
+        print(f"benchsuite: {note}", file=sys.stderr)
 
 
 def refuse_tuning_seeds(given: Sequence[int]) -> None:

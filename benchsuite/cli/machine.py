@@ -40,7 +40,7 @@ def command_bench(arguments: argparse.Namespace) -> None:
     overrides = parse_settings(arguments)
     from ..measure.bench import SECTIONS, Bench, measure
     from ..method.registered import methods
-    from ..training.device import choose_device
+    from ..training.device import configure_process
 
     note_slow_precision(arguments)
     bench = Bench(
@@ -49,7 +49,7 @@ def command_bench(arguments: argparse.Namespace) -> None:
         methods=[resolve_method(methods, name) for name in arguments.methods],
         relative_to=resolve_method(methods, arguments.relative_to),
         precision=arguments.precision,
-        device=choose_device(arguments.device, arguments.precision),
+        device=configure_process(arguments.device, arguments.precision),
         rounds=arguments.rounds,
         steps=arguments.steps,
         tasks=arguments.tasks and tuple(arguments.tasks),

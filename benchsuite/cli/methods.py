@@ -60,18 +60,17 @@ def command_new_method(arguments: argparse.Namespace) -> None:
 def command_check(arguments: argparse.Namespace) -> int:
     from tempfile import TemporaryDirectory
 
-    import torch
-
     from ..checks.contract import PROTOCOL, TIER, ShortRuns, check
     from ..fields import field_types
     from ..method.registered import methods
     from ..protocol import Recipe
+    from ..training.device import configure_process
 
     overrides = parse_settings(arguments)
     name = resolve_method(methods, arguments.method)
     if recipe := sorted(set(overrides) & set(field_types(Recipe))):
         raise UserError(f"check sets the recipe itself, {recipe[0]} too", f"--set takes the fields of {name} here")
-    torch.set_num_threads(1)  # the networks are too small to share out
+    configure_process("cpu", threads=1)  # the networks are too small to share out
     with TemporaryDirectory() as folder:
         runs = ShortRuns(Path(folder), overrides)
         runs.job(name)  # what is wrong with the words themselves is said first

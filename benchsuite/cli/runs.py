@@ -191,7 +191,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
     from ..execution.progress import Display
     from ..execution.worker import RunContext
     from ..method.registered import methods
-    from ..training.device import choose_device
+    from ..training.device import device_named
     from ..training.settings import recipe_of
 
     jobs = jobs_of(protocol, arguments, chosen)
@@ -214,7 +214,7 @@ def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[st
     place = partial(RunContext, results=arguments.results, data_dir=arguments.data_dir, method_files=files)
     engine: Engine
     if arguments.ray is None:
-        device = choose_device(arguments.device, "fp32").type
+        device = device_named(arguments.device).type
         slots = arguments.jobs or (1 if device == "cuda" else cores())
         engine = Local(slots, place(device=device, threads=max(1, cores() // slots)))
         print(f"benchsuite: runs to do: {len(left)} of {len(jobs)}, {slots} at once", file=sys.stderr)

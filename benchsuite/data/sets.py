@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,9 @@ class ImageSet:
     digest: str
     complete: bool
     note: str
+
+
+Images = Mapping[str, ImageSet | None]  # by name; None for a set that is missing
 
 
 class MissingData(UserError):
@@ -94,7 +97,6 @@ OFFICIAL = {
     ),
 }
 NAMES = (*readers.FIND, "digits")
-given: dict[str, ImageSet | None] = {}  # what this process got from elsewhere; None: a set that is missing there
 ALTERED = "files differ from the official ones"
 
 
@@ -111,11 +113,6 @@ def load(name: str, data_dir: Path | None = None, *, partial: bool = False) -> I
     """
     if name == "digits":
         return _digits()
-    if name in given:
-        images = given[name]
-        if images is None:
-            raise MissingData(f"{name} was not found where this run was started")
-        return images
     source = _source(name, data_dir)
     key = cache.fingerprint(source.files)
     entry = cache.lookup(name, key)
@@ -125,6 +122,25 @@ def load(name: str, data_dir: Path | None = None, *, partial: bool = False) -> I
             if entry is None:
                 return _decode(name, source, key, partial)
     return _checked(name, source, entry, partial)
+
+
+def load_all(
+    names: Iterable[str],
+    data_dir: Path | None = None,
+    *,
+    partial: bool = False,
+    given: Images | None = None,
+) -> dict[str, ImageSet | None]:
+    """Each set by name; None for a set whose files are missing, which only `partial` accepts. given: sets already loaded."""
+    found = dict[str, ImageSet | None]()
+    for name in names:
+        try:
+            found[name] = given[name] if given and name in given else load(name, data_dir, partial=partial)
+        except MissingData:
+            if not partial:
+                raise
+            found[name] = None  # damaged files are an error all the same
+    return found
 
 
 def verify(name: str, data_dir: Path | None = None, *, partial: bool = False) -> ImageSet:

@@ -27,7 +27,7 @@ WIDEST = 16.0
 def stored_bytes(job: Job) -> int:
     """The size of the exported file after the last task, of a method whose size is not learnt."""
     protocol, recipe = protocols.get(job.protocol), recipe_of(job.settings)
-    tasks = [protocol.tasks[i] for i in protocol.order(job.seed)[: recipe.tasks]]
+    tasks = protocol.sequence(job.seed, recipe)
     channels, height, width = protocol.image
     source = torch.Generator().manual_seed(0)
     parts = [

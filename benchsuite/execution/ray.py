@@ -256,7 +256,7 @@ def on_node(
 
     def work() -> None:
         try:
-            sets.given.update({name: sent and received(name, sent) for name, sent in images.items()})
+            own = {name: sent and received(name, sent) for name, sent in images.items()}
             for path in context.method_files:
                 methods.load_file(path)
             if (here := code_of(job)) != code:
@@ -264,7 +264,7 @@ def on_node(
                 raise UserError(
                     f"{job}: node {socket.gethostname()} has another {differ}", "install the same benchsuite everywhere"
                 )
-            messages.put(outcome(job, context, messages.put))
+            messages.put(outcome(job, replace(context, images=own), messages.put))
         except UserError as error:
             messages.put(Failed(str(error)))
         except BaseException as error:  # whatever it is, the reader waits for an ending

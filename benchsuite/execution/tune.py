@@ -32,7 +32,7 @@ from ..method.registered import methods
 from ..protocol import Recipe, protocols
 from ..record.schema import Job
 from ..registry import suggest
-from ..training.device import choose_device
+from ..training.device import device_named
 from ..training.environment import environment, source_revision
 from ..training.runner import RunFailed, identify, run
 from ..training.settings import TUNING_SEEDS, resolve
@@ -161,7 +161,7 @@ class Study:
     def write(self, trials: Sequence[Trial], folder: Path, *, device: str = "auto") -> Path:
         """Put the whole study in one JSON file below `folder`, and say where."""
         best = best_of(trials)
-        here = environment(choose_device(device, self.precision), [source_revision()])
+        here = environment(device_named(device), [source_revision()])
         content = {
             "protocol": self.protocol,
             "tier": self.tier,

@@ -6,9 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from ..data.sets import Images
 from ..errors import UserError, one_line
+from ..method.registered import methods
 from ..record.schema import Job
+from ..training.device import configure_process
 from ..training.events import Event
+from ..training.runner import RunFailed, run
 from .messages import Failed, Finished
 
 
@@ -17,7 +23,7 @@ class RunContext:
     """What every run of a grid shares.
 
     device: "cpu" or "cuda". threads: of each run, whatever is left to run, because a result must not depend on that.
-    method_files: the files of methods that lie outside of any package.
+    method_files: the files of methods that lie outside of any package. images: image sets that need not be loaded from files.
     """
 
     results: Path
@@ -25,22 +31,19 @@ class RunContext:
     device: str
     threads: int
     method_files: tuple[Path, ...] = ()
+    images: Images | None = None
 
 
 def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Finished | Failed:
     """Run a job in this thread. tell: called with its events."""
-    import torch
-
-    from ..method.registered import methods
-    from ..training.runner import RunFailed, run
-
     try:
-        torch.set_num_threads(min(context.threads, torch.get_num_threads()))  # torch's own number heeds OMP_NUM_THREADS
+        threads = min(context.threads, torch.get_num_threads())  # torch's own number heeds OMP_NUM_THREADS
+        configure_process(context.device, job.precision, threads)
         for path in context.method_files:
             methods.load_file(path)
         # A note stays here: `run_all` itself tells of a run that is under way elsewhere.
         report = lambda message: tell(message) if isinstance(message, Event) else None  # noqa: E731
-        run(job, results=context.results, data_dir=context.data_dir, device=context.device, report=report)
+        run(job, results=context.results, data_dir=context.data_dir, device=context.device, report=report, images=context.images)
     except (UserError, RunFailed) as error:
         return Failed(str(error))
     except (Exception, SystemExit) as error:

@@ -54,7 +54,7 @@ from ..record.schema import Job
 from ..registry import suggest
 from ..training.assemble import assemble
 from ..training.batches import Batches
-from ..training.device import choose_device
+from ..training.device import configure_process
 from ..training.environment import environment, source_revision
 from ..training.optimizer import make_optimizer
 from ..training.settings import Unsupported, recipe_of, resolve
@@ -258,7 +258,7 @@ class Bench:
         together, apart = Processes(self, 1, count), Processes(self, count, 1)
         one, many = f"1 process of ours x {count} threads", f"{count} processes of ours x 1 thread, for each image"
         naive = f"Avalanche's Naive x {count} threads, fp32"
-        torch.set_num_threads(count)
+        configure_process("cpu", self.precision, count)
         try:
             contenders: dict[str, Contender] = {one: together, many: apart, naive: held(self.naive(), self.full.train[0])}
             seconds = race(contenders, self.rounds, self.steps)
@@ -268,9 +268,9 @@ class Bench:
         seconds[many] = [s / count for s in seconds[many]]
         trials = []
         for number in (count, 1):
-            torch.set_num_threads(number)
+            configure_process("cpu", self.precision, number)
             trials.append(Bare(self, dropout=False).trial())
-        torch.set_num_threads(threads)
+        configure_process("cpu", self.precision, threads)
         gradient, update = distances(*trials)
         return [
             {**timed(seconds, many, one, self.steps), "gradient_error": gradient, "update_error": update},
@@ -375,7 +375,8 @@ def void(value: Any) -> None:
 
 def forever(strategy: Any) -> Any:
     strategy.train_epochs = 10**6
-    strategy.method.recipe = replace(strategy.method.recipe, epochs=10**6)  # by which some methods time their phases
+    run = strategy.method.run  # by whose epochs some methods time their phases
+    strategy.method.run = replace(run, recipe=replace(run.recipe, epochs=10**6))
     return strategy
 
 
@@ -518,11 +519,10 @@ class Processes:
 def _serve(
     pipe: Any, protocol: str, data_dir: Path | None, device: str, precision: str, overrides: dict[str, Any], threads: int
 ) -> None:
-    torch.set_num_threads(threads)
     bench = Bench(
         protocol=protocol,
         data_dir=data_dir,
-        device=choose_device(device, precision),
+        device=configure_process(device, precision, threads),
         precision=precision,
         overrides={**overrides, "tasks": 1},
     )

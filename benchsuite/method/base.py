@@ -10,6 +10,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..nn.backbones import has_batchnorm
 from ..nn.guard import FrozenGuard
 from ..nn.multihead import MultiHead
@@ -44,14 +45,25 @@ class Choice:
     values: tuple[Any, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What a method may know of its run.
+
+    n_tasks: the length of the whole sequence, also if the run learns only the first of them (`--set tasks=`).
+    """
+
+    seed: int
+    recipe: Recipe
+    n_tasks: int
+
+
 class Method(SupervisedPlugin):
     """Base of every method: plain fine-tuning. Subclasses are dataclasses; each field is a hyper-parameter.
 
-    A method may define any hook of an Avalanche `SupervisedPlugin` and override the verbs below. Before `prepare` the
-    runner sets `seed`, `recipe` and `n_tasks`; after it, `model` and `guard`, through which entries of parameters are frozen.
-    n_tasks: the length of the whole sequence, also where a run learns its beginning alone (`--set tasks=`).
-    Whatever else a method keeps as an attribute is stored in the checkpoint: tensors, numbers, strings and plain containers
-    of them.
+    A method may define any hook of an Avalanche `SupervisedPlugin` and override the verbs below. From `prepare` on it knows its
+    run by `self.seed`, `self.recipe` and `self.n_tasks` (see `RunInfo`); after `prepare` there are `self.model` and `self.guard`,
+    which freezes entries of parameters. Every other attribute is stored in the checkpoint: tensors, numbers, strings and plain
+    containers of them.
     """
 
     name: ClassVar[str] = ""  # the class's name in lower case, unless set
@@ -62,9 +74,7 @@ class Method(SupervisedPlugin):
     settings: ClassVar[tuple[Preset, ...]] = ()
     space: ClassVar[Mapping[str, Range | Choice]] = {}  # what `benchsuite tune` searches, by the name of the setting
 
-    seed: int
-    recipe: Recipe
-    n_tasks: int
+    run: RunInfo
     model: MultiHead
     guard: FrozenGuard
     compression: Any = None  # `modifiers.Interception`, where activations are kept in another form
@@ -80,6 +90,27 @@ class Method(SupervisedPlugin):
         if self.forgetting == "none" and recipe.batchnorm == "shared" and has_batchnorm(recipe.backbone):
             return "batchnorm=shared changes with every later task, and so would what was learnt; use batchnorm=per_task"
         return None
+
+    @property
+    def seed(self) -> int:
+        return self.run.seed
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+    @property
+    def n_tasks(self) -> int:
+        return self.run.n_tasks
+
+    def begin(self, run: RunInfo, model: MultiHead, device: torch.device | str = "cpu") -> None:
+        """Called once, before the first task, by whoever trains the method. A method overrides `prepare`, not this."""
+        self.run = run
+        prepared = self.prepare(model)
+        if not isinstance(prepared, MultiHead):
+            raise UserError(f"prepare() of {self.name} must return the network, not {type(prepared).__name__}")
+        self.model = prepared.to(device)
+        self.guard = FrozenGuard(self.model)
 
     def prepare(self, model: MultiHead) -> MultiHead:
         """Transform the protocol's dense multi-head network (factorise, mask, gate) before the first task."""
@@ -110,7 +141,7 @@ class Method(SupervisedPlugin):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the method besides the network: every attribute that is not a hyper-parameter."""
-        given = {"seed", "recipe", "n_tasks", "model", "guard", "compression", *(f.name for f in fields(self))}
+        given = {"run", "model", "guard", "compression", *(f.name for f in fields(self))}
         return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from avalanche.core import SupervisedPlugin
 
-from ..errors import UserError
 from ..method.artifact import Artifact
-from ..nn.guard import FrozenGuard
+from ..method.base import RunInfo
 from ..nn.multihead import MultiHead
 from ..protocol import Task, protocols
 from ..record.schema import Job
@@ -34,13 +33,8 @@ def assemble(
         width=recipe.width,
     )
     # A run of the first tasks is the beginning of the whole one, to the bit.
-    method.n_tasks = len(protocol.tasks) if recipe.tasks else len(stream.tasks)
-    method.seed, method.recipe = job.seed, recipe
-    prepared = method.prepare(model)
-    if not isinstance(prepared, MultiHead):
-        raise UserError(f"prepare() of {job.method} must return the network, not {type(prepared).__name__}")
-    method.model = prepared.to(device)
-    method.guard = FrozenGuard(method.model)
+    n_tasks = len(protocol.tasks) if recipe.tasks else len(stream.tasks)
+    method.begin(RunInfo(seed=job.seed, recipe=recipe, n_tasks=n_tasks), model, device)
     return Strategy(
         model=method.model,
         method=method,

@@ -1,4 +1,4 @@
-"""The device and precision of a process."""
+"""The device, precision and threads of a process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from ..errors import UserError
 from ..nn import bfloat16
 
 
-def choose_device(device: str, precision: str) -> torch.device:
-    """auto: the GPU where there is one. Prepares this process for the precision on that device."""
+def device_named(device: str) -> torch.device:
+    """auto: the GPU if there is one. Raises UserError for a device that this machine does not have."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda"):
         raise UserError(f"device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError("device cuda: no usable GPU was found", "use --device cpu or auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: no usable GPU was found", "use --device cpu or auto")
+    return torch.device(device)
+
+
+def configure_process(device: str, precision: str = "fp32", threads: int | None = None) -> torch.device:
+    """Prepare this process to compute in this precision; returns the device. threads: None leaves them as they are.
+
+    Whatever is set for a whole process is set here, so every entry that computes calls this first."""
+    chosen = device_named(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if chosen.type == "cuda":
         # fp32 means fp32, and a run must be able to repeat itself
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
@@ -24,4 +34,11 @@ def choose_device(device: str, precision: str) -> torch.device:
             raise UserError("precision bf16: this GPU does not support it", "use --precision fp32")
     elif precision == "bf16" and not bfloat16.native():
         bfloat16.install()
-    return torch.device(device)
+    return chosen
+
+
+def slow_precision(device: str, precision: str) -> str | None:
+    """What to tell the user if this machine only emulates the precision. Does not open the GPU: each run asks it for bf16."""
+    if device_named(device).type == "cpu" and precision == "bf16" and not bfloat16.native():
+        return "note: this CPU has no bf16 arithmetic; its numbers are computed in fp32, which is no faster than fp32"
+    return None

@@ -16,7 +16,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
 
 from .. import files, source
-from ..data.sets import MissingData, has_one_form, load
+from ..data.sets import Images, has_one_form, load_all
 from ..errors import Diverged, UserError, one_line
 from ..files import write_atomic
 from ..method.artifact import Artifact
@@ -42,7 +42,7 @@ from ..record.schema import Job, RunRecord
 from .accounting import macs
 from .assemble import assemble, with_header
 from .checkpoint import assign_state
-from .device import choose_device
+from .device import configure_process
 from .environment import _now, environment, source_revision
 from .events import Event, Note
 from .settings import recipe_of
@@ -64,16 +64,18 @@ def run(
     device: str = "auto",
     report: Callable[[Event | Note], None] = lambda event: None,
     plugins: Sequence[SupervisedPlugin] = (),
+    images: Images | None = None,
 ) -> RunRecord:
     """Run `job`, or resume it, or read its record if it is done.
 
     report: called with each `Event`, and with a `Note` where the same run is under way in another process.
     plugins: act after the method; they may look on but must not change the run, as they are no part of its identity.
+    images: sets that are loaded already, None for one that is missing.
     Raises UserError for what the user can mend (data, folder, device) and RunFailed when training diverged or broke.
     """
-    job = identify(job, data_dir)
+    job = identify(job, data_dir, images)
     folder = results / job.folder
-    chosen = choose_device(device, job.precision)
+    chosen = configure_process(device, job.precision)
     with ExitStack() as stack:
         try:
             stack.enter_context(files.locked(folder / "lock", wait=False))
@@ -91,7 +93,7 @@ def run(
                 return record
             note = f"{', '.join(changed)} changed since; the old record is kept as {set_aside(folder)}"
         try:
-            record = _Run(job, folder, data_dir, chosen, report, plugins).finish(note)
+            record = _Run(job, folder, data_dir, chosen, report, plugins, images).finish(note)
         except (UserError, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # a method may end the process, but not without a word
@@ -109,21 +111,17 @@ def _tidy(folder: Path) -> None:
         (folder / leftover).unlink(missing_ok=True)
 
 
-def identify(job: Job, data_dir: Path | None) -> Job:
-    """The job itself, or, where the protocol's name alone does not say which images there are (partial data, image sets without
-    one official form), the job with a digest of them, so that runs on different images never count as one."""
+def identify(job: Job, data_dir: Path | None, images: Images | None = None) -> Job:
+    """The job, with a digest of its images if the protocol's name alone does not say which they are (partial data, image sets
+    without one official form): runs on different images never count as one. images: sets that are loaded already."""
     recipe = recipe_of(job.settings)
-    protocol = protocols.get(job.protocol)
-    names = dict.fromkeys(protocol.tasks[i].dataset for i in protocol.order(job.seed)[: recipe.tasks])
+    names = protocols.get(job.protocol).datasets(job.seed, recipe)
     if not recipe.partial_data:
-        names = {name: None for name in names if not has_one_form(name)}
+        names = [name for name in names if not has_one_form(name)]
     if job.data or not names:
         return job
-    found = {}
-    for name in names:
-        with suppress(MissingData) if recipe.partial_data else nullcontext():
-            found[name] = load(name, data_dir, partial=recipe.partial_data).digest
-    return replace(job, data=files.digest(found)[:12])
+    found = load_all(names, data_dir, partial=recipe.partial_data, given=images)
+    return replace(job, data=files.digest({name: source.digest for name, source in found.items() if source})[:12])
 
 
 def code_of(job: Job) -> dict[str, str]:
@@ -144,11 +142,14 @@ class _Run:
         device: torch.device,
         report: Callable[[Event | Note], None],
         plugins: Sequence[SupervisedPlugin] = (),
+        images: Images | None = None,
     ) -> None:
         self.job, self.folder, self.device, self.report = job, folder, device, report
         self.protocol: Protocol = protocols.get(job.protocol)
         self.recipe = recipe_of(job.settings)
-        self.stream: TaskStream = build_stream(self.protocol, self.recipe, job.seed, data_dir=data_dir, device=device)
+        self.stream: TaskStream = build_stream(
+            self.protocol, self.recipe, job.seed, data_dir=data_dir, device=device, images=images
+        )
         n = len(self.stream.tasks)
         self.watch = Watch(lambda task, epoch, loss: self._tell(self.done, epoch + 1, loss))
         self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *plugins])
@@ -285,7 +286,7 @@ class _Run:
         if changed := source.changes(content.get("code", {})):
             kept = path.replace(path.with_name("checkpoint.stale.pt"))
             return f"{', '.join(changed)} changed meanwhile; begins anew, what it had is kept as {kept}"
-        torch.set_num_threads(content["threads"])
+        configure_process(self.device.type, self.job.precision, content["threads"])
         self.done, self.progress = content["done"], content["progress"]
         model = self.method.model.train()
         for experience in self.stages[: self.done]:

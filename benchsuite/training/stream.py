@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms import v2
 
-from ..data.sets import ImageSet, MissingData, load
+from ..data.sets import Images, ImageSet, load_all
 from ..errors import UserError
 from ..nn.images import normalise, pad_images
 from ..protocol import Protocol, Recipe, Task
@@ -76,30 +76,31 @@ class Normalised(Dataset):
         return self._pixels[i].permute(2, 0, 1), self.targets[i]
 
 
-def build_stream(protocol: Protocol, recipe: Recipe, seed: int, *, data_dir: Path | None, device: torch.device) -> TaskStream:
-    """Load the image sets and cut them into tasks. Raises UserError where data is missing or damaged."""
-    order = [protocol.tasks[i] for i in protocol.order(seed)]
-    sets: dict[str, ImageSet | None] = {}
-    for task in order[: recipe.tasks]:
-        if task.dataset not in sets:
-            try:
-                sets[task.dataset] = load(task.dataset, data_dir, partial=recipe.partial_data)
-            except MissingData:
-                if not recipe.partial_data:
-                    raise
-                sets[task.dataset] = None  # what is damaged is an error all the same
-    tasks = [task for task in order[: recipe.tasks] if sets[task.dataset] is not None]
+def build_stream(
+    protocol: Protocol,
+    recipe: Recipe,
+    seed: int,
+    *,
+    data_dir: Path | None,
+    device: torch.device,
+    images: Images | None = None,
+) -> TaskStream:
+    """Load the image sets and cut them into tasks. images: sets that are loaded already.
+
+    Raises UserError if data is missing or damaged."""
+    sets = load_all(protocol.datasets(seed, recipe), data_dir, partial=recipe.partial_data, given=images)
+    tasks = [task for task in protocol.sequence(seed, recipe) if sets[task.dataset] is not None]
     if not tasks:
         raise UserError(f"none of the image sets of {protocol.name} was found", f"see `benchsuite data get {protocol.name}`")
     augmentation = Augmentation(padding=protocol.crop_padding, flip=protocol.flip)
     train: list[TaskImages] = []
     test: list[TaskImages] = []
     for position, task in enumerate(tasks):
-        images = sets[task.dataset]
-        assert images is not None
+        source = sets[task.dataset]
+        assert source is not None
         for part, parts in (("train", train), ("test", test)):
-            parts.append(_task_images(images, task, part, recipe, derive(seed, "holdout", position), device))
-    return stream_of(tasks, train, test, augmentation, [images for images in sets.values() if images is not None])
+            parts.append(_task_images(source, task, part, recipe, derive(seed, "holdout", position), device))
+    return stream_of(tasks, train, test, augmentation, [source for source in sets.values() if source is not None])
 
 
 def stream_of(

@@ -365,7 +365,7 @@ WRONG += [("cacl", "energy_drop", 1.0), ("cacl", "sparsity_weight", -0.1), ("cac
 
 @pytest.mark.parametrize(("name", "field", "value"), WRONG)
 def test_wrong_settings_are_refused_by_name_before_data_is_loaded(name, field, value, runs, monkeypatch):
-    monkeypatch.setattr("benchsuite.data.stream.load", lambda *_, **__: pytest.fail("data was loaded"))
+    monkeypatch.setattr("benchsuite.data.sets.load", lambda *_, **__: pytest.fail("data was loaded"))
     contract.refused(runs, name, field, value)
 
 

@@ -66,7 +66,6 @@ def images(n=40, classes=10):
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCHSUITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sets, "given", {})
     return tmp_path / "cache"
 
 
@@ -171,9 +170,8 @@ def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_p
     assert [("its process was killed" in line) for line in lines] == [True]
     again = [e for e in said if isinstance(e, Event) and e.epoch == 0 and e.stage > 0]
     assert len(again) == 1  # from its last task
-    sets.given["mnist"] = images()
     for job in jobs:
-        alone = run(job, results=tmp_path / "alone")
+        alone = run(job, results=tmp_path / "alone", images={"mnist": images()})
         assert schema.same_numbers(alone, store.read(results / job.folder / "record.json"))
     assert not list(results.rglob("lock")) + list(results.rglob(".shared*"))
     stored = [tmp_path / name / "arrays" / "mnist" / images().digest[:16] / "train_x.npy" for name in ("one", "two")]

@@ -14,6 +14,7 @@ import pytest
 
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.cli.main import main
+from benchsuite.data import sets
 from benchsuite.errors import UserError
 from benchsuite.execution import tune
 from benchsuite.execution.tune import best_of, study
@@ -171,7 +172,7 @@ def test_several_seeds_are_averaged(toy, pretend, tmp_path, monkeypatch):
 
 
 def test_no_trial_reads_a_test_image(tmp_path, monkeypatch):
-    load, streams = stream.load, []
+    load, streams = sets.load, []
 
     def without_test_images(*words, **options):
         return replace(load(*words, **options), test_x=None, test_y=None)
@@ -180,7 +181,7 @@ def test_no_trial_reads_a_test_image(tmp_path, monkeypatch):
         streams.append(stream.build_stream(*words, **options))
         return streams[-1]
 
-    monkeypatch.setattr(stream, "load", without_test_images)
+    monkeypatch.setattr(sets, "load", without_test_images)
     monkeypatch.setattr(runner, "build_stream", build)
     made = study("split-digits", "smoke", "ewc", 2, overrides={"train_per_class": 1000})
     assert all(trial.score is not None for trial in made.search(tmp_path))

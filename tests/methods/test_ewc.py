@@ -6,10 +6,12 @@ from avalanche.training.plugins import EWCPlugin
 from short_runs import make, trained, weights
 from torch import nn
 
+from benchsuite.method.base import RunInfo
 from benchsuite.methods.ewc import EWC
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, per_sample_gradients
 from benchsuite.nn.multihead import MultiHead
+from benchsuite.protocol import Recipe
 from benchsuite.training.batches import Batches
 
 
@@ -37,9 +39,13 @@ def samples(n=40, seed=1):
     return torch.randn(n, 1, 2, 2, generator=g, dtype=torch.float64), torch.randint(3, (n,), generator=g)
 
 
+def run_of(seed):
+    return RunInfo(seed=seed, recipe=Recipe(backbone="digits", epochs=1), n_tasks=1)
+
+
 def fisher(model, x, y, kind, batch=7):
     method = EWC(fisher=kind)
-    method.seed, method.model = 0, model
+    method.run, method.model = run_of(0), model
     batches = [[x[i : i + batch], y[i : i + batch], None] for i in range(0, len(x), batch)]
     return method.information(0, batches)
 
@@ -75,7 +81,7 @@ def test_at_batch_size_one_it_is_avalanches_empirical_fisher():
             strategy.model, strategy._criterion, strategy.optimizer, stream.train[0].dataset.eval(), "cpu", size, 0
         )
     method = EWC(fisher="empirical")
-    method.seed, method.model = 1, strategy.model
+    method.run, method.model = run_of(1), strategy.model
     ours = method.information(0, Batches([stream.train[0].images], [0], 5, augmentation=None))
     assert ours
     for name, mine in ours.items():

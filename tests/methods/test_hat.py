@@ -8,9 +8,11 @@ from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
 
 from benchsuite.method.artifact import Artifact, pack_bits
+from benchsuite.method.base import RunInfo
 from benchsuite.methods.hat import HAT, Gate, compensate, hard
 from benchsuite.nn.guard import FrozenGuard
 from benchsuite.nn.multihead import MultiHead
+from benchsuite.protocol import Recipe
 
 FAST = {"method": "hat", "lr": 0.01, "embedding_rate": 20.0}
 
@@ -261,12 +263,14 @@ def test_a_full_network_goes_on_without_a_nan():
     assert strategy.method.usage[-1]["units"] == 1
 
 
+def run_of(n_tasks):
+    return RunInfo(seed=1, recipe=Recipe(backbone="cacl", epochs=1), n_tasks=n_tasks)
+
+
 def test_a_channel_owns_its_places_in_the_flat_features():
     """H10: of one channel of the last layer, exactly H * W columns of a served head are kept."""
     method = HAT()
-    method.n_tasks, method.seed = 1, 1
-    method.model = method.prepare(MultiHead.build("cacl", image=(3, 32, 32), classes=[5]))
-    method.guard = FrozenGuard(method.model)
+    method.begin(run_of(1), MultiHead.build("cacl", image=(3, 32, 32), classes=[5]))
     method.model.add_task(0)
     for gate in method.gates.values():
         gate.masks, gate.tasks = torch.ones(1, gate.units, dtype=torch.bool), [0]
@@ -281,8 +285,7 @@ def test_a_channel_owns_its_places_in_the_flat_features():
 def test_the_size_is_the_closed_form_on_the_network_of_cacl():
     """Backbone with biases once, 20 heads, 20 x 640 bits: 1.98 MB."""
     method = HAT()
-    method.n_tasks, method.seed = 20, 1
-    method.model = method.prepare(MultiHead.build("cacl", image=(3, 32, 32), classes=[5] * 20))
+    method.begin(run_of(20), MultiHead.build("cacl", image=(3, 32, 32), classes=[5] * 20))
     for t in range(20):
         method.model.add_task(t)
         for gate in method.gates.values():

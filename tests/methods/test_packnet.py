@@ -214,15 +214,15 @@ def test_packing_bits_is_lossless_and_leaves_no_gap(bits):
 def test_the_size_is_the_closed_form_on_the_network_of_cacl():
     """390,848 weights, 20 heads of 1,024 -> 5, an owner of 5 bits a weight: 2.22 MB, and 51,200 bytes of biases by task."""
     from benchsuite.method import methods
-    from benchsuite.nn.guard import FrozenGuard
+    from benchsuite.method.base import RunInfo
     from benchsuite.nn.multihead import MultiHead
+    from benchsuite.protocol import Recipe
 
     sizes = {}
     for biases in ("per_task", "first_task"):
         method = methods.get("packnet")(biases=biases)
-        method.n_tasks, method.seed = 20, 1
-        method.model = method.prepare(MultiHead.build("cacl", image=(3, 32, 32), classes=[5] * 20))
-        method.guard = FrozenGuard(method.model)
+        run = RunInfo(seed=1, recipe=Recipe(backbone="cacl", epochs=1), n_tasks=20)
+        method.begin(run, MultiHead.build("cacl", image=(3, 32, 32), classes=[5] * 20))
         for t in range(20):
             method.model.add_task(t)
         sizes[biases] = method.artifact().sizes()

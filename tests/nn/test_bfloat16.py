@@ -8,7 +8,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from benchsuite.nn import bfloat16
 from benchsuite.training.accounting import StepMemory
-from benchsuite.training.device import choose_device
+from benchsuite.training.device import configure_process
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_only_a_cpu_without_bf16_needs_it(monkeypatch):
     try:
         for native, precision, expected in ((True, "bf16", False), (False, "fp32", False), (False, "bf16", True)):
             monkeypatch.setattr(bfloat16, "native", lambda native=native: native)
-            choose_device("cpu", precision)
+            configure_process("cpu", precision)
             assert (bfloat16._library is not None) is expected
     finally:
         bfloat16.uninstall()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchsuite.method.base import RunInfo
 from benchsuite.methods.individual import Individual
 from benchsuite.nn.backbones import ConvNet, Dropout, build_backbone
 from benchsuite.nn.multihead import MultiHead
@@ -22,7 +23,7 @@ def small(classes=CLASSES, seed=0, dropout=0.0):
 def separate():
     """The same with a backbone for each task."""
     method = Individual()
-    method.recipe = Recipe(backbone="digits", epochs=1)
+    method.run = RunInfo(seed=0, recipe=Recipe(backbone="digits", epochs=1), n_tasks=len(CLASSES))
     return method.prepare(small())
 
 

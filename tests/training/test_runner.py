@@ -260,7 +260,7 @@ def test_runs_on_different_partial_data_are_different_runs(monkeypatch):
     job = job_of(partial_data="true")
     assert identify(job_of(), None) == job_of()
     first = identify(job, None)
-    monkeypatch.setattr("benchsuite.runner.load", lambda *a, **k: SimpleNamespace(digest="other"))
+    monkeypatch.setattr("benchsuite.data.sets.load", lambda *a, **k: SimpleNamespace(digest="other"))
     assert len({job.config, first.config, identify(job, None).config}) == 3
 
 
@@ -462,7 +462,7 @@ def test_runs_on_other_images_of_a_set_without_one_official_form_are_other_runs(
     job = resolve("five-datasets", "smoke", "finetune", 13, overrides={"tasks": 1})  # notMNIST comes first
     seen = []
     for digest in ("a" * 64, "b" * 64):
-        monkeypatch.setattr("benchsuite.runner.load", lambda name, *_, digest=digest, **__: SimpleNamespace(digest=digest))
+        monkeypatch.setattr("benchsuite.data.sets.load", lambda name, *_, digest=digest, **__: SimpleNamespace(digest=digest))
         seen.append(identify(job, None))
     assert seen[0].folder != seen[1].folder
     official = resolve("split-cifar100", "smoke", "finetune", 1)  # control: its name says which images there are
