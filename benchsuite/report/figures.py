@@ -1,41 +1,38 @@
 """Figures of a leaderboard, sized for one column of a paper, in colours that the colour-blind can tell apart.
 
-Every figure is a plain `matplotlib.figure.Figure` and carries its provenance below; no global state is touched.
+Every figure is a plain `matplotlib.figure.Figure` with its provenance below; no global state is touched.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
 
 from ..analysis import metrics
 from ..analysis.leaderboard import Leaderboard
 from ..analysis.provenance import provenance
 from ..analysis.rows import MB, series, t_interval
 from ..record.schema import RunRecord
+from .looks import COLOURS, OUTSIDE, looks_by_position, looks_of
 
-WIDTH = 3.3  # inches: one column of the usual two-column layouts
-FONT, SMALL = 8, 6  # points: all that is read, and the provenance in small print
-FINE = 66  # characters of small print in a line
+if TYPE_CHECKING:  # matplotlib takes half a second to import: only drawing needs it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+WIDTH, WIDE = 3.3, 6.9  # inches: one column of the usual two-column layouts, and both
+SMALL_MULTIPLES = ("accuracy_matrices", "rank_growth")  # figures of a panel for each row, as wide as the page
+PANELS = 5  # heat maps in a row of a wide figure
+FONT, SMALL = 8, 6  # points: all text, and the provenance in small print
+FINE = 66  # characters of small print in a line of one column
 FEW = 8  # methods that can be told apart by labels beside points, and by bands
 LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.8, "handletextpad": 0.5, "labelspacing": 0.2}
-COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#7F7F7F"]  # Okabe and Ito 2008
-# In grey, marker, filling and line tell rows apart: 27 of them; with the colour no look returns before 216.
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
-FILLS, LINES = ["full", "none", "left"], ["-", "--", ":"]
-OUTSIDE = ["x", "+", "1", "2", "3", "4"]  # of published rows, in black: strokes, where measured ones have shapes
 
 
 def accuracy_vs_size(board: Leaderboard) -> Figure:
@@ -47,8 +44,10 @@ def accuracy_vs_size(board: Leaderboard) -> Figure:
     return _trade_off(frame, "stored for all tasks (MB)", board)
 
 
-def accuracy_vs_memory(board: Leaderboard) -> Figure:
-    """The same against the MB that a training step holds for its backward pass."""
+def accuracy_vs_memory(board: Leaderboard) -> Figure | None:
+    """The same against the MB that a training step holds for its backward pass; None where no record has them."""
+    if board.training_memory["held"].isna().all():
+        return None
     frame = board.training_memory.rename(columns={"held": "x", "held_ci": "x_ci"}).assign(width=1.0)
     return _trade_off(frame, "held for the backward pass (MB)", board)
 
@@ -103,11 +102,10 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
     """What compressing every map does at each epsilon: relative gradient error, step time, bytes held and peak relative to the
     unmodified step's. A line for each family of `frame` (columns family, epsilon, error, time, held, formula, peak in MB; its
     first row is the unmodified step's); epsilon 1, which keeps the maps themselves, is a point beside it."""
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _blank(provenance, height=4.2)
     plain = frame.iloc[0]
     known = frame.dropna(subset=["epsilon"])
-    looks = _looks(sorted(known["family"].unique()))
+    looks = looks_by_position(sorted(known["family"].unique()))
     panels = {
         "relative gradient error": known["error"],
         "step time / unmodified": known["time"],
@@ -128,41 +126,48 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
         axes.set_xlabel("epsilon", fontsize=FONT)
         axes.set_ylabel(heading, fontsize=FONT)
         axes.set_ylim(0, 1.08 * values.max())
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
         _plain(axes)
         lines |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, fontsize=FONT, **LEGEND)
-    figure.supxlabel(textwrap.fill(provenance, FINE), fontsize=SMALL, color="0.4")
     return figure
 
 
-def accuracy_matrix(label: str, runs: list[RunRecord], provenance: str) -> Figure:
-    """Heat map of R (%), mean over seeds by position in the sequence; cells that were not measured stay blank.
+def accuracy_matrices(runs: Mapping[str, list[RunRecord]], provenance: str) -> Figure | None:
+    """One heat map of R (%) for each row, mean over seeds by position in the sequence; cells that were not measured stay blank.
 
-    Numbers stand in the cells where there is room to read them: whole ones beyond 6 tasks, none beyond 10."""
-    mean, _ = t_interval(np.stack([metrics.accuracy_matrix(run) for run in runs]))
-    n = len(mean)
-    figure, axes = _figure(provenance, height=3.2)
-    image = axes.pcolormesh(np.arange(n), np.arange(n), mean, vmin=0, vmax=100, cmap="cividis")  # an image would be pixels
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
-    ticks = np.arange(n - 1, -1, -1 if n <= 10 else -2)[::-1]  # the last one always
-    axes.set_xticks(ticks, ticks + 1)
-    axes.set_yticks(ticks, ticks + 1)
-    axes.grid(False)
-    axes.set_xlabel("accuracy on the k-th task learned", fontsize=FONT)
-    axes.set_ylabel("after learning t tasks", fontsize=FONT)
-    axes.set_title(textwrap.fill(f"{label}, n = {len(runs)}", 48), fontsize=FONT)
-    if n <= 10:
-        for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True):
+    A row that was measured only after its last task has no matrix; None where no row has one. Whole numbers stand in the cells
+    where there is room to read them.
+    """
+    means = {
+        label: np.stack([metrics.accuracy_matrix(run) for run in group]).mean(axis=0)
+        for label, group in runs.items()
+        if len(group[0].correct) == 1 or any(row[0] is not None for row in group[0].correct[:-1])
+    }
+    if not means:
+        return None
+    figure, panels = _panels(provenance, list(means), gap=0.06, above=0.6, below=0.25)
+    alike = len({len(mean) for mean in means.values()}) == 1
+    for axes, mean in zip(panels, means.values(), strict=True):
+        n = len(mean)
+        image = axes.pcolormesh(np.arange(n), np.arange(n), mean, vmin=0, vmax=100, cmap="cividis")  # an image would be pixels
+        axes.invert_yaxis()
+        ticks = np.arange(n - 1, -1, -max(1, n // 5))[::-1]  # always the last one
+        axes.set_xticks(ticks, ticks + 1)
+        axes.set_yticks(ticks, ticks + 1)
+        axes.grid(False)
+        if alike:
+            axes.label_outer(remove_inner_ticks=True)
+        for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True) if n <= 5 else ():
             colour = "black" if mean[t, i] > 50 else "white"
-            number = f"{mean[t, i]:.{1 if n <= 6 else 0}f}"
-            axes.text(i, t, number, ha="center", va="center", fontsize=FONT, color=colour)
-    bar = figure.colorbar(image, shrink=0.8)
+            axes.text(i, t, f"{mean[t, i]:.0f}", ha="center", va="center", fontsize=FONT, color=colour)
+    height = figure.get_figheight()
+    bar = figure.colorbar(image, cax=figure.add_axes((0.2, 1 - 0.46 / height, 0.6, 0.08 / height)), orientation="horizontal")
     for area in bar.ax.collections:
         area.set_rasterized(False)
-    bar.set_label("%", fontsize=FONT)
-    bar.ax.tick_params(labelsize=FONT)
+    bar.ax.xaxis.set_ticks_position("top")
+    bar.ax.tick_params(labelsize=FONT, pad=1, length=2)
+    figure.suptitle("accuracy (%) on task k (column) after t tasks (row)", fontsize=FONT, y=1 - 0.05 / height)
     return figure
 
 
@@ -220,7 +225,7 @@ def _over_tasks(
         elif len(known):
             last = known[-1]
             axes.errorbar(k[last], mean[last], yerr=half[last], color=looks[label]["color"], elinewidth=0.8, capsize=1.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    _count_tasks(axes)
     axes.set_xlabel("tasks learned", fontsize=FONT)
     axes.set_ylabel(heading, fontsize=FONT)
     if scale == "log":
@@ -232,8 +237,10 @@ def _over_tasks(
     return figure
 
 
-def step_time(board: Leaderboard) -> Figure:
-    """Wall clock per training step, a row each with its 95 % interval."""
+def step_time(board: Leaderboard) -> Figure | None:
+    """Wall clock per training step, a row each with its 95 % interval; None where the records do not say on which machine."""
+    if not board.timed:
+        return None
     frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
     figure, axes = _figure(
         f"{provenance(board.timed)}; wall clock of trainings, median over tasks; other work may have run meanwhile",
@@ -258,39 +265,40 @@ def step_time(board: Leaderboard) -> Figure:
     return figure
 
 
-def rank_growth(label: str, runs: list[RunRecord], provenance: str) -> Figure | None:
-    """How many components each layer holds after task k against k, mean over seeds; None where the records do not say.
-
-    Of a bank that grows, `diagnostics["ranks"]` has the cumulative ranks of each layer, for each task; of networks that were cut
-    one by one, those of each network, which are summed here. A kernel with two ranks (Tucker's) has a panel for each; ranks of
-    more modes are those of activations, of which nothing is kept.
-    """
-    found = [_ranks(run) for run in runs]
-    if not all(found):
+def rank_growth(runs: Mapping[str, list[RunRecord]], provenance: str) -> Figure | None:
+    """How many components each layer holds after task k against k, mean over seeds with 95 % bands: a panel for each row that
+    reports its ranks, two where kernels have two (Tucker's); None where no row does."""
+    lines: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}  # of each panel: of each layer the mean and half-width
+    for label, group in runs.items():
+        found = [_ranks(run) for run in group]
+        if not all(found):
+            continue
+        shared = [name for name in found[0] if all(name in one for one in found)]
+        layers = {name: t_interval(np.stack([one[name] for one in found])) for name in shared}
+        modes = max(mean.shape[1] for mean, _ in layers.values())
+        if modes > 2:
+            continue
+        for mode, side in enumerate([""] if modes == 1 else [", output", ", input"]):
+            lines[f"{label}{side}"] = {
+                name: (mean[:, min(mode, mean.shape[1] - 1)], half[:, min(mode, mean.shape[1] - 1)])
+                for name, (mean, half) in layers.items()
+            }
+    if not lines:
         return None
-    layers = {name: t_interval(np.stack([one[name] for one in found])) for name in found[0] if all(name in one for one in found)}
-    modes = max(mean.shape[1] for mean, _ in layers.values())
-    if modes > 2:
-        return None
-    names = {1: ["components"], 2: ["output components", "input components"]}[modes]
-    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = list(figure.subplots(1, modes, squeeze=False)[0])
-    looks = _looks(list(layers))
-    for mode, axes in enumerate(panels):
+    looks = looks_by_position(list(dict.fromkeys(name for panel in lines.values() for name in panel)))
+    columns = _columns(looks, room=62 if len(lines) <= 2 else 130)
+    above = 0.25 + 0.16 * -(-len(looks) // columns)
+    figure, panels = _panels(provenance, list(lines), gap=0.38, above=above, below=0.35)
+    for axes, layers in zip(panels, lines.values(), strict=True):
         for name, (mean, half) in layers.items():
-            k, m = np.arange(1, len(mean) + 1), min(mode, mean.shape[1] - 1)
-            axes.plot(k, mean[:, m], label=name, markersize=3, markevery=max(1, len(k) // 5), linewidth=0.9, **looks[name])
-            axes.fill_between(k, (mean - half)[:, m], (mean + half)[:, m], color=looks[name]["color"], alpha=0.15, linewidth=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        axes.set_xlabel("tasks learned", fontsize=FONT)
-        axes.set_ylabel(names[mode], fontsize=FONT)
+            k = np.arange(1, len(mean) + 1)
+            axes.plot(k, mean, label=name, markersize=3, markevery=max(1, len(k) // 5), linewidth=0.9, **looks[name])
+            axes.fill_between(k, mean - half, mean + half, color=looks[name]["color"], alpha=0.15, linewidth=0)
+        _count_tasks(axes)
         axes.set_ylim(bottom=0)
-        _plain(axes)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=_columns(layers), fontsize=FONT, **LEGEND
-    )
-    figure.supxlabel(textwrap.fill(f"{label}, n = {len(runs)}; {provenance}", FINE), fontsize=SMALL, color="0.4")
+    handles = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    words = {"title": "components of each layer against tasks learned", "title_fontsize": FONT}
+    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=columns, fontsize=FONT, **words, **LEGEND)
     return figure
 
 
@@ -309,22 +317,77 @@ def _ranks(run: RunRecord) -> dict[str, np.ndarray]:
 
 def render(figure: Figure) -> dict[str, bytes]:
     """The figure as {"pdf": ..., "png": ...}, without the date, so that the files depend on their content only."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is found: once is enough for both files
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
+    _arrange(figure)
     pdf, png = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}):  # publishers refuse the default Type 3 fonts
-        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-    figure.savefig(png, format="png", dpi=300)
+    # The canvases themselves: `savefig` would draw everything twice.
+    with rc_context({"pdf.fonttype": 42}):  # publishers refuse the default Type 3 fonts
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+    figure.set_dpi(300)
+    FigureCanvasAgg(figure).print_png(png)
     return {"pdf": pdf.getvalue(), "png": png.getvalue()}
 
 
-def _figure(provenance: str, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _arrange(figure: Figure) -> None:
+    """Find the layout, once for all that is drawn afterwards."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
+def _blank(provenance: str, height: float, width: float = WIDTH) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.supxlabel(textwrap.fill(provenance, int(FINE * width / WIDTH)), fontsize=SMALL, color="0.4")
+    return figure
+
+
+def _figure(provenance: str, height: float) -> tuple[Figure, Axes]:
+    figure = _blank(provenance, height)
     axes = figure.subplots()
     _plain(axes)
-    figure.supxlabel(textwrap.fill(provenance, FINE), fontsize=SMALL, color="0.4")
     return figure, axes
+
+
+def _panels(provenance: str, titles: list[str], gap: float, above: float, below: float) -> tuple[Figure, list[Axes]]:
+    """Small multiples, square: one or two in a column's width, else `PANELS` in a row of a wide figure.
+
+    gap, above, below: inches between neighbours, and above and below all of them, for what belongs there. Placed by arithmetic,
+    since matplotlib's search for a layout takes seconds with twenty panels."""
+    across = len(titles) if len(titles) <= 2 else PANELS
+    down = -(-len(titles) // across)
+    width, edge = WIDTH if len(titles) <= 2 else WIDE, max(gap, 0.3)
+    side = (width - edge - 0.1 - gap * (across - 1)) / across
+    lines = [textwrap.fill(title, int(side * 18)) for title in titles]
+    title = 0.06 + 0.14 * max(text.count("\n") + 1 for text in lines)
+    between = title + (0.25 if gap > 0.1 else 0)  # room for labels of ticks
+    figure = _blank(provenance, height=1, width=width)
+    figure.set_layout_engine("none")
+    small = 0.05 + 0.1 * (figure.get_supxlabel().count("\n") + 1)
+    height = above + title + down * side + (down - 1) * between + below + small
+    figure.set_figheight(height)
+    grid: list[Axes] = [
+        *figure.subplots(
+            *(down, across),
+            squeeze=False,
+            gridspec_kw={
+                **{"left": edge / width, "right": 1 - 0.1 / width, "wspace": gap / side, "hspace": between / side},
+                **{"top": 1 - (above + title) / height, "bottom": (below + small) / height},
+            },
+        ).flat
+    ]
+    for spare in grid[len(titles) :]:
+        spare.remove()
+    for axes, text in zip(grid, lines, strict=False):
+        _plain(axes)
+        axes.set_title(text, fontsize=FONT, pad=3)
+    return figure, grid[: len(titles)]
 
 
 def _plain(axes: Axes) -> None:
@@ -333,8 +396,16 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def _count_tasks(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
 def _plain_ticks(axis: Any, low: float, high: float) -> None:
     """Ticks of a log axis as plain numbers, a few of them whatever its range."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
     dense = [1 + 0.5 * i for i in range(18)]  # between close sizes 1, 2, 5 would leave one tick or none
@@ -342,10 +413,10 @@ def _plain_ticks(axis: Any, low: float, high: float) -> None:
     axis.set_major_locator(LogLocator(subs=next((subs for ratio, subs in steps if high < ratio * low), [1])))
 
 
-def _columns(labels: Iterable[str]) -> int:
-    """How many columns of a legend fit."""
+def _columns(labels: Iterable[str], room: int = 62) -> int:
+    """How many columns of a legend fit into a line of `room` characters."""
     names = list(labels)
-    most = max(1, min(4, 62 // (max(map(len, names)) + 7)))
+    most = max(1, min(room // 15, room // (max(map(len, names)) + 7)))
     return -(-len(names) // -(-len(names) // most))  # as few as these rows need
 
 
@@ -355,30 +426,12 @@ def _bound(axes: Axes) -> None:
     axes.set_ylim(max(low, -2), min(high, 102))
 
 
-def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each row of a board looks, by its label, in every figure and on the page. Under the name of its `series` a method looks
-    as the first of its widths does."""
-    looks = _looks(sorted(labels))
-    return {series(label): look for label, look in reversed(looks.items())} | looks
-
-
-def _looks(labels: list[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker, filling and line, by position."""
-    turn = len(MARKERS)
-    return {
-        label: {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % turn],
-            "fillstyle": FILLS[i // turn % len(FILLS)],
-            "linestyle": LINES[i // len(COLOURS) % len(LINES)],  # with the colour no line returns before 24
-        }
-        for i, label in enumerate(labels)
-    }
-
-
 def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str, dict[str, Any]]) -> None:
     """Write each row's text beside its point, in the place around it that covers the least of what stands there."""
-    figure.draw_without_rendering()  # fixes the layout: places are compared in pixels
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    _arrange(figure)  # places are compared in pixels
     renderer = FigureCanvasAgg(figure).get_renderer()
     margin = 3 * figure.dpi / 72  # half a marker
     taken = []

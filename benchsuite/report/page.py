@@ -21,7 +21,8 @@ from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.rows import configurations, series
 from ..errors import UserError
 from ..record.schema import Job, RunRecord
-from . import figures, tables
+from . import tables
+from .looks import looks_by_position, looks_of
 
 OTHER = "other"  # the family of a method that says nothing of it
 MODIFIED = "compressed activations"  # a further family of `method+modifier`
@@ -86,7 +87,7 @@ def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[s
     # As in the printed figure: measured rows first, so that they look the same with and without published ones.
     drawn = sorted({(published[label], series(label)) for label in points["method"]})
     order = {name: i for i, (_, name) in enumerate(drawn)}
-    looks = figures._looks([name for _, name in drawn]) | figures.looks_of(board.runs)
+    looks = looks_by_position([name for _, name in drawn]) | looks_of(board.runs)
     rows = []
     for label, is_published in published.items():
         group, name = board.runs.get(label, []), series(label)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -215,15 +215,22 @@ def _without_reasons(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return cells.map(lambda text: "n/a" if text in reasons else text), notes
 
 
-def latex_document(title: str, tables: Sequence[str], figures: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:
-    """A document that shows files beside it, tables and then figures, two in a row, by name; it compiles by itself."""
+def latex_document(
+    title: str, tables: Sequence[str], figures: Mapping[str, str], notes: Sequence[str], wide: Collection[str] = ()
+) -> str:
+    """A document that compiles by itself and shows files beside it, by name: tables, then figures with their captions, two in a
+    row, those that are `wide` in rows of their own."""
     tabular = [f"\\input{{{name}}}" for name in tables]
-    drawn = [
-        f"\\begin{{minipage}}[t]{{0.49\\linewidth}}\\vspace{{0pt}}\\centering\\includegraphics{{{{{name}}}.pdf}}"
-        f"\\captionof{{figure}}{{{_latex(words)}}}\\end{{minipage}}"
-        for name, words in figures
-    ]
-    rows = ["\\hfill\n".join(drawn[i : i + 2]) + "\\par\\bigskip" for i in range(0, len(drawn), 2)]
+
+    def drawn(name: str, share: str) -> str:
+        return (
+            f"\\begin{{minipage}}[t]{{{share}\\linewidth}}\\vspace{{0pt}}\\centering\\includegraphics{{{{{name}}}.pdf}}"
+            f"\\captionof{{figure}}{{{_latex(figures[name])}}}\\end{{minipage}}"
+        )
+
+    halves = [drawn(name, "0.49") for name in figures if name not in wide]
+    pairs = ["\\hfill\n".join(halves[i : i + 2]) for i in range(0, len(halves), 2)]
+    rows = [row + "\\par\\bigskip" for row in [*pairs, *(drawn(name, "") for name in figures if name in wide)]]
     listed = "".join(f"\\item {_latex(note)}\n" for note in notes)
     listed = (
         f"\\section*{{Notes}}\n\\renewcommand{{\\labelitemi}}{{$\\bullet$}}\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n"

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.ledger import ledger
-from ..analysis.provenance import provenance
 from ..errors import UserError
-from ..files import digest, write_atomic
+from ..files import write_atomic
 from ..protocol import Published
 from ..record.store import read_all
 from ..registry import suggest
+from . import figures as drawing
 from . import tables
+from .page import page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_reports(
@@ -55,9 +59,6 @@ def write_reports(
     if not boards:
         raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}", "run it first")
     written = [file for key, board in boards.items() for file in write_report(board, output.joinpath(*key))]
-
-    from .page import page  # it needs matplotlib, as below
-
     figures = {name: figures for name, figures in published.items() if not protocols or name in protocols}
     base = Path(os.path.relpath(results, output)).as_posix()
     frame = ledger([run for runs in records.values() for run in runs], figures)
@@ -69,93 +70,85 @@ def write_reports(
             "ledger.tex": tables.ledger_latex(frame),
             "ledger.csv": tables.csv(frame),
             "ledger.parquet": tables.parquet(frame),
-            "report.tex": tables.latex_document("Reproduction ledger", ["ledger"], [], []),
+            "report.tex": tables.latex_document("Reproduction ledger", ["ledger"], {}, []),
         },
     )
 
 
-def write_report(board: Leaderboard, folder: Path) -> list[Path]:
-    """Write every table and figure of `board` into `folder`; returns the files.
+def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list[Path]:
+    """Write every table of `board` into `folder`, and its figures if asked for; returns the files.
 
-    The same records give the same bytes. Raises UserError when `folder` cannot be written; everything is rendered before
-    the first file is.
+    Figures of an earlier board that are not drawn again are removed. The same records give the same bytes. Raises UserError
+    when `folder` cannot be written; everything is rendered before the first file is.
     """
-    from . import figures  # matplotlib takes a second to import: whoever wants a table on the screen need not wait
-
-    runs = board.runs
     files: dict[str, bytes | str] = {}
     for kind in tables.TITLES:
         files[f"{kind}.md"] = tables.to_markdown(board, kind)
         files[f"{kind}.csv"] = tables.to_csv(board, kind)
         files[f"{kind}.parquet"] = tables.parquet(tables.numbers(board, kind))
         files[f"{kind}.tex"] = tables.to_latex(board, kind)
+    captions: dict[str, str] = {}
+    for name, (figure, caption) in _draw(board).items() if figures else ():
+        captions[name] = caption
+        files |= {f"{name}.{suffix}": content for suffix, content in drawing.render(figure).items()}
 
-    where = f"on {board.protocol}, tier {board.tier}"
-    seeds = [len(group) for group in runs.values()]
-    bars = _averaged(seeds, "bars")
-    ends = "bands and bars" if len(runs) <= figures.FEW else "bars at the last task"
-    over = f"{where}, each seed in its own order; {_averaged(seeds, ends)}."
-    front = f"{where}; {bars}; dashed: Pareto front of the rows that compete"
-    front += f", without {', '.join(board.elsewhere)}, on other tasks or images." if board.elsewhere else "."
-    drawings = {
-        "accuracy_vs_size": (figures.accuracy_vs_size(board), f"Accuracy against stored size {front}"),
-        "accuracy_after_each_task": (figures.accuracy_after_each_task(runs, board.provenance), f"Accuracy over tasks {over}"),
-        "forgetting_after_each_task": (
-            figures.forgetting_after_each_task(runs, board.provenance),
-            f"Forgetting over tasks {over}",
-        ),
-        "stored_after_each_task": (figures.stored_after_each_task(runs, board.provenance), f"Stored size over tasks {over}"),
-    }
-    if board.timed:
-        timed = _averaged([int(n) for n in board.training_memory["step_seconds_n"] if n > 0], "bars")
-        words = f"Wall clock per training step, median over tasks, {where}, on one kind of machine; {timed}."
-        drawings["step_time"] = (figures.step_time(board), words)
-    if board.training_memory["held"].notna().any():
-        drawings["accuracy_vs_memory"] = (figures.accuracy_vs_memory(board), f"Accuracy against memory for training {front}")
-    for label, group in runs.items():
-        name = re.sub(r"[^\w.+=-]+", "-", label).strip("-")
-        if len(name) > 100:  # a file's name has its limits
-            name = f"{name[:80]}-{digest(label)[:8]}"
-        n = len(group)
-        made = provenance(group)
-        ranks = figures.rank_growth(label, group, made)
-        drawings[f"rank_growth_{name}"] = (
-            ranks,
-            f"Components of each layer over tasks: {label} {where}; {_averaged([n], 'bands')}.",
-        )
-        if all(row[0] is None for row in group[0].correct[:-1]) and len(group[0].correct) > 1:
-            continue  # all tasks at once: the matrix is its last row
-        matrix = figures.accuracy_matrix(label, group, made)
-        words = f"Accuracy on the k-th task of each seed's own order after learning t tasks: {label} {where}; {_averaged([n])}."
-        drawings[f"accuracy_matrix_{name}"] = (matrix, words)
-    shown = [(name, words) for name, (drawing, words) in drawings.items() if drawing]
-    for name, (drawing, _) in drawings.items():
-        if drawing:
-            files |= {f"{name}.{suffix}": content for suffix, content in figures.render(drawing).items()}
-
+    title = f"{board.protocol}, tier {board.tier}"
     files["leaderboard.md"] = "\n".join(
         [
-            f"# {board.protocol}, tier {board.tier}\n",
+            f"# {title}\n",
             *(tables.to_markdown(board, kind, footnotes=False) for kind in tables.TITLES),
             *(["## Notes\n\n" + "".join(f"- {note}\n" for note in board.footnotes)] if board.footnotes else []),
-            "## Figures\n",
-            *(f"[![{name}]({name}.png)]({name}.pdf)\n\n{words}\n" for name, words in shown),
+            *(["## Figures\n"] if captions else []),
+            *(f"[![{name}]({name}.png)]({name}.pdf)\n\n{caption}\n" for name, caption in captions.items()),
         ]
     )
-    title = f"{board.protocol}, tier {board.tier}"
-    files["report.tex"] = tables.latex_document(title, list(tables.TITLES), shown, board.footnotes)
+    files["report.tex"] = tables.latex_document(
+        title, list(tables.TITLES), captions, board.footnotes, wide=drawing.SMALL_MULTIPLES
+    )
     written = _write(folder, files)
-    maybe = ("accuracy_matrix_*", "rank_growth_*", "step_time.*", "accuracy_vs_memory.*", "forgetting_after_each_task.*")
-    for old in (path for pattern in maybe for path in folder.glob(pattern)):  # no longer drawn
-        if old.name not in files and old.suffix in (".pdf", ".png"):
-            with suppress(OSError):  # another command may be at the same folder
+    for old in (folder / f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")):
+        if old.name not in files:
+            with suppress(OSError):  # not there, or another command is at the same folder
                 old.unlink()
     return written
 
 
+FIGURES = (
+    *("accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task", "forgetting_after_each_task"),
+    *("stored_after_each_task", "step_time", "accuracy_matrices", "rank_growth"),
+)
+
+
+def _draw(board: Leaderboard) -> dict[str, tuple[Figure, str]]:
+    """Every figure that these records allow, with its caption, by the name of its file."""
+    runs, made = board.runs, board.provenance
+    where = f"on {board.protocol}, tier {board.tier}"
+    seeds = [len(group) for group in runs.values()]
+    front = f"{where}; {_averaged(seeds, 'bars')}; dashed: Pareto front of the ranked rows"
+    front += f", without {', '.join(board.elsewhere)} (other tasks or images)." if board.elsewhere else "."
+    over = f"{where}, each seed in its own order; "
+    over += f"{_averaged(seeds, 'bands and bars' if len(runs) <= drawing.FEW else 'bars at the last task')}."
+    ranks = _averaged(seeds, "bands")
+    timed = _averaged([int(n) for n in board.training_memory["step_seconds_n"] if n > 0], "bars")
+    drawn = (
+        (drawing.accuracy_vs_size(board), f"Accuracy against stored size {front}"),
+        (drawing.accuracy_vs_memory(board), f"Accuracy against training memory {front}"),
+        (drawing.accuracy_after_each_task(runs, made), f"Mean accuracy on the tasks learned so far {over}"),
+        (drawing.forgetting_after_each_task(runs, made), f"Mean forgetting of the tasks learned so far {over}"),
+        (drawing.stored_after_each_task(runs, made), f"Stored size over tasks {over}"),
+        (drawing.step_time(board), f"Wall clock per training step, median over tasks, {where}, on one kind of machine; {timed}."),
+        (
+            drawing.accuracy_matrices(runs, made),
+            f"Accuracy matrices {where}: accuracy on task k of each seed's order after t tasks; {_averaged(seeds)}.",
+        ),
+        (drawing.rank_growth(runs, made), f"Components of each layer over tasks {where}; {ranks}."),
+    )
+    return {name: (figure, caption) for name, (figure, caption) in zip(FIGURES, drawn, strict=True) if figure}
+
+
 def _averaged(counts: Collection[int], marks: str = "") -> str:
     """What is drawn of rows of so many seeds each. marks: what shows their intervals."""
-    if max(counts) == 1:
+    if max(counts, default=1) == 1:
         return "one seed, so no intervals" if marks else "one seed"
     mean = f"mean over n = {tables.span(sorted({*counts}))} seeds"
     wide = ", of two as wide as 12.7 standard errors" if 2 in counts else ""

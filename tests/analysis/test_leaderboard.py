@@ -476,7 +476,7 @@ def test_provenance():
 
 def test_no_torch_is_needed():
     code = (
-        "import sys, benchsuite.metrics, benchsuite.leaderboard, benchsuite.report.tables\n"
+        "import sys, benchsuite.analysis.metrics, benchsuite.analysis.leaderboard, benchsuite.report.write\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import benchsuite.report.figures\n"
         "assert not {'torch', 'torchvision', 'avalanche', 'matplotlib.pyplot'} & set(sys.modules)"

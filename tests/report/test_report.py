@@ -22,6 +22,7 @@ from benchsuite.protocol import Published
 from benchsuite.record.schema import Job, RunRecord
 from benchsuite.record.store import write
 from benchsuite.report import figures, tables
+from benchsuite.report.looks import looks_by_position, looks_of
 from benchsuite.report.write import write_report, write_reports
 
 ENVIRONMENT = {
@@ -175,8 +176,7 @@ def report(tmp_path_factory):
 
 def test_report_writes_every_file(report):
     figures = ["accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task", "forgetting_after_each_task"]
-    figures += ["stored_after_each_task", "step_time"]
-    figures += [f"accuracy_matrix_{method}" for method in ("fine_tune",)]
+    figures += ["stored_after_each_task", "step_time", "accuracy_matrices"]
     expected = {f"{name}.{suffix}" for name in figures for suffix in ("pdf", "png")} | {"leaderboard.md", "report.tex"}
     expected |= {f"{kind}.{suffix}" for kind in tables.TITLES for suffix in ("md", "csv", "parquet", "tex")}
     assert {path.name for path in report} == expected
@@ -249,7 +249,7 @@ def test_one_run_of_one_task_and_published_figures_can_be_drawn(tmp_path):
     published = [Published(method="HAT", accuracy=76.96, megabytes=30), Published(method="ACL", megabytes=8.5)]
     single = [run("a", tasks=1, tier="paper", method_source="ab/cd")]
     files = write_report(leaderboard(single, published), tmp_path)
-    assert tmp_path / "accuracy_matrix_a.png" in files
+    assert tmp_path / "accuracy_matrices.png" in files
 
 
 def test_a_method_at_several_widths_is_one_line(tmp_path):
@@ -282,10 +282,23 @@ def test_the_width_is_taken_from_a_label():
     assert series("b") == "b"
 
 
-def test_runs_of_fewer_tasks_are_drawn_apart(tmp_path, undrawn):
-    mixed = [run("a", 1, tasks=3), run("a", 2, tasks=2)]
-    files = write_report(leaderboard(mixed), tmp_path)
-    assert {tmp_path / f"accuracy_matrix_a-tasks={n}.png" for n in (2, 3)} <= {*files}
+def test_runs_of_fewer_tasks_are_drawn_apart():
+    board = leaderboard([run("a", 1, tasks=3), run("a", 2, tasks=2)])
+    panels = figures.accuracy_matrices(board.runs, "").axes[:2]
+    assert [(axes.get_title(), *axes.get_xlim()) for axes in panels] == [("a [tasks=2]", -0.5, 1.5), ("a [tasks=3]", -0.5, 2.5)]
+
+
+def test_without_figures_only_tables_are_written_and_no_older_figure_stays(tmp_path, undrawn, monkeypatch):
+    board = leaderboard([run("a"), run("b", diagnostics={"ranks": {"conv1": [3, 5]}})])
+    drawn = {path for path in write_report(board, tmp_path) if path.suffix in (".pdf", ".png")}
+    assert {path.name for path in drawn} >= {"accuracy_matrices.pdf", "rank_growth.png"}
+    assert all(path.exists() for path in drawn)
+    monkeypatch.setattr(figures, "render", None)
+    files = write_report(board, tmp_path, figures=False)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files}
+    assert not drawn & {*files}
+    for name in ("leaderboard.md", "report.tex"):
+        assert not re.search(r"Figures|\.pdf|\.png", (tmp_path / name).read_text()), name
 
 
 def test_unwritable_folder(tmp_path, undrawn):
@@ -442,7 +455,7 @@ def test_reports_load_no_torch(tmp_path):
     record = run("a", tasks=1)
     write(record, tmp_path / "runs" / record.job.folder / "record.json")
     code = (
-        "import sys; from pathlib import Path; from benchsuite.report import write_reports\n"
+        "import sys; from pathlib import Path; from benchsuite.report.write import write_reports\n"
         "write_reports(Path('runs'), Path('out'), {})\n"
         "assert not {'torch', 'avalanche'} & set(sys.modules)"
     )
@@ -466,19 +479,21 @@ def test_the_report_command_writes_a_page_whose_links_lead_to_the_records(tmp_pa
 
 def test_ranks_of_banks_and_of_single_networks_are_drawn():
     bank = {"ranks": {"conv1": [3, 5], "conv2": [4, 4]}}
-    figure = figures.rank_growth("a", [run("a", diagnostics=bank), run("a", 2, diagnostics=bank)], "")
+    tucker = {"ranks": [{"conv1": [3, 2]}, {"conv1": [5, 4]}]}  # of each task's own network: summed
+    of_each = {"a": [run("a", diagnostics=bank), run("a", 2, diagnostics=bank)], "b": [run("b", diagnostics=tucker)]}
+    figure = figures.rank_growth({**of_each, "c": [run("c")]}, "")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b, output", "b, input"]
     lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
     assert lines == {"conv1": [3, 5], "conv2": [4, 4]}
-    tucker = {"ranks": [{"conv1": [3, 2]}, {"conv1": [5, 4]}]}  # of each task's own network: summed
-    figure = figures.rank_growth("b", [run("b", diagnostics=tucker)], "")
-    assert [axes.lines[0].get_ydata().tolist() for axes in figure.axes] == [[3, 8], [2, 6]]
+    assert [axes.lines[0].get_ydata().tolist() for axes in figure.axes[1:]] == [[3, 8], [2, 6]]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"conv1", "conv2"}
     activations = {"ranks": [{"conv1": [3, 2, 4]}, {"conv1": [5, 4, 4]}]}  # kept for a step alone
     for other in ({}, activations, {"ranks": {"conv1": [1]}}, {"ranks": {"conv1": "full"}}, {"ranks": []}, {"ranks": 3}):
-        assert figures.rank_growth("c", [run("c", diagnostics=other)], "") is None
+        assert figures.rank_growth({"c": [run("c", diagnostics=other)]}, "") is None
 
 
 def test_looks_differ_in_grey_and_text_is_of_one_size():
-    looks = figures._looks([f"m{i}" for i in range(27)])
+    looks = looks_by_position([f"m{i}" for i in range(27)])
     assert len({(look["marker"], look["fillstyle"]) for look in looks.values()}) == 27
     assert len({look["linestyle"] for look in looks.values()}) == 3
     assert len({(look["color"], look["linestyle"]) for look in [*looks.values()][:24]}) == 24  # where only lines are seen
@@ -486,7 +501,7 @@ def test_looks_differ_in_grey_and_text_is_of_one_size():
     board = leaderboard(DRAWN)
     bank = run("a", diagnostics={"ranks": {"conv1": [3, 5]}})
     drawn = [figures.accuracy_after_each_task(groups, "source"), figures.step_time(board), figures.accuracy_vs_size(board)]
-    drawn += [figures.accuracy_matrix("joint", groups["joint"], "source"), figures.rank_growth("a", [bank], "source")]
+    drawn += [figures.accuracy_matrices(groups, "source"), figures.rank_growth({"a": [bank]}, "source")]
     for figure in drawn:
         figure.draw_without_rendering()
         words = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
@@ -495,33 +510,51 @@ def test_looks_differ_in_grey_and_text_is_of_one_size():
         assert small[0].get_position()[1] < 0.1
 
 
-@pytest.mark.parametrize(("tasks", "room"), [(2, True), (6, True), (10, True), (11, False)])
-def test_numbers_in_a_heat_map_are_of_full_size_and_inside_their_cells(tasks, room):
-    figure = figures.accuracy_matrix("a", [run("a", first=100, last=100, tasks=tasks)], "source")
+@pytest.mark.parametrize(("tasks", "room"), [(2, True), (5, True), (6, False)])
+@pytest.mark.parametrize("methods", [1, 2, 7])
+def test_numbers_in_a_heat_map_are_of_full_size_and_inside_their_cells(tasks, room, methods):
+    groups = {f"m{i}": [run(f"m{i}", first=100, last=100, tasks=tasks)] for i in range(methods)}
+    figure = figures.accuracy_matrices(groups, "source")
     figure.draw_without_rendering()
-    axes = figure.axes[0]
-    assert bool(axes.texts) is room
-    cell = axes.get_window_extent().width / tasks
-    for text in axes.texts:
-        assert text.get_fontsize() == 8
-        assert text.get_window_extent().width < cell
-        text.set_text("100.00")  # control: of more digits there would not be room
-        assert (text.get_window_extent().width > cell) == (tasks > 2)
+    assert len(figure.axes) == methods + 1  # and the bar of colours
+    for axes in figure.axes[:-1]:
+        assert bool(axes.texts) is room
+        cell = axes.get_window_extent().width / tasks
+        assert axes.get_window_extent().height / tasks == pytest.approx(cell)
+        for text in axes.texts:
+            assert text.get_fontsize() == 8
+            assert text.get_window_extent().width < cell
+            text.set_text("100.00")  # control: of more digits there would not be room
+            assert (text.get_window_extent().width > cell) == (tasks > 2 and methods > 1)
+
+
+@pytest.mark.parametrize("methods", [1, 3, 23])
+def test_panels_do_not_cover_one_another_nor_what_stands_around_them(methods):
+    bank = {"ranks": {f"conv{i}": [100, 1234] for i in range(9)}}
+    groups = {f"individual-tucker [width={i}.5]": [run("a", diagnostics=bank)] for i in range(methods)}
+    for figure in (figures.accuracy_matrices(groups, "source " * 40), figures.rank_growth(groups, "source " * 40)):
+        figure.draw_without_rendering()
+        outer = [text for text in (figure._suptitle, figure._supxlabel) if text] + figure.legends
+        boxes = [one.get_tightbbox() for one in [*figure.axes, *outer] if one]
+        assert len(boxes) >= methods + 2
+        for i, box in enumerate(boxes):
+            assert figure.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0
+            assert box.y1 <= figure.bbox.y1
+            assert not any(box.overlaps(other) for other in boxes[:i])
 
 
 def test_captions_of_figures_say_what_is_averaged_and_what_bars_are(report, tmp_path, undrawn):
     text = (report[0].parent / "report.tex").read_text()
     intervals = r"95 \% intervals (Student's t), of two as wide as 12.7 standard errors"
     assert text.count(f"each seed in its own order; mean over n = 1 to 2 seeds; bands and bars: {intervals}.}}") == 3
-    assert f"mean over n = 1 to 2 seeds; bars: {intervals}; dashed: Pareto front of the rows that compete.}}" in text
-    assert r"after learning t tasks: fine\_tune on split\_x, tier lite; mean over n = 2 seeds.}" in text
-    assert r"joint on split" not in text  # whose matrix would be its last row
+    assert f"mean over n = 1 to 2 seeds; bars: {intervals}; dashed: Pareto front of the ranked rows.}}" in text
+    assert r"on task k of each seed's order after t tasks; mean over n = 1 to 2 seeds.}" in text
     one = [run("a", tasks=3), *(run(f"b{i}", tasks=3) for i in range(figures.FEW)), run("c")]
     write_report(leaderboard(one), tmp_path)
     text = (tmp_path / "leaderboard.md").read_text()
-    assert (
-        "one seed, so no intervals; dashed: Pareto front of the rows that compete, without c, on other tasks or images." in text
-    )
+    assert "one seed, so no intervals; dashed: Pareto front of the ranked rows, without c (other tasks or images)." in text
     assert "95 %" not in text
     many = [*one, *(run(f"b{i}", 2, tasks=3) for i in range(figures.FEW))]
     write_report(leaderboard(many), tmp_path)
@@ -544,7 +577,7 @@ def test_stored_sizes_and_forgetting_over_tasks():
 
 def test_a_row_looks_the_same_in_every_figure():
     board = leaderboard([replace(run("a"), memory={}), run("b", size=2_000_000), run("c", last=75, size=3_000_000)])
-    looks = figures.looks_of(board.runs)
+    looks = looks_of(board.runs)
     assert len({str(look) for look in looks.values()}) == 3
 
     def drawn(figure):
@@ -557,7 +590,7 @@ def test_a_row_looks_the_same_in_every_figure():
     assert drawn(figures.accuracy_vs_size(board)) == of("a", "b", "c")
     assert drawn(figures.accuracy_vs_memory(board)) == of("b", "c")
     assert drawn(figures.accuracy_after_each_task(board.runs, "")) == of("a", "b", "c")
-    wide = figures.looks_of(["a [width=1.0]", "a [width=2.0]", "b"])
+    wide = looks_of(["a [width=1.0]", "a [width=2.0]", "b"])
     assert wide["a"] == wide["a [width=1.0]"] != wide["a [width=2.0]"]
 
 
@@ -584,8 +617,8 @@ def test_notes_on_sizes_stand_under_the_boards_of_sizes():
 
 
 def test_a_figure_that_another_command_has_removed_meanwhile_is_no_error(tmp_path, undrawn, monkeypatch):
-    write_report(leaderboard([run("a", tasks=3), run("gone", tasks=3)]), tmp_path)
-    old = tmp_path / "accuracy_matrix_gone.png"
+    write_report(leaderboard([run("a", tasks=3, diagnostics={"ranks": {"conv1": [1, 2, 3]}})]), tmp_path)
+    old = tmp_path / "rank_growth.png"
     assert old.exists()
     unlink = Path.unlink
 
