@@ -1,13 +1,64 @@
-"""Typed dataclass fields from text or JSON."""
+"""Settings: typed dataclass fields with bounds and a neutral value, and their values from text or JSON."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    neutral: Any = MISSING,
+) -> Any:
+    """A dataclass field with bounds: `share: float = setting(0.5, above=0, most=1)`.
+
+    least <= value or above < value; value <= most or value < below. A tuple is checked number by number; None always passes.
+    neutral: the value at which the setting has no effect. There it is no part of a run's identity, so that a setting added
+    with a neutral value leaves all earlier records valid. Only a new setting can be given one, and it must stay the same.
+    """
+    metadata: dict[str, Any] = {"least": least, "above": above, "most": most, "below": below}
+    if neutral is not MISSING:
+        metadata["neutral"] = neutral
+    return field(default=default, metadata=metadata)
+
+
+def check(instance: Any) -> None:
+    """Raises ValueError if a field's value is out of bounds, with the field, its bounds and the value."""
+    for f in fields(instance) if is_dataclass(instance) else ():
+        value = getattr(instance, f.name, None)
+        numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | float)]
+        least, above, most, below = map(f.metadata.get, ("least", "above", "most", "below"))
+        if not all(
+            (least is None or v >= least)
+            and (above is None or v > above)
+            and (most is None or v <= most)
+            and (below is None or v < below)
+            for v in numbers
+        ):
+            low, high = (least if above is None else above), (most if below is None else below)
+            if low is None:
+                words = f"be at most {high:g}" if below is None else f"be below {high:g}"
+            elif high is not None:
+                words = f"lie in {'[' if above is None else '('}{low:g}, {high:g}{']' if below is None else ')'}"
+            elif above is None:
+                words = f"be at least {low:g}" if low else "not be negative"
+            else:
+                words = f"be above {low:g}" if low else "be positive"
+            raise ValueError(f"{f.name} must {words}, got {value}")
+
+
+def neutral_values(owner: Any) -> dict[str, Any]:
+    """The neutral values of the settings of a Recipe or a Method class that have one, by name."""
+    return {f.name: f.metadata["neutral"] for f in fields(owner) if "neutral" in f.metadata} if is_dataclass(owner) else {}
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

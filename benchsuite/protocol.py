@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import UserError
+from .fields import check, setting
 from .registry import Registry, suggest
 
 
@@ -58,37 +59,26 @@ class Recipe:
     """How a network is trained on each task. Every field is a setting: `--set name=value`."""
 
     backbone: str
-    width: float = 1.0  # times the backbone's channels; no part of a run's settings where it is 1
-    epochs: int
+    width: float = setting(1.0, neutral=1.0, above=0, most=16)  # times the backbone's channels
+    epochs: int = setting(least=1)
     milestones: tuple[int, ...] = ()  # epochs at whose start the learning rate is divided by ten
-    lr: float = 1e-3
-    batch_size: int = 64
+    lr: float = setting(1e-3, above=0)
+    batch_size: int = setting(64, least=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    momentum: float = 0.0  # sgd only
-    weight_decay: float = 0.0
+    momentum: float = setting(0.0, least=0, below=1)  # sgd only
+    weight_decay: float = setting(0.0, least=0)
     reset_optimizer: bool = True  # fresh optimiser state for each task
-    dropout: float = 0.15
+    dropout: float = setting(0.15, least=0, below=1)
     batchnorm: Literal["per_task", "frozen_after_first", "batch_stats", "shared"] = "per_task"  # backbones that have it only
-    tasks: int | None = None  # train only the first so many of the order, as the beginning of the whole sequence
-    train_per_class: int | None = None  # keep only the first so many images of each class
-    test_per_class: int | None = None
-    holdout: float = 0.0  # > 0: train on the rest of the training set and test on this stratified share of it, never on test data
+    tasks: int | None = setting(None, least=1)  # learn only the first so many tasks of the sequence
+    train_per_class: int | None = setting(None, least=1)  # keep only the first so many images of each class
+    test_per_class: int | None = setting(None, least=1)
+    # > 0: test on this stratified share of the training set and train on the rest; the test set is not used
+    holdout: float = setting(0.0, least=0, below=1)
     partial_data: bool = False  # accept incomplete image sets, and leave out tasks whose images are missing
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "tasks", "train_per_class", "test_per_class"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 < self.width <= 16:
-            raise ValueError(f"width must lie in (0, 16], got {self.width}")
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        for name in ("momentum", "dropout", "holdout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        check(self)
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is for optimizer=sgd only, {self.optimizer} has its own")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):

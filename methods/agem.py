@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from avalanche.training.plugins import AGEMPlugin
 
+from benchsuite.fields import setting
 from benchsuite.method import Choice, Method, Preset, register
 from benchsuite.method.replay import AS_MANY_LARGE, BUDGET, FEW_DIGITS, image_bytes, images_in, mixed_batches
 from benchsuite.protocol import Recipe
@@ -28,8 +29,8 @@ from benchsuite.randomness import seeded
 class AGEM(Method):
     """A-GEM: a step never goes against the gradient on stored images of earlier tasks."""
 
-    budget: float = BUDGET  # MB (10^6 bytes) of stored images, T equal shares
-    sample_size: int = 64  # Avalanche's default; stored images behind each step's reference gradient
+    budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images, T equal shares
+    sample_size: int = setting(64, least=1)  # Avalanche's default; stored images behind each step's reference gradient
 
     family = "replay"
     settings: ClassVar = (
@@ -44,12 +45,6 @@ class AGEM(Method):
         ),
     )
     space: ClassVar = {"sample_size": Choice((32, 64))}  # larger ones multiply the cost of every step
-
-    def __post_init__(self) -> None:
-        if self.budget <= 0:
-            raise ValueError(f"budget must be positive, got {self.budget}")
-        if self.sample_size < 1:
-            raise ValueError(f"sample_size must be at least 1, got {self.sample_size}")
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         return mixed_batches(recipe)

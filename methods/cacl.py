@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from benchsuite.fields import setting
 from benchsuite.method import Method, Preset, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.nn.conditional import replace_modules
@@ -123,9 +124,9 @@ def sparsity(kind: str, sigma: Tensor) -> Tensor:
 class CACL(Method):
     """CACL: a bank of SVD components for each convolution, grown and pruned task by task; nothing is forgotten."""
 
-    sparsity_weight: float = 0.1  # lambda_s; the paper's headline models, 0.4 is its second operating point
-    orthogonality_weight: float = 1.0  # lambda_o
-    energy_drop: float = 3e-5  # e
+    sparsity_weight: float = setting(0.1, least=0)  # lambda_s; the paper's headline models, 0.4 is its second operating point
+    orthogonality_weight: float = setting(1.0, least=0)  # lambda_o
+    energy_drop: float = setting(3e-5, least=0, below=1)  # e
     sparsity_kind: Literal["hoyer", "hoyer_square", "l1"] = "hoyer"
     penalty_scope: Literal["all", "residual"] = "all"  # which components the penalties see (quirk Q4)
     energy_scope: Literal["residual", "all"] = "residual"  # "all" is the official option prev_sing
@@ -152,15 +153,6 @@ class CACL(Method):
             " ratio on a held-out part of the training images of another order (benchsuite.measure.cacl_lite)",
         ),
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.energy_drop < 1:
-            raise ValueError(f"energy_drop must lie in [0, 1), got {self.energy_drop}")
-        if self.fresh_share <= 0:
-            raise ValueError(f"fresh_share must be positive, got {self.fresh_share}")
-        for name in ("sparsity_weight", "orthogonality_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     # The factorisation: what other variants of the frame put in place of these four
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchsuite.fields import setting
 from benchsuite.method import Preset, register
 from benchsuite.nn.factorised import CPConv2d, FactorisedConv2d, Rank, break_even_rank
 
@@ -57,7 +58,7 @@ class TermOrthogonality:
 class CACLCP(CACL):
     """CACL-CP: a bank of CP terms for each convolution, grown and pruned task by task; nothing is forgotten."""
 
-    fresh_share: float = 0.1  # of the variance that the first task's free terms start with
+    fresh_share: float = setting(0.1, above=0)  # of the variance that the first task's free terms start with
 
     name: ClassVar = "cacl-cp"
     counted: ClassVar = "factors and heads alone"

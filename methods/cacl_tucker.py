@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from benchsuite.fields import setting
 from benchsuite.method import Preset, register
 from benchsuite.nn.factorised import FactorisedConv2d, Rank, TuckerConv2d
 
@@ -35,7 +36,7 @@ class CACLTucker(CACL):
 
     core: Literal["nested", "block"] = "nested"
     growth: Growth = "eighth"  # a core between all columns grows with their square
-    fresh_share: float = 0.1  # of the variance that the first task's free components start with
+    fresh_share: float = setting(0.1, above=0)  # of the variance that the first task's free components start with
 
     name: ClassVar = "cacl-tucker"
     counted: ClassVar = "factors and heads alone"

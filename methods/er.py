@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer
 
+from benchsuite.fields import setting
 from benchsuite.method import Method, register
 from benchsuite.method.replay import AS_MANY_LARGE, BUDGET, FEW_DIGITS, image_bytes, images_in, mixed_batches
 from benchsuite.protocol import Recipe
@@ -24,15 +25,11 @@ from benchsuite.randomness import seeded
 class ER(Method):
     """ER: every step also trains on stored images of earlier tasks."""
 
-    budget: float = BUDGET  # MB (10^6 bytes) of stored images
+    budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images
 
     family = "replay"
     trains_old_heads = True
     settings: ClassVar = (FEW_DIGITS, AS_MANY_LARGE)
-
-    def __post_init__(self) -> None:
-        if self.budget <= 0:
-            raise ValueError(f"budget must be positive, got {self.budget}")
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         return mixed_batches(recipe)

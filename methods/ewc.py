@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchsuite.fields import setting
 from benchsuite.method import Method, Preset, Range, register
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, no_image_alone, per_sample_gradients
@@ -36,10 +37,10 @@ from benchsuite.training.batches import Batches
 class EWC(Method):
     """EWC: a quadratic penalty on moving weights, weighted by their Fisher information for earlier tasks."""
 
-    strength: float = 5000.0  # lambda; the value of HAT's comparison, from its grid 500 to 50,000
+    strength: float = setting(5000.0, least=0)  # lambda; the value of HAT's comparison, from its grid 500 to 50,000
     mode: Literal["separate", "online"] = "separate"
     fisher: Literal["sample", "exact", "empirical"] = "sample"
-    decay: float = 1.0  # gamma, of the online form
+    decay: float = setting(1.0, least=0, most=1)  # gamma, of the online form
 
     family = "regularisation"
     settings: ClassVar = (
@@ -54,10 +55,7 @@ class EWC(Method):
     space: ClassVar = {"strength": Range(1e2, 1e6, log=True)}
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError(f"strength must not be negative, got {self.strength}")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must lie in [0, 1], got {self.decay}")
+        super().__post_init__()
         self.penalty = Quadratic()
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from benchsuite.fields import setting
 from benchsuite.method import Method, Preset, Range, register
 from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
 from benchsuite.nn.backbones import Units
@@ -103,9 +104,9 @@ def compensate(gradient: Tensor, embedding: Tensor, slope: float, s_max: float) 
 class HAT(Method):
     """HAT: a learnt hard mask over units for each task; weights between units in use are fixed."""
 
-    s_max: float = 400.0
-    sparsity: float = 0.75  # c
-    embedding_rate: float = 50.0  # times the recipe's learning rate; the paper's 0.05 where that is 1e-3
+    s_max: float = setting(400.0, above=1)
+    sparsity: float = setting(0.75, least=0)  # c
+    embedding_rate: float = setting(50.0, above=0)  # times the recipe's learning rate; the paper's 0.05 where that is 1e-3
 
     family = "parameter isolation"
     forgetting = "none"
@@ -119,14 +120,6 @@ class HAT(Method):
         ),
     )
     space: ClassVar = {"sparsity": Range(0.1, 2.5), "embedding_rate": Range(1.0, 100.0, log=True)}
-
-    def __post_init__(self) -> None:
-        if self.s_max <= 1:
-            raise ValueError(f"s_max must be above 1, got {self.s_max}")
-        if self.sparsity < 0:
-            raise ValueError(f"sparsity must not be negative, got {self.sparsity}")
-        if self.embedding_rate <= 0:
-            raise ValueError(f"embedding_rate must be positive, got {self.embedding_rate}")
 
     def prepare(self, model: MultiHead) -> MultiHead:
         self.gates = replace_modules(model.backbone, Units, lambda _, units: Gate(units.count))

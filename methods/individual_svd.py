@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchsuite.fields import setting
 from benchsuite.method import Choice, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.nn import decompose
@@ -38,10 +39,10 @@ class IndividualSVD(Individual):
     """Individual networks whose kernels are cut to a truncated SVD after training, with a short recovery."""
 
     rank_by: Literal["ratio", "energy", "evbmf"] = "ratio"
-    ratio: float = 0.3  # about what CACL stores of its individual networks
-    energy: float = 0.9
-    recovery: float = 0.2  # share of a task's epochs
-    recovery_rate: float = 0.1  # times the recipe's learning rate
+    ratio: float = setting(0.3, above=0, most=1)  # about what CACL stores of its individual networks
+    energy: float = setting(0.9, above=0, most=1)
+    recovery: float = setting(0.2, least=0, below=1)  # share of a task's epochs
+    recovery_rate: float = setting(0.1, above=0)  # times the recipe's learning rate
     whiten: bool = False
 
     name: ClassVar = "individual-svd"
@@ -50,13 +51,7 @@ class IndividualSVD(Individual):
     space: ClassVar = {"recovery": Choice((0.2, 0.5)), "recovery_rate": Choice((0.1, 1.0))}
 
     def __post_init__(self) -> None:
-        for name in ("ratio", "energy"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
-        if not 0 <= self.recovery < 1:
-            raise ValueError(f"recovery must lie in [0, 1), got {self.recovery}")
-        if self.recovery_rate <= 0:
-            raise ValueError(f"recovery_rate must be positive, got {self.recovery_rate}")
+        super().__post_init__()
         self.ranks: list[dict[str, list[int]]] = []  # for each task, by layer
         self.error: list[dict[str, float]] = []  # ||W - what its factors make|| / ||W||, before the recovery
 

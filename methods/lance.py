@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchsuite.errors import Diverged, UserError
+from benchsuite.fields import setting
 from benchsuite.method import Method, Preset, register
 from benchsuite.nn.compressed import Geometry, Kept, eigen
 from benchsuite.nn.conditional import evaluating
@@ -144,10 +145,10 @@ def more(covariance: Tensor, protected: Tensor, share: float) -> Tensor:
 class LANCE(Method):
     """LANCE: activations kept on fixed low-rank factors, and gradients orthogonal to what earlier tasks need."""
 
-    epsilon: float = 0.98  # the share of energy that images and windows keep
-    threshold: float = 0.97  # the share that a task's inputs, and what is protected of them, hold
+    epsilon: float = setting(0.98, above=0, most=1)  # the share of energy that images and windows keep
+    threshold: float = setting(0.97, above=0, most=1)  # the share that a task's inputs, and what is protected of them, hold
     threshold_rise: float = 0.027  # from the first task to the last
-    calibration_batches: int = 100
+    calibration_batches: int = setting(100, least=1)
     relu: Literal["mask", "plain"] = "mask"  # as for the modifiers of activations
 
     family = "gradient projection"
@@ -161,13 +162,9 @@ class LANCE(Method):
     )
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "threshold"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        super().__post_init__()
         if not 0 <= self.threshold_rise <= 1 - self.threshold:
             raise ValueError(f"threshold_rise must lie between 0 and 1 - threshold, got {self.threshold_rise}")
-        if self.calibration_batches < 1:
-            raise ValueError(f"calibration_batches must be at least 1, got {self.calibration_batches}")
 
     def prepare(self, model: MultiHead) -> MultiHead:
         for name, module in model.backbone.named_modules():

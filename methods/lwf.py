@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchsuite.fields import setting
 from benchsuite.method import Choice, Method, Preset, Range, register
 from benchsuite.nn.backbones import has_batchnorm
 from benchsuite.protocol import Recipe
@@ -28,8 +29,8 @@ from benchsuite.protocol import Recipe
 class LwF(Method):
     """LwF: old heads are held to what the network before the task says of the new images."""
 
-    strength: float = 1.0  # alpha
-    temperature: float = 2.0  # tau
+    strength: float = setting(1.0, least=0)  # alpha
+    temperature: float = setting(2.0, above=0)  # tau
 
     family = "regularisation"
     trains_old_heads = True
@@ -43,12 +44,6 @@ class LwF(Method):
         ),
     )
     space: ClassVar = {"strength": Range(0.1, 10.0, log=True), "temperature": Choice((1.0, 2.0, 4.0))}
-
-    def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError(f"strength must not be negative, got {self.strength}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         if recipe.batchnorm == "per_task" and has_batchnorm(recipe.backbone):

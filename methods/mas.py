@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from benchsuite.fields import setting
 from benchsuite.method import Method, Preset, Range, register
 from benchsuite.nn.conditional import shared_parameters
 from benchsuite.nn.importance import Quadratic, no_image_alone, per_sample_gradients
@@ -27,8 +28,8 @@ from benchsuite.training.batches import Batches
 class MAS(Method):
     """MAS: a quadratic penalty on moving weights, weighted by how much the class scores depend on them."""
 
-    strength: float = 1.0  # lambda
-    average: float = 0.5  # alpha, the newest task's share in the importance
+    strength: float = setting(1.0, least=0)  # lambda
+    average: float = setting(0.5, least=0, most=1)  # alpha, the newest task's share in the importance
 
     family = "regularisation"
     settings: ClassVar = (
@@ -43,10 +44,7 @@ class MAS(Method):
     space: ClassVar = {"strength": Range(1e-2, 1e2, log=True)}
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError(f"strength must not be negative, got {self.strength}")
-        if not 0 <= self.average <= 1:
-            raise ValueError(f"average must lie in [0, 1], got {self.average}")
+        super().__post_init__()
         self.penalty = Quadratic()
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchsuite.fields import setting
 from benchsuite.method import Choice, Method, Preset, register
 from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
 from benchsuite.nn.backbones import init_default
@@ -98,9 +99,9 @@ class PackNet(Method):
     """PackNet: each task keeps the largest of the free weights and fixes them; the rest is left to later tasks."""
 
     schedule: Literal["equal", "constant"] = "equal"
-    prune: float = 0.6  # p of the constant schedule (20-task CIFAR-100 in CPG's comparison)
-    retrain_share: float = 1 / 3  # of each task's epochs
-    retrain_rate: float = 0.1  # times the recipe's learning rate
+    prune: float = setting(0.6, least=0, below=1)  # p of the constant schedule (20-task CIFAR-100 in CPG's comparison)
+    retrain_share: float = setting(1 / 3, least=0, below=1)  # of each task's epochs
+    retrain_rate: float = setting(0.1, above=0)  # times the recipe's learning rate
     redraw: bool = True  # free weights start each task from a fresh draw; False: from zero, as in the original
     biases: Literal["per_task", "first_task"] = "per_task"
 
@@ -116,13 +117,6 @@ class PackNet(Method):
         ),
     )
     space: ClassVar = {"retrain_share": Choice((1 / 3, 0.5, 0.7)), "retrain_rate": Choice((0.1, 0.3, 1.0))}
-
-    def __post_init__(self) -> None:
-        for name in ("prune", "retrain_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.retrain_rate <= 0:
-            raise ValueError(f"retrain_rate must be positive, got {self.retrain_rate}")
 
     def prepare(self, model: MultiHead) -> MultiHead:
         per_task = self.biases == "per_task"

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from benchsuite.fields import setting
 from benchsuite.method import Method, Preset, Range, register
 from benchsuite.nn.conditional import shared_parameters
 
@@ -25,8 +26,8 @@ from benchsuite.nn.conditional import shared_parameters
 class SI(Method):
     """SI: a quadratic penalty on moving weights, weighted by what each did for the loss of earlier tasks."""
 
-    strength: float = 0.1  # c
-    damping: float = 0.1  # xi
+    strength: float = setting(0.1, least=0)  # c
+    damping: float = setting(0.1, above=0)  # xi
 
     family = "regularisation"
     settings: ClassVar = (
@@ -41,10 +42,7 @@ class SI(Method):
     space: ClassVar = {"strength": Range(1e-2, 1e2, log=True)}
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError(f"strength must not be negative, got {self.strength}")
-        if self.damping <= 0:
-            raise ValueError(f"damping must be positive, got {self.damping}")
+        super().__post_init__()
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}  # where the task at hand started
 

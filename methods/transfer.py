@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from benchsuite.fields import setting
 from benchsuite.method import Method, register
 
 
@@ -20,13 +21,9 @@ from benchsuite.method import Method, register
 class Transfer(Method):
     """Transfer: all layers learn the first task, the last ones and the heads every later task."""
 
-    last: int = 2  # convolutions that learn on, the settings of arXiv 2411.06346 being 2 and 4
+    last: int = setting(2, least=0)  # convolutions that learn on, the settings of arXiv 2411.06346 being 2 and 4
 
     family = "reference"
-
-    def __post_init__(self) -> None:
-        if self.last < 0:
-            raise ValueError(f"last must not be negative, got {self.last}")
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         backbone = self.model.backbone

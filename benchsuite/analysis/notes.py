@@ -14,17 +14,13 @@ from ..files import digest
 from ..record.schema import RunRecord
 from ..source import stale
 from .provenance import VERSIONS, _device, _emulated, _revision, _version
-from .rows import MB, REFERENCE
+from .rows import MB, NEUTRAL, REFERENCE, setting_of
 
 NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # that stands by itself: not the 2 of conv2, no version
 
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _setting(name: str, run: RunRecord) -> Any:
-    return run.job.settings[name]
 
 
 def _images(name: str, run: RunRecord) -> str:
@@ -55,9 +51,9 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
             text = "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items())
             same.setdefault(text, []).append(label)
     notes = [f"{', '.join(labels)}: {text}" for text, labels in same.items()]
-    recipe = [name for name in records[0].job.settings if all(name in r.job.settings for r in records)]
-    for name in recipe:
-        notes += differing(f"runs with different settings: {name}", partial(_setting, name))
+    for name in dict.fromkeys(name for r in records for name in r.job.settings):
+        if name in NEUTRAL or all(name in r.job.settings for r in records):  # of other settings it is not known
+            notes += differing(f"runs with different settings: {name}", partial(setting_of, name))
     notes += differing("runs with different settings: precision", lambda r: r.job.precision)
 
     notes += differing("runs on different tasks", lambda r: ", ".join(r.task_names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from ..errors import UserError
+from ..fields import neutral_values
+from ..protocol import Recipe
 from ..record.schema import PARTS, RunRecord
 from . import metrics
 from .provenance import _emulated, _machine
@@ -20,20 +23,16 @@ REFERENCE = "individual"  # one separate model per task: what forward gain and s
 
 MB = 1e6
 
-# The fields of `protocol.Recipe`, spelled out since that module imports this one. Whoever changes one of them on the command
-# line no longer runs what the published figures were measured on.
-RECIPE = [
-    "backbone", "width", "epochs", "milestones", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "reset_optimizer",
-    "dropout", "batchnorm", "tasks", "train_per_class", "test_per_class", "holdout", "partial_data",
-]  # fmt: skip
+RECIPE = [f.name for f in fields(Recipe)]
+NEUTRAL = neutral_values(Recipe)
 
 
 def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     """The runs that may be averaged, by the label of their row: labels in alphabetical order, runs in that of seeds.
 
     Runs on other tasks or images are another configuration, whatever their settings. The label is the method's name; where
-    a method has several configurations, followed by what differs between them. Raises UserError when a configuration holds
-    a seed twice.
+    a method has several configurations, followed by the settings that differ between them, each only where it is on record:
+    one at its neutral value is not. Raises UserError when a configuration holds a seed twice.
     """
     groups: dict[str, dict[tuple[str, str], dict[int, RunRecord]]] = {}
     for record in records:
@@ -55,7 +54,8 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
             if len({repr([trait.get(name) for name in rest]) for trait in traits.values()}) == len(traits):
                 differ = rest
         for key, runs in configs.items():
-            parts = [traits[key][name] if name in PHRASES else f"{name}={traits[key].get(name)}" for name in differ]
+            own = traits[key]
+            parts = [own[name] if name in PHRASES else f"{name}={own[name]}" for name in differ if name in own]
             label = f"{method} [{', '.join(parts)}]" if parts else method
             labels[label] = [runs[seed] for seed in sorted(runs)]
     return dict(sorted(labels.items()))
@@ -101,6 +101,11 @@ def t_interval(values: np.ndarray) -> tuple[Any, Any]:
     return mean, stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
 
 
+def setting_of(name: str, run: RunRecord) -> Any:
+    """The value of a setting; None where the record has none and the recipe knows no neutral one."""
+    return run.job.settings.get(name, NEUTRAL.get(name))
+
+
 PHRASES = ("file", "data", "configuration")  # traits that read without their name
 
 
@@ -108,7 +113,6 @@ def _traits(record: RunRecord) -> dict[str, Any]:
     """What tells configurations of one method apart."""
     source = record.job.method_source
     return {
-        "width": 1.0,
         **record.job.settings,
         "tasks": len(record.tasks),  # the setting says "all", or more than there were images for
         "precision": record.job.precision,
@@ -123,7 +127,7 @@ def _row(label: str, runs: list[RunRecord], values: pd.DataFrame) -> dict[str, A
     first = runs[0]
     at_once = any(row[i] is None for i, row in enumerate(first.correct))
     row: dict[str, Any] = {"method": label, "published": False, "competes": not at_once}
-    row |= {"n": len(runs), "width": first.job.settings.get("width", 1.0)}
+    row |= {"n": len(runs), "width": setting_of("width", first)}
     for name, column in values.items():
         known = column.to_numpy(dtype=float)
         known = known[~np.isnan(known)]
@@ -187,7 +191,9 @@ def _pair_of_method(run: RunRecord) -> tuple[Any, ...]:
 
 def _unmodified(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of the same method without its modifier: same seed, precision, tasks, images and settings, on the same kind of
-    machine, which both records must name, with as many threads and the same torch. records: by `_pair_of_method`."""
+    machine, which both records must name, with as many threads and the same torch. Settings of the run that the other one lacks
+    are the modifier's, or the other is at their neutral value: of several, the one with the most settings in common.
+    records: by `_pair_of_method`."""
     if run.job.base == run.job.method:
         return None
 
@@ -195,11 +201,13 @@ def _unmodified(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecor
         return (
             other.job.method_source == run.job.method_source
             and all(run.job.settings.get(name) == value for name, value in other.job.settings.items())
+            and all(setting_of(name, run) == setting_of(name, other) for name in NEUTRAL)
             and other.sample == run.sample
             and _machine(other) == _machine(run) != ()
         )
 
-    return next((other for other in records.get((run.job.base, *_pair(run)), []) if agree(other)), None)
+    matches = [other for other in records.get((run.job.base, *_pair(run)), []) if agree(other)]
+    return max(matches, key=lambda other: len(other.job.settings), default=None)
 
 
 def _added(run: RunRecord) -> float:
@@ -216,15 +224,15 @@ def _may_be_reference(run: RunRecord) -> bool:
 
 def _reference(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of `individual` to compare with: same seed, precision, tasks and images, same value of every setting that
-    both have (the recipe), networks of the protocol's own width. Of several, the one with the fewest settings changed from
-    their defaults. references: by `_pair`."""
+    both have, or for which the recipe has a neutral value, except that the reference has the protocol's own width. Of several,
+    the one with the fewest settings changed from their defaults. references: by `_pair`."""
 
     def agree(other: RunRecord) -> bool:
-        common = run.job.settings.keys() & other.job.settings.keys()
+        common = run.job.settings.keys() & other.job.settings.keys() | NEUTRAL.keys() - {"width"}
         return (
             run.tasks == other.tasks
             and [entry["digest"] for entry in run.data] == [entry["digest"] for entry in other.data]
-            and all(run.job.settings[name] == other.job.settings[name] for name in common)
+            and all(setting_of(name, run) == setting_of(name, other) for name in common)
         )
 
     if _may_be_reference(run):
@@ -253,4 +261,4 @@ def _elsewhere(rows: dict[str, list[RunRecord]]) -> list[str]:
 
 def _network(run: RunRecord) -> tuple[Any, Any]:
     """What decides the plain network, within a protocol."""
-    return run.job.settings.get("backbone"), run.job.settings.get("width", 1.0)
+    return setting_of("backbone", run), setting_of("width", run)

@@ -37,7 +37,7 @@ from scipy.special import ndtri
 
 from ..data.sets import load_all
 from ..errors import UserError
-from ..fields import field_types
+from ..fields import field_types, neutral_values
 from ..method.registered import methods
 from ..protocol import Recipe, protocols
 from ..record import schema, store
@@ -54,8 +54,6 @@ LEVEL = 0.01  # the chance that two sound runs are told apart, over all comparis
 FORGOTTEN = 0.1  # standard deviation of what is forgotten of a task between trainings, as a share of it
 
 SIZE = 0.05  # by how much a size that is learnt may differ
-
-LEFT_OUT = ("width", "batchnorm")  # no part of a run's settings where they are 1, or without effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +127,16 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
             if strict:
                 raise UserError(reason)
             return [*remarks, f"{reason}; its settings were not checked"]
-        kinds = field_types(methods.get(job.method))
+        cls = methods.get(job.method)
+        kinds = field_types(cls)
         if unknown := sorted(set(job.settings) - known - set(kinds)):
             raise UserError(f"{unknown[0]!r} is no setting of {job.method} in this version of benchsuite")
         if unfit := method_of(job.method, job.settings).unsupported_reason(recipe):
             raise UserError(f"{job.method} cannot run like this: {unfit}")
     except (TypeError, ValueError) as error:
         raise UserError(f"{job.method}: {error}") from None
-    absent = sorted({*known, *kinds} - set(job.settings) - set(LEFT_OUT))
+    left_out = {"batchnorm", *neutral_values(Recipe), *neutral_values(cls)}  # where they have no effect
+    absent = sorted({*known, *kinds} - set(job.settings) - left_out)
     return remarks + [f"{name} did not exist when the record was made; this version's default stands" for name in absent]
 
 

@@ -25,7 +25,7 @@ from scipy.stats import qmc
 
 from ..analysis.metrics import accuracy_matrix, average_accuracy
 from ..errors import UserError
-from ..fields import field_types, in_words
+from ..fields import field_types, in_words, neutral_values
 from ..files import write_atomic
 from ..method.base import Choice, Method, Range
 from ..method.registered import methods
@@ -87,7 +87,13 @@ class Study:
     def job(self, values: Mapping[str, Any], seed: int) -> Job:
         own = {**values, "tasks": self.tasks, "holdout": HOLDOUT}
         job = resolve(self.protocol, self.tier, self.method, seed, overrides={**self.overrides, **own}, precision=self.precision)
-        return replace(job, origins={**job.origins, **dict.fromkeys(own, ORIGIN)})
+        return replace(job, origins={**job.origins, **{name: ORIGIN for name in own if name in job.settings}})
+
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Every setting of a trial, those at their neutral value too."""
+        owners = (Recipe, methods.get(self.method))
+        settings = self.job(values, TUNING_SEEDS[0]).settings
+        return {**{name: value for owner in owners for name, value in neutral_values(owner).items()}, **settings}
 
     def search(self, folder: Path, *, data_dir: Path | None = None, device: str = "auto") -> Iterator[Trial]:
         """Every trial in turn, as it ends. Runs are kept below `folder`."""
@@ -143,7 +149,7 @@ class Study:
     def declared(self, best: Trial) -> str:
         """The entry for `settings` in the method's file: what was found, and what the method was given to find it with."""
         given = self.overrides.keys() & field_types(methods.get(self.method)).keys()
-        settings = self.job(best.values, TUNING_SEEDS[0]).settings
+        settings = self.settings(best.values)
         values = {**{name: settings[name] for name in self.overrides if name in given}, **best.values}
         lines = textwrap.wrap(self.origin(), 100, break_long_words=False, break_on_hyphens=False)
         texts = [quoted(f"{' ' if k else ''}{line}") for k, line in enumerate(lines)]
@@ -206,7 +212,7 @@ def study(
         space={},
         start={},
     )
-    settings = made.job({}, TUNING_SEEDS[0]).settings
+    settings = made.settings({})
     start = {name: settings[name] for name in check_space(cls) if name in settings}
     space = {name: resolved(made, name, limits) for name, limits in cls.space.items()}
     return replace(made, space=space, start=start)
@@ -235,7 +241,7 @@ def resolved(study: Study, name: str, space: Range | Choice) -> Range | Choice:
 
     def value(given: Any) -> Any:
         try:
-            return study.job({name: given}, TUNING_SEEDS[0]).settings[name]
+            return study.settings({name: given})[name]
         except UserError as error:
             raise UserError(f"{study.method}: its space for {name!r} holds {given!r}: {error}") from None
 

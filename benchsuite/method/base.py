@@ -11,6 +11,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..fields import check
 from ..nn.backbones import has_batchnorm
 from ..nn.guard import FrozenGuard
 from ..nn.multihead import MultiHead
@@ -79,6 +80,9 @@ class Method(SupervisedPlugin):
     guard: FrozenGuard
     compression: Any = None  # `modifiers.Interception`, where activations are kept in another form
     memory_bytes: int = 0  # of stored samples; a method that keeps any says so, and they count as training state
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @property
     def size_is_learnt(self) -> bool:

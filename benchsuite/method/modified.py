@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, make_dataclass
-from dataclasses import field as dataclass_field
+from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from ..errors import UserError
@@ -21,7 +20,7 @@ class Modified:
     compression: Interception
 
     def __post_init__(self) -> None:
-        getattr(super(), "__post_init__", lambda: None)()
+        super().__post_init__()  # type: ignore[misc]
         self._modifier()
 
     def _modifier(self) -> Modifier:
@@ -52,10 +51,7 @@ def modified(base: type[Method], name: str) -> type[Method]:
     if taken := [w for w in words if w in known or hasattr(base, w)] + [w for w in ("modifier", "compression") if w in known]:
         raise UserError(f"{base.name}: its {taken[0]!r} is a setting of every {name} row", "give it another name")
     hints = get_type_hints(modifier)
-    own = [
-        (f.name, hints[f.name], f.default if f.default is not MISSING else dataclass_field(default_factory=f.default_factory))
-        for f in fields(modifier)
-    ]
+    own = [(f.name, hints[f.name], field(default=f.default, metadata=f.metadata)) for f in fields(modifier)]
     text = f"{(base.__doc__ or base.name).strip().splitlines()[0]} Under {name}: {(modifier.__doc__ or '').splitlines()[0]}"
     return make_dataclass(
         f"{base.__name__}With{modifier.__name__}",

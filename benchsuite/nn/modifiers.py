@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..fields import check, setting
 from ..randomness import generator
 from . import compressed
 from .compressed import Filtered, Geometry, Kept, Probed
@@ -29,6 +30,9 @@ class Modifier:
     relu = "plain"
     by_input = True  # what is kept depends on the input alone, so that layers which read the same one share it
     seed = 0
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def begin_task(self, model: nn.Module, task: int) -> None:
         """Before the first step of a task, on the network that is about to learn it."""
@@ -54,6 +58,7 @@ class CompressedActivations(Modifier):
     relu: Literal["mask", "plain"] = "mask"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         word, _, number = self.compressed.partition(":")
         if self.compressed != "all" and (word != "last" or not number.isdecimal()):
             raise ValueError(f"compressed must be all or last:N, got {self.compressed!r}")
@@ -64,16 +69,9 @@ class Decomposition(CompressedActivations):
     """epsilon: the share of a map's energy that each mode keeps. mode_ranks: so many directions of each mode instead, the last
     number standing for all further modes. factors: how singular vectors are computed; "svd" is the plain and slow way."""
 
-    epsilon: float = 0.8
-    mode_ranks: tuple[int, ...] = ()
+    epsilon: float = setting(0.8, above=0, most=1)
+    mode_ranks: tuple[int, ...] = setting((), least=1)
     factors: Literal["gram", "svd"] = "gram"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.epsilon <= 1:
-            raise ValueError(f"epsilon must lie in (0, 1], got {self.epsilon}")
-        if any(rank < 1 for rank in self.mode_ranks):
-            raise ValueError(f"mode_ranks must be at least 1, got {self.mode_ranks}")
 
     def modes(self, x: Tensor) -> Sequence[int]:
         """Which modes get a factor."""
@@ -106,14 +104,9 @@ class HOSVD(Decomposition):
 class GradientFilter(CompressedActivations):
     """Gradient filtering (Yang et al., CVPR 2023): gradients are averaged over r x r patches, inputs summed over them."""
 
-    radius: int = 2
+    radius: int = setting(2, least=1)
 
     by_input = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.radius < 1:
-            raise ValueError(f"radius must be at least 1, got {self.radius}")
 
     def keep(self, x: Tensor, layer: int, weight: Tensor, geometry: Geometry | None) -> Kept | None:
         if geometry is None or geometry[2] != (1, 1):
@@ -130,17 +123,13 @@ class ASI(CompressedActivations):
     ||dW - dW'|| of that batch's gradients are smallest in sum and all maps take at most so many MB (1e6 bytes).
     """
 
-    epsilon: float = 0.8
-    activation_mb: float = 0.0
+    epsilon: float = setting(0.8, above=0, below=1)
+    activation_mb: float = setting(0.0, least=0)
 
     shares = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.epsilon < 1:
-            raise ValueError(f"epsilon must lie in (0, 1), got {self.epsilon}")
-        if self.activation_mb < 0:
-            raise ValueError(f"activation_mb must not be negative, got {self.activation_mb}")
         self.begin_task(nn.Identity(), -1)
 
     def begin_task(self, model: nn.Module, task: int) -> None:
@@ -205,11 +194,7 @@ class Checkpointing(Modifier):
     """Recomputation, the rival that is exact: of `segments` parts of the network all but the last keep their inputs alone and run
     again in the backward pass (Chen et al., arXiv 1604.06174)."""
 
-    segments: int = 3
-
-    def __post_init__(self) -> None:
-        if self.segments < 1:
-            raise ValueError(f"segments must be at least 1, got {self.segments}")
+    segments: int = setting(3, least=1)
 
     def begin_task(self, model: nn.Module, task: int) -> None:
         for module in model.modules():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError, one_line
-from ..fields import convert, field_types
+from ..fields import check, convert, field_types, neutral_values
 from ..method.base import Method
 from ..method.registered import methods
 from ..nn.backbones import BACKBONES, has_batchnorm
@@ -38,15 +38,22 @@ class Crashed(UserError):
 
 
 def recipe_of(settings: Mapping[str, Any]) -> Recipe:
-    kinds = field_types(Recipe)
-    return Recipe(**{k: convert(k, v, kinds[k]) for k, v in settings.items() if k in kinds})
+    """The recipe of a resolved job."""
+    return Recipe(**values(Recipe, settings))
 
 
 def method_of(name: str, settings: Mapping[str, Any]) -> Method:
-    """The method of a resolved job."""
+    """The method of a resolved job. Raises ValueError for a value that is out of bounds."""
     cls = methods.get(name)
-    kinds = field_types(cls)
-    return cls(**{k: convert(k, v, kinds[k]) for k, v in settings.items() if k in kinds})
+    made = cls(**values(cls, settings))
+    check(made)  # again, for a class whose __post_init__ does not call the base's
+    return made
+
+
+def values(owner: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a Recipe or a Method class in those of a job, which leaves out what is at its neutral value."""
+    kinds = field_types(owner)
+    return {k: convert(k, v, kinds[k]) for k, v in {**neutral_values(owner), **settings}.items() if k in kinds}
 
 
 def resolve(
@@ -106,9 +113,10 @@ def resolve(
         if "batchnorm" in (overrides or {}):
             raise UserError(f"batchnorm: backbone {recipe.backbone!r} has no batch normalisation", "leave it out")
         del settings["batchnorm"]
-    if recipe.width == 1:
-        del settings["width"]
-        origins.pop("width", None)
+    for name, value in {**neutral_values(Recipe), **neutral_values(cls)}.items():
+        if settings[name] == value:
+            del settings[name]
+            origins.pop(name, None)
     try:
         reason = made.unsupported_reason(recipe)
     except Exception as error:

@@ -88,7 +88,7 @@ def test_the_configuration_that_was_asked_for_is_matched_among_rows_like_it():
     plain, other = record("cacl", size=1_000_000), record("cacl", size=500_000, settings={"epochs": 5}, origins={"epochs": "me"})
     runs = [plain, other, record("finetune", size=490_000), record("finetune", size=990_000, settings=both)]
     assert matched(runs, "cacl") == matched(runs, plain.job) == {"cacl [epochs=10]", "finetune [width=1.3]"}
-    assert matched(runs, other.job) == matched(runs, replace(other.job, seed=7)) == {"cacl [epochs=5]", "finetune [width=1.0]"}
+    assert matched(runs, other.job) == matched(runs, replace(other.job, seed=7)) == {"cacl [epochs=5]", "finetune"}
     alone = {"cacl [epochs=5]"}
     for unlike in (record("hat", size=490_000, correct=three, macs=[1] * 3), record("hat", size=490_000, precision="bf16")):
         assert matched([plain, other, unlike], other.job) == alone
@@ -121,7 +121,7 @@ def test_the_board_of_matched_sizes_is_one_command(tmp_path, monkeypatch, capsys
     assert not larger["matched_accuracy"]
     for name in ("finetune", "individual"):
         plain, wide = sorted(
-            (row for row in rows if row["method"].startswith(f"{name} [")), key=lambda row: row["width"] != "1.0"
+            (row for row in rows if row["method"].partition(" ")[0] == name), key=lambda row: row["width"] != "1.0"
         )
         assert float(plain["width"]) == 1
         assert not plain["matched_accuracy"]
