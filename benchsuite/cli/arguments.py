@@ -1,4 +1,4 @@
-"""What may be typed: commands, options, and how their text becomes values."""
+"""The command line's parser: commands, options, and how their text becomes values."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, NoReturn
 
 from ..errors import UserError
 
-SEEDS = (1, 2, 3)  # of a board, unless given
+SEEDS = (1, 2, 3)  # of a leaderboard, unless --seeds says otherwise
 
 EPILOG = """examples:
-  benchsuite leaderboard                                   the embedded protocol, every method, three seeds
+  benchsuite leaderboard                                   every method on split-digits, three seeds (no download)
   benchsuite run --protocol split-cifar100 --tier lite --method cacl --seed 1
   benchsuite run --method ./my_method.py --set strength=0.5
-  benchsuite run --method cacl+hosvd --set epsilon=0.9      CACL with compressed activation maps
+  benchsuite run --method cacl+hosvd --set epsilon=0.9      CACL with compressed activations
   benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1-5
-  benchsuite status                                        what is done, running, failed, interrupted
+  benchsuite status                                        which runs are done, running, failed or interrupted
   benchsuite tune --protocol split-cifar100 --method ewc --trials 12
   benchsuite new-method my_method && benchsuite check ./my_method.py
 """
@@ -36,11 +36,11 @@ def seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"seeds must be whole numbers or ranges with commas between (1-3,7), got {text!r}")
+            raise argparse.ArgumentTypeError(f"seeds must be whole numbers or ranges, separated by commas (1-3,7), got {text!r}")
         if dash and int(last) < int(first):
-            raise argparse.ArgumentTypeError(f"seeds must run upwards, got {part.strip()!r}")
+            raise argparse.ArgumentTypeError(f"a range of seeds must go upwards, got {part.strip()!r}")
         if dash and int(last) - int(first) >= 10_000:
-            raise argparse.ArgumentTypeError(f"seeds: {part.strip()!r} are more than 10,000")
+            raise argparse.ArgumentTypeError(f"seeds: {part.strip()!r} is more than 10,000 of them")
         found += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(found))
 
@@ -48,7 +48,7 @@ def seeds(text: str) -> list[int]:
 def parser() -> Parser:
     top = Parser(
         prog="benchsuite",
-        description="Continual learning inside a storage budget: methods on equal terms, four leaderboards.",
+        description="A benchmark of task-incremental continual learning inside a storage budget.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,10 +56,14 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     place = Parser(add_help=False)
-    place.add_argument("--protocol", default="split-digits", help="a registered protocol (default: the embedded split-digits)")
-    place.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    place.add_argument(
+        "--protocol", default="split-digits", help="a registered protocol (default: split-digits, which needs no download)"
+    )
+    place.add_argument(
+        "--results", type=Path, default=Path("runs"), metavar="DIR", help="folder of the results (default: ./runs)"
+    )
     where = Parser(add_help=False, parents=[place])
-    where.add_argument("--tier", default="paper", help="paper (the full recipe, default), lite or smoke")
+    where.add_argument("--tier", default="paper", help="paper (default: the full recipe), lite or smoke")
     chosen = Parser(add_help=False)
     chosen.add_argument(
         "--set",
@@ -67,99 +71,125 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any setting of the recipe or the method",
+        help="change a setting of the recipe or of the method; repeatable",
     )
     how = Parser(add_help=False, parents=[chosen])
-    how.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast; part of a run's identity")
+    how.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast; part of what identifies a run")
     how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     data = Parser(add_help=False)
     data.add_argument(
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="where image sets lie, as archives or extracted (default: the download cache)",
+        help="folder that holds the image sets, as archives or extracted (default: the download cache)",
     )
     data.add_argument(
-        "--partial-data", action="store_true", help="accept incomplete image sets; never comparable with published figures"
+        "--partial-data",
+        action="store_true",
+        help="accept incomplete image sets; such runs are never compared with published figures",
     )
 
-    commands.add_parser("list", help="the methods and protocols, and what they need")
-    one = commands.add_parser("run", parents=[where, how, data], help="one run: a method on a protocol with a seed")
+    commands.add_parser("list", help="list methods, modifiers, protocols (with what they download) and tiers")
+    one = commands.add_parser("run", parents=[where, how, data], help="train one method on one protocol with one seed")
     one.add_argument(
-        "--method", required=True, help="a registered method, or a Python file that registers one; +MODIFIER after it"
+        "--method", required=True, help="a registered method or a Python file that defines one, optionally followed by +MODIFIER"
     )
-    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--seed", type=int, default=1, help="seed of the run and of its task order (default: 1)")
     many = Parser(add_help=False)
     many.add_argument(
         "--method",
         dest="methods",
         action="append",
         metavar="METHOD",
-        help="only these; repeatable (default: every registered one)",
+        help="a method to run, as for `benchsuite run`; repeatable (default: every registered method)",
     )
-    many.add_argument("--seeds", type=seeds, help="1,2,5 or 1-5 or 1-3,7 (default: 1-3)")
+    many.add_argument("--seeds", type=seeds, help="such as 1,2,5 or 1-5 or 1-3,7 (default: 1-3)")
     board = commands.add_parser(
-        "leaderboard", parents=[where, how, data, many], help="run what is missing, then rank all results"
+        "leaderboard", parents=[where, how, data, many], help="run what is missing, then rank all records"
     )
     board.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at once on this machine (default: one a core on the CPU, one on a GPU)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="number of runs at once on this machine (default: one per core on a CPU, one on a GPU)",
     )
-    board.add_argument("--ray", metavar="ADDRESS", help="run on the Ray cluster with this address; local: one on this machine")
-    board.add_argument("--cpus-per-run", type=float, metavar="N", help="cores that a run takes on a Ray cluster (default: 1)")
+    board.add_argument(
+        "--ray", metavar="ADDRESS", help="run on the Ray cluster at this address (local: start one on this machine)"
+    )
+    board.add_argument("--cpus-per-run", type=float, metavar="N", help="cores for each run on a Ray cluster (default: 1)")
     board.add_argument(
         "--gpus-per-run",
         type=float,
         metavar="N",
-        help="GPUs that a run takes on a Ray cluster, a share too: 0.125 (default: 1 with --device cuda, else 0)",
+        help="GPUs for each run on a Ray cluster; may be a fraction, such as 0.125 (default: 1 with --device cuda, otherwise 0)",
     )
-    board.add_argument("--no-run", action="store_true", help="rank the records that are there, run nothing")
+    board.add_argument("--no-run", action="store_true", help="run nothing, only rank the records that exist")
     board.add_argument(
         "--match-size",
         metavar="METHOD",
-        help="beside each method as it is, run those whose size can be computed at the width at which they store as much as this"
-        " one, from below",
+        help="also run each method at the largest width that stores no more than METHOD",
     )
-    board.add_argument("--output", type=Path, metavar="DIR", help="folder for tables and figures (default: beside the records)")
+    board.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for tables and figures (default: `leaderboard` beside the records)"
+    )
     state = commands.add_parser(
         "status",
         parents=[how, data, many],
-        help="what is done, running, failed, interrupted, stale; with --protocol also what is missing",
+        help="show which runs are done, running, failed, interrupted or stale; with --protocol also which are missing",
     )
-    state.add_argument("--protocol", help="this protocol alone, and what `leaderboard` with the same options would still run")
-    state.add_argument("--tier", help="this tier alone (with --protocol: paper, unless given)")
-    state.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
-    paper = commands.add_parser("report", help="tables, figures and the reproduction ledger for a paper, from finished runs")
-    paper.add_argument("output", type=Path, metavar="DIR", help="the folder to write, a folder for each protocol and tier in it")
-    paper.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    state.add_argument(
+        "--protocol", help="only this protocol; also shows what `leaderboard` with the same options would still run"
+    )
+    state.add_argument("--tier", help="only this tier (default: all; with --protocol: paper)")
+    state.add_argument(
+        "--results", type=Path, default=Path("runs"), metavar="DIR", help="folder of the results (default: ./runs)"
+    )
+    paper = commands.add_parser("report", help="write tables, figures and the reproduction ledger for a paper from finished runs")
+    paper.add_argument(
+        "output", type=Path, metavar="DIR", help="output folder; each protocol and tier gets a folder of its own in it"
+    )
+    paper.add_argument(
+        "--results", type=Path, default=Path("runs"), metavar="DIR", help="folder of the results (default: ./runs)"
+    )
     paper.add_argument("--protocol", nargs="+", default=(), metavar="P", help="only these (default: all that have records)")
     paper.add_argument("--tier", nargs="+", default=(), metavar="T", help="only these (default: all that have records)")
-    search = commands.add_parser("tune", parents=[place, how, data], help="search a method's settings on training images alone")
+    search = commands.add_parser(
+        "tune", parents=[place, how, data], help="search the settings of a method, on training images only"
+    )
     search.add_argument("--tier", default="lite", help="paper (the full recipe), lite (default) or smoke")
-    search.add_argument("--method", required=True, help="a registered method, or a Python file that registers one")
-    search.add_argument("--trials", type=int, required=True, metavar="N", help="how many sets of values to try")
-    sets = commands.add_parser("data", help="fetch or check a protocol's image sets")
+    search.add_argument("--method", required=True, help="a registered method or a Python file that defines one")
+    search.add_argument("--trials", type=int, required=True, metavar="N", help="number of trials")
+    sets = commands.add_parser("data", help="download or check the image sets of a protocol")
     actions = sets.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
-    for action, what in (("get", "download what is missing"), ("verify", "decode everything afresh and check it")):
-        actions.add_parser(action, parents=[data], help=what).add_argument("protocol")
-    out = commands.add_parser("export", help="copy out the servable artifacts of finished runs")
-    out.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder or its record.json")
+    for action, what in (("get", "download what is missing"), ("verify", "decode all images again and check them")):
+        actions.add_parser(action, parents=[data], help=what).add_argument("protocol", help="a registered protocol")
+    out = commands.add_parser("export", help="copy the artifacts of finished runs, ready to be served")
+    out.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its record.json")
     out.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="for a single run (default: <protocol>-<tier>-<method>-seed<n>.safetensors here)",
+        help="file to write, for a single run (default: PROTOCOL-TIER-METHOD-seedN.safetensors in this folder)",
     )
-    again = commands.add_parser("verify", help="run a record's job again and say whether it reproduces")
-    again.add_argument("run", type=Path, metavar="RUN", help="a run's folder or its record.json")
-    again.add_argument("--method", metavar="FILE", help="the file of its method, where that is not an installed one")
+    again = commands.add_parser("verify", help="run a record's job again and say whether it gives the same numbers")
+    again.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or its record.json")
+    again.add_argument("--method", metavar="FILE", help="Python file that defines the method, unless it is installed")
     again.add_argument(
-        "--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder; the re-run lies in DIR/verify (./runs)"
+        "--results", type=Path, default=Path("runs"), metavar="DIR", help="the new run is written to DIR/verify (default: ./runs)"
     )
-    again.add_argument("--device", default="auto", help="auto (default: the record's kind where there is one), cpu or cuda")
-    again.add_argument("--data-dir", type=Path, metavar="DIR", help="where image sets lie (default: the download cache)")
-    bring = commands.add_parser("merge", help="bring in records made elsewhere, every one checked; nothing is overwritten")
-    bring.add_argument("source", type=Path, metavar="DIR", help="a results folder, or any other with record.json files below it")
-    bring.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    again.add_argument(
+        "--device", default="auto", help="auto (default: the kind of device on record, if this machine has one), cpu or cuda"
+    )
+    again.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="folder that holds the image sets (default: the download cache)"
+    )
+    bring = commands.add_parser("merge", help="check records made elsewhere and add them; nothing is overwritten")
+    bring.add_argument(
+        "source", type=Path, metavar="DIR", help="folder of results, or any folder with record.json files below it"
+    )
+    bring.add_argument(
+        "--results", type=Path, default=Path("runs"), metavar="DIR", help="folder of the results (default: ./runs)"
+    )
     for command in (paper, bring):
         command.add_argument(
             "--method",
@@ -167,36 +197,48 @@ def parser() -> Parser:
             action="append",
             default=[],
             metavar="FILE",
-            help="the file of a method in one; repeatable",
+            help="Python file that defines a method; repeatable",
         )
     timed = commands.add_parser(
         "bench",
         parents=[chosen],
-        help="what a step costs on this machine, as ratios, where its time goes, and what would change it",
-    )
-    timed.add_argument("--protocol", default="split-digits", help="a registered protocol (default: the embedded split-digits)")
-    timed.add_argument("--data-dir", type=Path, metavar="DIR", help="where image sets lie (default: the download cache)")
-    timed.add_argument(
-        "--methods", nargs="+", default=[], metavar="METHOD", help="default: every method that learns task after task"
-    )
-    timed.add_argument("--relative-to", default="finetune", metavar="METHOD", help="whose step the methods' are compared with")
-    timed.add_argument("--tasks", type=int, nargs=2, metavar="N", help="an early and a late task (default: 2 and the last)")
-    timed.add_argument(
-        "--sections", nargs="+", default=[], metavar="SECTION", help="loop methods evaluation data settings profile"
+        help="measure what a training step costs on this machine, where its time goes and which settings change it",
     )
     timed.add_argument(
-        "--skip", nargs="+", default=[], metavar="NAME", help="leave out what is measured under names that begin so"
+        "--protocol", default="split-digits", help="a registered protocol (default: split-digits, which needs no download)"
     )
+    timed.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="folder that holds the image sets (default: the download cache)"
+    )
+    timed.add_argument(
+        "--methods", nargs="+", default=[], metavar="METHOD", help="methods to measure (default: all that learn task after task)"
+    )
+    timed.add_argument(
+        "--relative-to", default="finetune", metavar="METHOD", help="the method whose step is the unit (default: finetune)"
+    )
+    timed.add_argument(
+        "--tasks", type=int, nargs=2, metavar="N", help="the early and the late task to measure (default: 2 and the last)"
+    )
+    timed.add_argument(
+        "--sections",
+        nargs="+",
+        default=[],
+        metavar="SECTION",
+        help="any of: loop methods evaluation data settings profile (default: all)",
+    )
+    timed.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="skip measurements whose name starts with NAME")
     timed.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast")
     timed.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    timed.add_argument("--rounds", type=int, default=7, help="turns of each contender (default: 7)")
-    timed.add_argument("--steps", type=int, default=4, help="steps of each in a turn (default: 4)")
-    timed.add_argument("--output", type=Path, metavar="DIR", help="folder for the tables (Markdown, CSV)")
-    new = commands.add_parser("new-method", help="write a method of your own to start from: one commented file that runs")
-    new.add_argument("name", metavar="NAME", help="what the method will be called, a Python name")
-    new.add_argument("--output", type=Path, metavar="FILE", help="the file to write (default: NAME.py here)")
-    rules = commands.add_parser("check", parents=[chosen], help="does a method keep the rules that every method keeps? a minute")
-    rules.add_argument("method", metavar="METHOD", help="a registered method, or a Python file that registers one")
+    timed.add_argument("--rounds", type=int, default=7, help="number of rounds; each measures every contender once (default: 7)")
+    timed.add_argument("--steps", type=int, default=4, help="training steps per measurement (default: 4)")
+    timed.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the tables as Markdown and CSV (default: none are written)"
+    )
+    new = commands.add_parser("new-method", help="write a commented Python file that defines a method, to start from")
+    new.add_argument("name", metavar="NAME", help="name of the method; must be a valid Python name")
+    new.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: NAME.py in this folder)")
+    rules = commands.add_parser("check", parents=[chosen], help="run the conformance checks on a method (about a minute)")
+    rules.add_argument("method", metavar="METHOD", help="a registered method or a Python file that defines one")
     return top
 
 
@@ -213,7 +255,8 @@ def refuse_tuning_seeds(given: Sequence[int]) -> None:
     for seed in given:
         if seed in TUNING_SEEDS:
             raise UserError(
-                f"settings were chosen on the task order of seed {seed}, so nothing is reported for it", "take another"
+                f"the settings were tuned on the task order of seed {seed}, so no result is reported for it",
+                "choose another seed",
             )
 
 
@@ -227,7 +270,7 @@ def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def resolve_method(methods: Any, text: str) -> str:
-    """A registered name as it is; a Python file is imported and its method's name returned. Either may end in +MODIFIER."""
+    """The name of a method. `text` is a registered name, or a Python file, which is imported; either may end in +MODIFIER."""
     file, plus, modifier = text.partition(".py+") if ".py+" in text else (text.removesuffix(".py"), "", "")
     if plus or text.endswith(".py"):
         text = methods.load_file(Path(f"{file}.py")) + ("+" + modifier if plus else "")

@@ -18,11 +18,11 @@ def command_data(arguments: argparse.Namespace) -> None:
         if arguments.action == "get":
             try:
                 get(name, arguments.data_dir)
-            except UserError as error:  # what cannot be completed may be accepted as it is
+            except UserError as error:  # an incomplete set may be accepted
                 if not arguments.partial_data:
                     raise
                 print(f"benchsuite: note: {error}", file=sys.stderr)
-        check = load if arguments.action == "get" else verify  # get has decoded and checked it a moment ago
+        check = load if arguments.action == "get" else verify  # get has just decoded and checked it
         try:
             images = check(name, arguments.data_dir, partial=arguments.partial_data)
         except MissingData as error:

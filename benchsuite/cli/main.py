@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from ..errors import UserError
 from .arguments import parser
 
-# Where each command is. A module is imported when one of its commands is called, so that `--help` needs nothing.
+# The module of each command, imported when the command is called: `--help` imports none.
 COMMANDS = {
     **dict.fromkeys(("run", "leaderboard", "status", "tune"), "runs"),
     **dict.fromkeys(("report", "export", "verify", "merge"), "results"),
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 for a run that failed, 2 for what the user can mend, 130 or 143 after a signal."""
+    """Returns the exit code: 0, 1 for a run that failed, 2 for what the user can correct, 130 or 143 after a signal."""
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.version:
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         top.print_help()
         return 2
-    # A termination ends a command as an interrupt does: the worker processes go too.
-    here = threading.current_thread() is threading.main_thread()  # Python lets no other thread set a handler
+    # SIGTERM ends a command as Ctrl-C does, worker processes included.
+    here = threading.current_thread() is threading.main_thread()  # only the main thread may set a signal handler
     before = signal.signal(signal.SIGTERM, interrupt) if here else None
     try:
         if (results := getattr(arguments, "results", None)) and results.exists() and not results.is_dir():
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchsuite: error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of what is printed has seen enough
+    except BrokenPipeError:  # the output was piped into a process that has ended
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:

@@ -37,12 +37,13 @@ def command_new_method(arguments: argparse.Namespace) -> None:
     path = arguments.output or Path(f"{name}.py")
     if not (name.isascii() and name.isidentifier() and name[0].isalpha()) or iskeyword(name):
         raise UserError(
-            f"{given!r} is no name for a method", "use letters, digits and underscores, a letter first, no Python keyword"
+            f"{given!r} cannot be the name of a method",
+            "use letters, digits and underscores, begin with a letter, and avoid Python keywords",
         )
     if name in methods():
-        raise UserError(f"a method is called {name!r} already", "choose another name")
+        raise UserError(f"a method named {name!r} exists already", "choose another name")
     if path.suffix != ".py":
-        raise UserError(f"{path}: a method's file must end in .py")
+        raise UserError(f"{path}: the file of a method must end in .py")
     words = {"NewMethod": "".join(part.capitalize() for part in name.split("_")), "new_method.py": str(path), "new_method": name}
     text = files("benchsuite.checks").joinpath("template.py").read_text()
     for old, new in words.items():
@@ -54,7 +55,7 @@ def command_new_method(arguments: argparse.Namespace) -> None:
         raise UserError(f"{path}: exists already", "choose another name, or another file with --output") from None
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}", "choose another file with --output") from None
-    print(f"{path}: a method that runs; read it, change it, then: benchsuite check {path}")
+    print(f"{path}: a method that runs; read it, change it, then run: benchsuite check {path}")
 
 
 def command_check(arguments: argparse.Namespace) -> int:
@@ -69,11 +70,11 @@ def command_check(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
     name = resolve_method(methods, arguments.method)
     if recipe := sorted(set(overrides) & set(field_types(Recipe))):
-        raise UserError(f"check sets the recipe itself, {recipe[0]} too", f"--set takes the fields of {name} here")
-    configure_process("cpu", threads=1)  # the networks are too small to share out
+        raise UserError(f"check chooses the recipe, so {recipe[0]} cannot be set", f"here --set takes the fields of {name}")
+    configure_process("cpu", threads=1)  # the networks are too small for more
     with TemporaryDirectory() as folder:
         runs = ShortRuns(Path(folder), overrides)
-        runs.job(name)  # what is wrong with the words themselves is said first
+        runs.job(name)  # wrong settings are reported before anything is trained
         print(f"{name} on {PROTOCOL}, tier {TIER}")
         answers = []
         for outcome in check(runs, name):

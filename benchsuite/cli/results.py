@@ -29,8 +29,8 @@ def command_report(arguments: argparse.Namespace) -> None:
         files=methods.sources(),
     )
     print("\n".join(f"{folder / 'report.tex'}" for folder in dict.fromkeys(file.parent for file in files)))
-    print(f"what is reproduced: {arguments.output / 'ledger.md'}")
-    print(f"all of it as one page: {arguments.output / 'index.html'}")
+    print(f"reproduction ledger: {arguments.output / 'ledger.md'}")
+    print(f"page with everything: {arguments.output / 'index.html'}")
 
 
 def command_export(arguments: argparse.Namespace) -> None:
@@ -41,7 +41,7 @@ def command_export(arguments: argparse.Namespace) -> None:
     from ..record.store import read
 
     if arguments.output and len(arguments.runs) > 1:
-        raise UserError(f"--output names the file of a single run, got {len(arguments.runs)} runs")
+        raise UserError(f"--output names a single file, but there are {len(arguments.runs)} runs")
     folders = list(dict.fromkeys(run.parent if run.name == "record.json" else run for run in arguments.runs))
     records = [read(folder / "record.json") for folder in folders]
     names = [f"{r.job.protocol}-{r.job.tier}-{r.job.method}-seed{r.job.seed}" for r in records]
@@ -54,7 +54,7 @@ def command_export(arguments: argparse.Namespace) -> None:
         if output.exists():
             raise UserError(f"{output}: exists already", "choose another file with --output")
         exports.append((output, content, record))
-    for output, content, record in exports:  # only once every one of them is in order
+    for output, content, record in exports:  # nothing is written unless all of them are in order
         write_atomic(output, content)
         print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
         print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
@@ -72,9 +72,15 @@ def command_verify(arguments: argparse.Namespace) -> int:
     if arguments.method:
         name = resolve_method(methods, arguments.method)
         if name != record.job.base:
-            raise UserError(f"{arguments.method}: registers {name}, the record is of {record.job.method}", "name that one's file")
+            raise UserError(
+                f"{arguments.method}: registers {name}, but the record is of {record.job.method}",
+                "name the file that registers that method",
+            )
     took = sum(map(sum, record.seconds.values()))
-    print(f"{record.job}: took {took:,.0f} s on record; interrupt it and the same command resumes", file=sys.stderr)
+    print(
+        f"{record.job}: took {took:,.0f} s according to its record; after an interruption the same command resumes",
+        file=sys.stderr,
+    )
     try:
         with Display([record.job]) as display:
             verdict = verify(

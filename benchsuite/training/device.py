@@ -40,5 +40,5 @@ def configure_process(device: str, precision: str = "fp32", threads: int | None 
 def slow_precision(device: str, precision: str) -> str | None:
     """What to tell the user if this machine only emulates the precision. Does not open the GPU: each run asks it for bf16."""
     if device_named(device).type == "cpu" and precision == "bf16" and not bfloat16.native():
-        return "note: this CPU has no bf16 arithmetic; its numbers are computed in fp32, which is no faster than fp32"
+        return "note: this CPU has no bf16 arithmetic; bf16 is computed in fp32 and is no faster"
     return None

@@ -383,7 +383,7 @@ def test_a_setting_of_several_types_takes_the_narrowest_that_fits():
 def test_a_new_method_runs_and_keeps_the_rules(folder, capsys):
     assert call("new-method", "my_anchor") == 0
     assert (
-        capsys.readouterr().out == "my_anchor.py: a method that runs; read it, change it, then: benchsuite check my_anchor.py\n"
+        capsys.readouterr().out == "my_anchor.py: a method that runs; read it, change it, then run: benchsuite check my_anchor.py\n"
     )
     text = (folder / "my_anchor.py").read_text()
     assert len(text.splitlines()) <= 80

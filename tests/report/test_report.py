@@ -469,7 +469,7 @@ def test_the_report_command_writes_a_page_whose_links_lead_to_the_records(tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main(["report", "out/paper", "--tier", "lite"]) == 0
     said = capsys.readouterr().out.splitlines()
-    pages = ["what is reproduced: out/paper/ledger.md", "all of it as one page: out/paper/index.html"]
+    pages = ["reproduction ledger: out/paper/ledger.md", "page with everything: out/paper/index.html"]
     assert said == ["out/paper/split_x/lite/report.tex", "out/paper/report.tex", *pages]
     page = (tmp_path / "out/paper/index.html").read_text()
     assert '"families":["reference"]' in page
