@@ -39,11 +39,6 @@ def methods() -> dict[str, MethodEntry]:
     return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
 
 
-def methods_of(file: Path) -> list[MethodEntry]:
-    """The methods that a Python file outside any package registers."""
-    return _registered("", ast.parse(file.read_bytes()))
-
-
 def modifiers() -> dict[str, str]:
     """Every modifier by name, with the first sentence of its docstring."""
     _, tree = _parse("benchsuite.nn.modifiers")

@@ -11,14 +11,19 @@ from .arguments import resolve_method
 
 
 def command_report(arguments: argparse.Namespace) -> None:
-    from ..method.registered import methods
+    from .. import catalogue
     from ..protocol import protocols
     from ..report.write import write_reports
 
-    for file in arguments.methods:
-        resolve_method(methods, file)
+    families = {name: method.family for name, method in catalogue.methods().items()}
+    sources = dict.fromkeys(families, "")  # installed methods have no file of their own
+    if arguments.methods:  # only a method's own file is imported, and PyTorch with it
+        from ..method.registered import methods
+
+        for file in arguments.methods:
+            name = resolve_method(methods, file)
+            families[name], sources[name] = methods.get(name).family, methods.source(name)
     published = {name: protocol.published for name, protocol in protocols.all().items()}
-    families = {name: cls.family for name, cls in methods.all().items()}
     files = write_reports(
         arguments.results,
         arguments.output,
@@ -26,7 +31,7 @@ def command_report(arguments: argparse.Namespace) -> None:
         protocols=arguments.protocol,
         tiers=arguments.tier,
         families=families,
-        files=methods.sources(),
+        files=sources,
     )
     print("\n".join(f"{folder / 'report.tex'}" for folder in dict.fromkeys(file.parent for file in files)))
     print(f"reproduction ledger: {arguments.output / 'ledger.md'}")
