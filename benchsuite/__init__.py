@@ -5,10 +5,10 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# PyTorch's profiler, which counts allocations, says when it starts, when it stops and which blocks it has not seen before
+# PyTorch's profiler, which counts allocations, otherwise prints when it starts and stops, and blocks that are new to it.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche imports a solver library for GEM, on every start
+warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche looks for a solver that only GEM needs
 
 if TYPE_CHECKING:
     from .analysis.leaderboard import leaderboard as leaderboard
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from .training.runner import run as run
     from .training.settings import resolve as resolve
 
-_PUBLIC = {  # where each public name is; imported when it is asked for, so that `--help` and boards need no torch
+    __version__: str
+
+_PUBLIC = {  # the module of each public name, imported when the name is first used: `--help` and boards need no torch
     **dict.fromkeys(("Choice", "Preset", "Method", "Range"), "method.base"),
     **dict.fromkeys(("Protocol", "Published", "Recipe", "Task"), "protocol"),
     **dict.fromkeys(("Job", "RunRecord"), "record.schema"),
@@ -48,14 +50,16 @@ _PUBLIC = {  # where each public name is; imported when it is asked for, so that
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker would take any name at all for a public one
 
-        return version("benchsuite")
-    if name in _PUBLIC:
-        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
-    raise AttributeError(f"module 'benchsuite' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("benchsuite")
+        if name in _PUBLIC:
+            return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+        raise AttributeError(f"module 'benchsuite' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
