@@ -13,6 +13,7 @@ warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche loo
 if TYPE_CHECKING:
     from .analysis.leaderboard import leaderboard as leaderboard
     from .errors import UserError as UserError
+    from .fields import setting as setting
     from .method.artifact import Artifact as Artifact
     from .method.base import Choice as Choice
     from .method.base import Method as Method
@@ -46,6 +47,7 @@ _PUBLIC = {  # the module of each public name, imported when the name is first u
     "register": "method.registered",
     "resolve": "training.settings",
     "run": "training.runner",
+    "setting": "fields",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

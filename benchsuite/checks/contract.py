@@ -371,7 +371,7 @@ def refused(runs: ShortRuns, name: str, setting: str, value: Any, *, must_be: bo
     try:
         runs.job(name, **{setting: value})
     except Crashed as error:
-        advice = f"in __post_init__, raise ValueError with the name {setting!r}"
+        advice = f"give {setting!r} bounds, as in setting(1.0, above=0), or raise ValueError with its name in __post_init__"
         raise Broken(f"{setting}={value!r} breaks: {one_line(error.cause)}; {advice}") from None
     except UserError as error:
         named = setting in str(error) and "\n" not in str(error)

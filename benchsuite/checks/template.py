@@ -3,7 +3,7 @@
     L = CE_t + strength / 2 sum_i (theta_i - theta*_i)^2      theta*: as the task before left the weights; none in the first task
 
 The file is the method: equations here, hyper-parameters as fields, hooks as code. It runs as it is, an L2 anchor:
-    benchsuite check ./new_method.py                    does it keep the rules that every method keeps?
+    benchsuite check ./new_method.py                    run the conformance checks
     benchsuite run --method ./new_method.py --tier smoke --set strength=0.5
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchsuite import Artifact, Method, MultiHead, register
+from benchsuite import Artifact, Method, MultiHead, register, setting
 from benchsuite.nn.conditional import shared_parameters
 
 
@@ -23,25 +23,23 @@ from benchsuite.nn.conditional import shared_parameters
 class NewMethod(Method):
     """NewMethod: the line that `benchsuite list` shows."""
 
-    # A field is a hyper-parameter: typed, on record, settable with --set. What training makes is an attribute, never a field.
-    strength: float = 1.0  # where the value comes from
+    # A field is a hyper-parameter: typed, on record, set with --set. What training produces is an attribute, never a field.
+    # Bounds are least, above, most, below; a value outside of them is refused by name. A plain default works too.
+    strength: float = setting(1.0, least=0)  # where the value comes from
 
     name = "new_method"  # for --method, records and tables
     family = "regularisation"  # what readers of the page filter by
-    forgetting = "some"  # "none" claims that old tasks' class scores stay bit-identical; old heads are then frozen
-    trains_old_heads = False  # True: heads of earlier tasks learn on, by design
+    forgetting = "some"  # "none" claims that old tasks' logits stay bit-identical; old heads are then frozen
+    trains_old_heads = False  # True: heads of earlier tasks are trained further, by design
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values, by the field's name. There is no network and no data yet."""
-        if self.strength < 0:
-            raise ValueError(f"strength must not be negative, got {self.strength}")
-        self.anchor: dict[str, Tensor] = {}
-
-    # unsupported_reason(recipe): in one line, why it cannot run under a recipe (say, batchnorm="shared"), or None. No raise.
+    # __post_init__(self): call super().__post_init__(), then raise ValueError, with the field's name, for combinations of values
+    # that cannot work. There is no network and no data yet.
+    # unsupported_reason(self, recipe): why it cannot run under a recipe (say, batchnorm="shared") in one line, or None. No raise.
 
     def prepare(self, model: MultiHead) -> MultiHead:
         """Before the first task: factorise, mask or gate the network. No training, and no heads: each comes with its task.
         Draw with generator=self.generator("what for", task), here and in hooks, never from a global generator."""
+        self.anchor: dict[str, Tensor] = {}
         return model
 
     # Hooks, all of an Avalanche SupervisedPlugin, in this order; each is `def hook(self, strategy, **kwargs)`:
@@ -73,3 +71,7 @@ class NewMethod(Method):
     def restore(cls, artifact: Artifact) -> nn.Module:
         """The served network, model(x, task). From the artifact alone: no attribute of a run is in reach."""
         return artifact.network()
+
+    # diagnostics(self): more for the record, as plain JSON. No times or paths: the same seed must give the same record.
+    # state(), load_state(state): what a checkpoint keeps after a task besides the network. By default every attribute,
+    # made of tensors, numbers, text and containers of them; override both for anything else. Not what each task makes anew.

@@ -159,10 +159,10 @@ def parser() -> Parser:
     search.add_argument("--tier", default="lite", help="paper (the full recipe), lite (default) or smoke")
     search.add_argument("--method", required=True, help="a registered method or a Python file that defines one")
     search.add_argument("--trials", type=int, required=True, metavar="N", help="number of trials")
-    sets = commands.add_parser("data", help="download or check the image sets of a protocol")
+    sets = commands.add_parser("data", help="download or check the image sets of a protocol, or one image set")
     actions = sets.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     for action, what in (("get", "download what is missing"), ("verify", "decode all images again and check them")):
-        actions.add_parser(action, parents=[data], help=what).add_argument("protocol", help="a registered protocol")
+        actions.add_parser(action, parents=[data], help=what).add_argument("name", help="a registered protocol, or an image set")
     out = commands.add_parser("export", help="copy the artifacts of finished runs, ready to be served")
     out.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its record.json")
     out.add_argument(

@@ -11,10 +11,15 @@ from .arguments import note_slow_precision, parse_settings, resolve_method
 
 def command_data(arguments: argparse.Namespace) -> None:
     from ..data import get, load, verify
-    from ..data.sets import MissingData
+    from ..data.sets import NAMES, MissingData
     from ..protocol import protocols
+    from ..registry import suggest
 
-    for name in dict.fromkeys(task.dataset for task in protocols.get(arguments.protocol).tasks):
+    known = {name: [task.dataset for task in protocol.tasks] for name, protocol in protocols.all().items()}
+    known = {**{name: [name] for name in NAMES}, **known}
+    if arguments.name not in known:
+        raise UserError(f"no protocol or image set is called {arguments.name!r}", suggest(arguments.name, known))
+    for name in dict.fromkeys(known[arguments.name]):
         if arguments.action == "get":
             try:
                 get(name, arguments.data_dir)

@@ -52,7 +52,6 @@ class Official:
     digest: str | None = None
     test_multiple: int = 1
     substitute: str = ""  # not None of what published figures use: said in the note, and never complete
-    protocol: str = "five-datasets"  # whose `data get` fetches it
 
 
 OFFICIAL = {
@@ -61,7 +60,6 @@ OFFICIAL = {
         train=50_000,
         test=10_000,
         balanced=True,
-        protocol="split-cifar100",
         digest="bf7e3bf0060884123ceb697998cf8e8f294bc2de18405d8d23dcbfe02a0d9322",
     ),
     "cifar10": Official(classes=10, train=50_000, test=10_000, balanced=True),
@@ -87,12 +85,11 @@ OFFICIAL = {
         test=1_870,  # its 18,726 files less the two that cannot be read
         substitute="notMNIST_small with a fixed 90/10 split in place of the ACL archive",
     ),
-    "miniimagenet": Official(classes=100, train=50_000, test=10_000, balanced=True, protocol="split-miniimagenet"),
+    "miniimagenet": Official(classes=100, train=50_000, test=10_000, balanced=True),
     "digits": Official(
         classes=10,
         train=1_195,
         test=602,
-        protocol="split-digits",
         digest="11242647ade1e6908eb7a6577611835a4a12468d8aff5efdfba71298846e5438",
     ),
 }
@@ -191,11 +188,7 @@ def _source(name: str, data_dir: Path | None) -> readers.Source:
     folder = _folder(name, data_dir)
     source = readers.find(name, folder)
     if source is None:
-        mend = (
-            readers.HOW_TO["miniimagenet"]
-            if name == "miniimagenet"
-            else f"fetch it with `benchsuite data get {OFFICIAL[name].protocol}`"
-        )
+        mend = readers.HOW_TO["miniimagenet"] if name == "miniimagenet" else f"fetch it with `benchsuite data get {name}`"
         raise MissingData(
             f"{name} not found in {folder} (looked for {readers.LAYOUTS[name]})",
             f"{mend}, or name the folder that has it with --data-dir",
@@ -227,9 +220,7 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
     notes = [official.substitute, entry.note]
     if what:
         if not partial:
-            mend = (
-                "lay out the whole set" if name == "miniimagenet" else f"fetch it with `benchsuite data get {official.protocol}`"
-            )
+            mend = "lay out the whole set" if name == "miniimagenet" else f"fetch it with `benchsuite data get {name}`"
             raise UserError(
                 f"{name}: {source.place} holds {what}",
                 f"{mend}, or run on what is there with --partial-data (never comparable with published figures)",
@@ -238,7 +229,7 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
     elif altered and not partial:
         raise UserError(
             f"{name}: {source.place}: {ALTERED}",
-            f"fetch them with `benchsuite data get {official.protocol}`, "
+            f"fetch them with `benchsuite data get {name}`, "
             "or run on what is there with --partial-data (never comparable with published figures)",
         )
     elif official.digest is not None and entry.digest != official.digest:

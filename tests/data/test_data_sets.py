@@ -110,7 +110,7 @@ def test_incomplete_set_needs_to_be_asked_for(data):
     write_cifar(data, "cifar10")
     message = refused("cifar10", data)
     assert message.startswith(f"cifar10: {data / 'cifar-10-batches-py'} holds 20 of 50,000 training and 10 of 10,000")
-    assert "`benchsuite data get five-datasets`" in message
+    assert "`benchsuite data get cifar10`" in message
     assert "--partial-data" in message
     s = load("cifar10", data, partial=True)
     assert not s.complete
@@ -578,7 +578,7 @@ def test_digits_need_no_files(tmp_path):
 def test_missing_set(data, name):
     message = refused(name, data)
     assert message.startswith(f"{name} not found in {data} (looked for {readers.LAYOUTS[name]})")
-    assert ("mini-imagenet-tools" if name == "miniimagenet" else "`benchsuite data get ") in message
+    assert ("mini-imagenet-tools" if name == "miniimagenet" else f"`benchsuite data get {name}`") in message
 
 
 def test_missing_is_told_from_damaged(data):
