@@ -73,7 +73,7 @@ def changes(code: dict[str, str]) -> list[str]:
 
 def stale(record: RunRecord) -> list[str]:
     """What has changed since the record was made; nothing where it does not say what it was made by."""
-    return changes(record.environment.get("code", {}))
+    return changes(record.made_by)
 
 
 def digest_of(name: str) -> str:

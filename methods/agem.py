@@ -83,6 +83,3 @@ class AGEM(Method):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         del self.plugin
-
-    def diagnostics(self) -> dict[str, Any]:
-        return {"memory_bytes": self.memory_bytes}

@@ -264,12 +264,9 @@ class CACL(Method):
     def diagnostics(self) -> dict[str, Any]:
         sizes = self._stored("factors").sizes()
 
-        def plain(ranks: list[Rank]) -> list[Any]:
-            return [list(rank) if len(rank) > 1 else rank[0] for rank in ranks]
-
         return {
-            "ranks": {name: plain(layer.ranks) for name, layer in self.layers.items()},
-            "pools": {name: plain(pools) for name, pools in self.pools.items()},
+            "ranks": {name: list(map(list, layer.ranks)) for name, layer in self.layers.items()},
+            "extra": {"pools": {name: list(map(list, pools)) for name, pools in self.pools.items()}},
             "other_sizes": {self.counted: sizes["weights"] + sizes["heads"]},
         }
 

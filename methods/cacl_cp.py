@@ -102,4 +102,5 @@ class CACLCP(CACL):
         """kappa: sum_r w_r^2 / ||W||^2 of the last kernel, far above 1 where terms cancel each other."""
         last = {name: layer.prefix(len(layer.ranks) - 1).square().sum() for name, layer in self.layers.items()}
         kappa = {name: layer.energy() / float(last[name].clamp_min(1e-30)) for name, layer in self.layers.items()}
-        return {**super().diagnostics(), "kappa": kappa}
+        found = super().diagnostics()
+        return {**found, "extra": {**found["extra"], "kappa": kappa}}

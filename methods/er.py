@@ -46,6 +46,3 @@ class ER(Method):
         self.memory_bytes = sum(n * image_bytes(one) for n, one in zip(stored, earlier, strict=True))
         # Avalanche's own hook from here on: it puts a loader over both in place, from the second task
         ReplayPlugin(mem_size=size, storage_policy=memory).before_training_exp(strategy)
-
-    def diagnostics(self) -> dict[str, Any]:
-        return {"memory_bytes": self.memory_bytes}

@@ -232,7 +232,7 @@ class HAT(Method):
     def diagnostics(self) -> dict[str, Any]:
         in_use = 100 * self.usage[-1]["units"] if self.usage else 0.0
         remarks = [f"{in_use:.0f} % of the units in use after the last task"]
-        return {"usage": self.usage, "hardening_gap": self.hardening_gap, "remarks": remarks}
+        return {"remarks": remarks, "extra": {"usage": self.usage, "hardening_gap": self.hardening_gap}}
 
     def state(self) -> dict[str, Any]:
         return {"usage": self.usage, "hardening_gap": self.hardening_gap}

@@ -53,6 +53,7 @@ class Individual(Method):
 
     family = "reference"
     forgetting = "none"
+    size_reference = True
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         return None  # no two tasks share a network, and so no batch normalisation

@@ -50,7 +50,8 @@ class IndividualCP(IndividualSVD):
         return x.transpose(0, 1).flatten(1).T
 
     def diagnostics(self) -> dict[str, Any]:
-        return {**super().diagnostics(), "kappa": self.kappa}
+        found = super().diagnostics()
+        return {**found, "extra": {**found["extra"], "kappa": self.kappa}}
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "kappa": self.kappa}

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,6 +48,7 @@ class IndividualSVD(Individual):
 
     name: ClassVar = "individual-svd"
     family = "factorised"
+    size_reference = False
     layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
     space: ClassVar = {"recovery": Choice((0.2, 0.5)), "recovery_rate": Choice((0.1, 1.0))}
 
@@ -178,7 +180,11 @@ class IndividualSVD(Individual):
         return artifact.fill(model, without=[name for name, m in layers.items() if isinstance(m, FactorisedConv2d)])
 
     def diagnostics(self) -> dict[str, Any]:
-        return {"ranks": self.ranks, "relative_error": self.error}
+        layers = [name for name in (self.ranks[0] if self.ranks else {}) if all(name in ranks for ranks in self.ranks)]
+        return {
+            "ranks": {name: np.cumsum([ranks[name] for ranks in self.ranks], axis=0).tolist() for name in layers},
+            "extra": {"relative_error": self.error},
+        }
 
     def state(self) -> dict[str, Any]:
         return {"ranks": self.ranks, "error": self.error}

@@ -276,8 +276,10 @@ class LANCE(Method):
 
     def diagnostics(self) -> dict[str, Any]:
         return {
-            "ranks": self.ranks,
-            "protected": {name: m.shape[1] for name, m in self.protected.items()},
+            "extra": {
+                "activation_ranks": self.ranks,  # for each task: rank of each mode of each layer's input
+                "protected": {name: m.shape[1] for name, m in self.protected.items()},
+            },
             "remarks": [
                 f"its factors, {self.factor_bytes / 1e6:.3f} MB at most, outlive a step: they are in training MB, not in held or"
                 " formula; nor is what gathers them between two tasks"

@@ -222,9 +222,11 @@ class PackNet(Method):
         total = sum(layer.owner.numel() for layer in layers)
         owned = [sum(int((layer.owner == t).sum()) for layer in layers) for t in range(self.n_tasks + 1)]
         return {
-            "share_of_weights": {"free": owned[0] / total, "of_each_task": [n / total for n in owned[1:]]},
-            "capacity_exhausted": self.exhausted,
             "remarks": remarks,
+            "extra": {
+                "share_of_weights": {"free": owned[0] / total, "of_each_task": [n / total for n in owned[1:]]},
+                "capacity_exhausted": self.exhausted,
+            },
         }
 
     def state(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from benchsuite.checks.verify import check_job
 from benchsuite.errors import UserError
@@ -91,7 +92,7 @@ def resolved(job, **changes):
     """The job as this version resolves it from its settings and `changes`."""
     overrides = {**job.settings, **changes}
     again = resolve(job.protocol, job.tier, job.method, job.seed, overrides=overrides, precision=job.precision)
-    return replace(again, data=job.data)
+    return structs.replace(again, data=job.data)
 
 
 def test_published_records_keep_their_identity():

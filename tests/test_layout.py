@@ -358,7 +358,7 @@ def test_the_table_is_read_whole():
         ("nn/guard.py", "from ..method.base import Method", "upward, from nn/ to method/"),
         ("nn/guard.py", "from benchsuite import Method", "upward, from nn/ to method/"),
         ("nn/guard.py", "import benchsuite.training.runner", "upward, from nn/ to training/"),
-        ("analysis/metrics.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..report import tables", "upward"),
+        ("analysis/rows.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..report import tables", "upward"),
         ("training/runner.py", "def f():\n    from ..execution import grid", "upward, from training/ to execution/"),
         ("checks/merge.py", "from ..execution import grid", "sideways, from checks/ to execution/"),
         ("training/runner.py", 'PRELOAD = ["benchsuite.checks.contract"]', "upward, from training/ to checks/"),
@@ -377,7 +377,7 @@ def test_the_table_is_read_whole():
         (
             "record/schema.py",
             "import torch",
-            "benchsuite/analysis/metrics.py: no torch here, but it imports benchsuite/record/schema.py",
+            "benchsuite/analysis/rows.py: no torch here, but it imports benchsuite/record/schema.py",
         ),
         ("report/tables.py", "from ..nn import images", "no torch here, but it imports benchsuite/nn/images.py -> torch"),
         ("__init__.py", "from .method.base import Method", "benchsuite/__init__.py"),

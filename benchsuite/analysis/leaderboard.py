@@ -33,6 +33,7 @@ from .rows import (
     _unmodified,
     _versions,
     configurations,
+    reference_of,
 )
 from .significance import bootstrap_p, holm
 
@@ -61,7 +62,7 @@ class Leaderboard:
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
     parameter_efficiency: width (of the backbone, a factor on its channels), megabytes (1e6 bytes of the exported file) and
-        its parts, ratio to `individual` and its inverse compression, added (megabytes for each task after the first), macs
+        its parts, ratio to the size reference and its inverse compression, added (megabytes for each task after the first), macs
         (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
         matched_accuracy (where sizes are matched); pareto marks the competing rows that no other such row beats in size
         without losing accuracy.
@@ -112,7 +113,7 @@ def leaderboard(
     rows = configurations(records)
     tier = records[0].job.tier
     changed = any(r.job.origins.get(name) == "command line" for r in records for name in RECIPE)
-    if tier != "paper" or changed or not all(entry["complete"] for r in records for entry in r.data):
+    if tier != "paper" or changed or not all(entry.complete for r in records for entry in r.data):
         published = ()
 
     references, plain = _by(_pair, (r for r in records if _may_be_reference(r))), _by(_pair_of_method, records)
@@ -123,10 +124,11 @@ def leaderboard(
         label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain), most) for run in runs])
         for label, runs in rows.items()
     }
-    dense = {_network(r): r.diagnostics["dense_macs"] for r in records if "dense_macs" in r.diagnostics}
+    reference = reference_of(records)
+    dense = {_network(r): r.dense_macs for r in records if r.dense_macs is not None}
     board = pd.DataFrame(
         [
-            _row(label, runs, samples[label]) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
+            _row(label, runs, samples[label], reference) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
             for label, runs in rows.items()
         ]
         + [

@@ -9,8 +9,7 @@ import pandas as pd
 
 from ..protocol import Published
 from ..record.schema import RunRecord
-from . import metrics
-from .rows import MB, configurations, t_interval
+from .rows import configurations, t_interval
 
 TOLERANCE = {"accuracy": "1.5 points", "bwt": "1.5 points", "megabytes": "15 %"}
 
@@ -115,10 +114,7 @@ def _compared(figure: Published, measure: str, label: str, runs: list[RunRecord]
 
 
 def _measured(run: RunRecord, measure: str) -> float:
-    if measure == "megabytes":
-        return run.stored_bytes / MB
-    R = metrics.accuracy_matrix(run)
-    return metrics.average_accuracy(R) if measure == "accuracy" else metrics.backward_transfer(R)
+    return float(getattr(run, measure))
 
 
 def _why_not(figure: Published, runs: list[RunRecord]) -> str:
@@ -131,7 +127,7 @@ def _why_not(figure: Published, runs: list[RunRecord]) -> str:
         "" if job.tier == "paper" else f"tier {job.tier}",
         f"settings changed: {', '.join(changed)}" if changed else "",
         "a method from a file of its own" if job.method_source else "",
-        "" if all(entry["complete"] for r in runs for entry in r.data) else "incomplete images",
+        "" if all(entry.complete for r in runs for entry in r.data) else "incomplete images",
     ]
     return "; ".join(filter(None, reasons))
 

@@ -14,7 +14,7 @@ from ..files import digest
 from ..record.schema import RunRecord
 from ..source import stale
 from .provenance import VERSIONS, _device, _emulated, _revision, _version
-from .rows import MB, NEUTRAL, REFERENCE, setting_of
+from .rows import MB, NEUTRAL, reference_of, setting_of
 
 NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # that stands by itself: not the 2 of conv2, no version
 
@@ -24,7 +24,7 @@ def _short(value: Any) -> str:
 
 
 def _images(name: str, run: RunRecord) -> str:
-    return next((entry["digest"][:7] for entry in run.data if entry["name"] == name), "none")
+    return next((entry.digest[:7] for entry in run.data if entry.name == name), "none")
 
 
 def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
@@ -58,10 +58,10 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
 
     notes += differing("runs on different tasks", lambda r: ", ".join(r.task_names))
 
-    images = {entry["name"]: None for r in records for entry in r.data}
+    images = {entry.name: None for r in records for entry in r.data}
     for name in images:
-        entries = [entry for r in records for entry in r.data if entry["name"] == name]
-        for note in dict.fromkeys((entry["note"], entry["complete"]) for entry in entries):
+        entries = [entry for r in records for entry in r.data if entry.name == name]
+        for note in dict.fromkeys((entry.note, entry.complete) for entry in entries):
             text = "; ".join(filter(None, [note[0], "" if note[1] else "not the published benchmark"]))
             notes += [f"{name}: {text}"] if text else []
         notes += differing(f"runs on different images of {name}", partial(_images, name))
@@ -74,20 +74,20 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     if emulated := [f"{label} (seed {', '.join(found)})" for label, found in seeds.items() if found]:
         words = "bf16 computed in fp32, on a CPU without bf16 arithmetic; no peak of a step, as fp32 copies would be in it"
         notes.append(f"{words}: {', '.join(emulated)}")
-    dirty = [label for label, runs in rows.items() if any(r.environment.get("source", {}).get("dirty") for r in runs)]
+    dirty = [label for label, runs in rows.items() if any(r.environment.source.dirty for r in runs)]
     if dirty:
         notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
-    codes = {label: {digest(run.environment.get("code", {})): run for run in runs} for label, runs in rows.items()}
+    codes = {label: {digest(run.made_by): run for run in runs} for label, runs in rows.items()}
     if old := [label for label, runs in codes.items() if any(map(stale, runs.values()))]:  # one look for all of the same code
         notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
 
     for label, runs in rows.items():
-        notes += [f"{label}: {remark}" for remark in ranged(r for run in runs for r in run.diagnostics.get("remarks", []))]
+        notes += [f"{label}: {remark}" for remark in ranged(r for run in runs for r in run.diagnostics.remarks)]
     for row in board[~board["published"]].to_dict("records"):
         if 0 < row["ratio_n"] < row["n"]:
             notes.append(
                 f"{row['method']}: forward gain and ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds, "
-                f"{REFERENCE} has no matching run of the others"
+                f"{reference_of(records)} has no matching run of the others"
             )
     return notes
 
@@ -98,13 +98,13 @@ def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[s
     for label, runs in rows.items():
         sizes: dict[str, list[int]] = {}
         for run in runs:
-            for name, size in run.diagnostics.get("other_sizes", {}).items():
+            for name, size in run.diagnostics.other_sizes.items():
                 sizes.setdefault(name, []).append(size)
         here = f"{np.mean([run.stored_bytes for run in runs]) / MB:.3f}"
         said = {name: f"{np.mean(s) / MB:.3f}" for name, s in sizes.items()}
         if others := [f"{size} MB as {name}" for name, size in said.items() if size != here]:
             notes.append(f"{label}: {', '.join(others)}")
-        if stored := [run.diagnostics["memory_bytes"] for run in runs if "memory_bytes" in run.diagnostics]:
+        if stored := [run.memory_bytes for run in runs if run.memory_bytes]:
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
     measured = board.loc[~board["published"]].set_index("method")
     if (absent := measured["held"].isna()).any():

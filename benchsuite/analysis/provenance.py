@@ -13,29 +13,31 @@ VERSIONS = ("torch", "avalanche-lib", "benchsuite")
 
 def _machine(run: RunRecord) -> tuple[str, ...]:
     """The kind of machine that a run was made on, and with which torch; empty where an older record says too little of it."""
-    if "instructions" not in run.environment:
+    e = run.environment
+    if e.instructions is None:
         return ()
-    names = ("device", "device_name", "threads", "instructions")
-    return (*(str(run.environment.get(name, "unknown")) for name in names), _version("torch", run))
+    return e.device, e.device_name, str(e.threads), e.instructions, _version("torch", run)
 
 
 def _emulated(run: RunRecord) -> bool:
     """Whether its bf16 convolutions were computed in fp32 (`benchsuite.nn.bfloat16`), whose copies are in the peak of a step."""
-    words = run.environment.get("instructions", "").split()  # of records that do not say it themselves
-    guess = "avx2" not in words or any(word.startswith(("avx512", "amx")) for word in words)
-    return run.job.precision == "bf16" and not run.environment.get("native_bf16", guess)
+    native = run.environment.native_bf16
+    if native is None:  # a record of an earlier version
+        words = (run.environment.instructions or "").split()
+        native = "avx2" not in words or any(word.startswith(("avx512", "amx")) for word in words)
+    return run.job.precision == "bf16" and not native
 
 
 def _version(library: str, run: RunRecord) -> str:
-    return str(run.environment.get("versions", {}).get(library, "unknown"))
+    return run.environment.versions.get(library, "unknown")
 
 
 def _device(run: RunRecord) -> str:
-    return f"{run.environment.get('device', 'unknown')} ({run.environment.get('device_name', 'unknown')})"
+    return f"{run.environment.device} ({run.environment.device_name})"
 
 
 def _revision(run: RunRecord) -> str:
-    return str(run.environment.get("source", {}).get("revision") or "unknown")[:7]
+    return run.environment.source.revision[:7] or "unknown"
 
 
 def provenance(records: Sequence[RunRecord]) -> str:
@@ -44,8 +46,8 @@ def provenance(records: Sequence[RunRecord]) -> str:
     def every(get: Callable[[RunRecord], Any]) -> str:
         return ", ".join(map(str, sorted({get(r) for r in records})))
 
-    dates = sorted({str(r.environment.get("date", "unknown"))[:10] for r in records})
-    incomplete = sorted({entry["name"] for r in records for entry in r.data if not entry["complete"]})
+    dates = sorted({r.environment.date[:10] for r in records})
+    incomplete = sorted({entry.name for r in records for entry in r.data if not entry.complete})
     revisions = {_revision(r) for r in records}
     return "; ".join(
         [

@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from msgspec.structs import asdict
 from scipy.special import stdtrit
 
 from ..errors import UserError
 from ..fields import neutral_values
 from ..protocol import Recipe
-from ..record.schema import PARTS, RunRecord
-from . import metrics
+from ..record import metrics
+from ..record.schema import MB, PARTS, RunRecord
 from .provenance import _emulated, _machine
-
-REFERENCE = "individual"  # one separate model per task: what forward gain and size ratio are measured against
-
-MB = 1e6
 
 RECIPE = [f.name for f in fields(Recipe)]
 NEUTRAL = neutral_values(Recipe)
@@ -39,7 +36,7 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
         runs = groups.setdefault(record.job.method, {}).setdefault((record.job.config, record.sample), {})
         twin = runs.setdefault(record.job.seed, record)
         if twin is not record:
-            dates = " and ".join(r.environment.get("date", "unknown date") for r in (twin, record))
+            dates = " and ".join(r.environment.date for r in (twin, record))
             raise UserError(
                 f"two records of {record.job}, configuration {record.job.config}, of {dates}", "move one of them away"
             )
@@ -67,7 +64,7 @@ def _versions(records: Sequence[RunRecord], files: Mapping[str, str]) -> tuple[l
     for record in records:
         if source := record.job.method_source:
             dates = versions.setdefault(record.job.base, {})
-            dates[source] = max(dates.get(source, ""), str(record.environment.get("date", "")))
+            dates[source] = max(dates.get(source, ""), record.environment.date)
     chosen, notes = {}, []
     for name, dates in versions.items():
         now = files.get(name, "")
@@ -122,8 +119,8 @@ def _traits(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _row(label: str, runs: list[RunRecord], values: pd.DataFrame) -> dict[str, Any]:
-    """One row with every statistic of every board. values: those of each run."""
+def _row(label: str, runs: list[RunRecord], values: pd.DataFrame, reference: str) -> dict[str, Any]:
+    """One row with every statistic of every board. values: those of each run. reference: the size reference, in words."""
     first = runs[0]
     at_once = any(row[i] is None for i, row in enumerate(first.correct))
     row: dict[str, Any] = {"method": label, "published": False, "competes": not at_once}
@@ -138,7 +135,7 @@ def _row(label: str, runs: list[RunRecord], values: pd.DataFrame) -> dict[str, A
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
     for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
-        row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, first)
+        row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, first, reference)
     return row
 
 
@@ -146,22 +143,20 @@ def _statistics(
     run: RunRecord, reference: RunRecord | None, unmodified: RunRecord | None, timed: tuple[str, ...] | None
 ) -> dict[str, float]:
     """The statistics of one run; sizes in bytes, MACs as counted. timed: the kind of machine whose seconds count."""
-    R = metrics.accuracy_matrix(run)
-    stored = run.stored[-1]
-    assert stored is not None, "a finished run has an artifact"
+    R = run.R
     return {
         "accuracy": metrics.average_accuracy(R),
         "learning_accuracy": metrics.learning_accuracy(R),
-        "forward_gain": metrics.forward_gain(R, metrics.accuracy_matrix(reference)) if reference else np.nan,
+        "forward_gain": metrics.forward_gain(R, reference.R) if reference else np.nan,
         "bwt": metrics.backward_transfer(R),
         "forgetting": metrics.forgetting(R),
         "megabytes": run.stored_bytes,
-        **stored,
+        **asdict(run.final_sizes),
         "ratio": run.stored_bytes / reference.stored_bytes if reference else np.nan,
         "added": _added(run),
         "macs": float(np.mean(run.macs)),
         "training_megabytes": run.training_state_bytes,
-        **{name: max(run.memory.get(name) or [], default=np.nan) for name in ("held", "peak", "formula")},
+        **{name: max(getattr(run.memory, name), default=np.nan) for name in ("held", "peak", "formula")},
         **({"peak": np.nan} if _emulated(run) else {}),
         "step_seconds": _step_seconds(run) if _machine(run) == timed else np.nan,
         "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
@@ -170,7 +165,7 @@ def _statistics(
 
 def _step_seconds(run: RunRecord) -> float:
     """Wall clock per training step: the median over tasks, as other work may have slowed some of them; NaN where it is 0."""
-    return float(np.median([seconds / n for seconds, n in zip(run.seconds["train"], run.iterations, strict=True) if n])) or np.nan
+    return float(np.median([seconds / n for seconds, n in zip(run.seconds.train, run.iterations, strict=True) if n])) or np.nan
 
 
 def _by(key: Callable[[RunRecord], Any], records: Iterable[RunRecord]) -> dict[Any, list[RunRecord]]:
@@ -215,15 +210,15 @@ def _added(run: RunRecord) -> float:
     first, last = run.stored[0], run.stored[-1]
     if first is None or last is None or len(run.tasks) == 1:
         return np.nan
-    return (sum(last.values()) - sum(first.values())) / (len(run.tasks) - 1)
+    return (last.total - first.total) / (len(run.tasks) - 1)
 
 
 def _may_be_reference(run: RunRecord) -> bool:
-    return run.job.method == REFERENCE and "width" not in run.job.settings
+    return run.size_reference and "width" not in run.job.settings
 
 
 def _reference(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRecord | None:
-    """The run of `individual` to compare with: same seed, precision, tasks and images, same value of every setting that
+    """The run of the size reference to compare with: same seed, precision, tasks and images, same value of every setting that
     both have, or for which the recipe has a neutral value, except that the reference has the protocol's own width. Of several,
     the one with the fewest settings changed from their defaults. references: by `_pair`."""
 
@@ -231,7 +226,7 @@ def _reference(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRec
         common = run.job.settings.keys() & other.job.settings.keys() | NEUTRAL.keys() - {"width"}
         return (
             run.tasks == other.tasks
-            and [entry["digest"] for entry in run.data] == [entry["digest"] for entry in other.data]
+            and [entry.digest for entry in run.data] == [entry.digest for entry in other.data]
             and all(setting_of(name, run) == setting_of(name, other) for name in common)
         )
 
@@ -241,14 +236,19 @@ def _reference(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRec
     return min(matches, key=lambda r: (r.job.method_source, len(r.job.origins), r.job.config), default=None)
 
 
-def _why_not(name: str, run: RunRecord) -> str:
+def reference_of(records: Iterable[RunRecord]) -> str:
+    """The methods that sizes and forward gain are measured against, in words."""
+    return ", ".join(sorted({r.job.method for r in records if r.size_reference})) or "a size reference"
+
+
+def _why_not(name: str, run: RunRecord, reference: str) -> str:
     if name == "ratio":
-        return f"n/a: no matching run of {REFERENCE}"
+        return f"n/a: no matching run of {reference}"
     if len(run.tasks) == 1:
         return "n/a: needs at least two tasks"
     if any(row[i] is None for i, row in enumerate(run.correct)):
         return "n/a: trains all tasks at once"
-    return f"n/a: no matching run of {REFERENCE}" if name == "forward_gain" else "n/a: not measured after every task"
+    return f"n/a: no matching run of {reference}" if name == "forward_gain" else "n/a: not measured after every task"
 
 
 def _elsewhere(rows: dict[str, list[RunRecord]]) -> list[str]:

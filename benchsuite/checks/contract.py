@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import torch
 from avalanche.core import SupervisedPlugin
+from msgspec.structs import asdict
 from torch import Tensor
 
 from ..errors import UserError, one_line
@@ -256,10 +257,10 @@ def size(runs: ShortRuns, name: str, **settings: Any) -> None:
     finished = runs.finished(name, **settings)
     stored = [parts for parts in finished.record.stored if parts is not None]
     on_disk, on_record = finished.path.stat().st_size, finished.record.stored_bytes
-    if on_disk != on_record or artifact.Artifact.read(finished.path).sizes() != stored[-1]:
+    if on_disk != on_record or artifact.Artifact.read(finished.path).sizes() != asdict(stored[-1]):
         raise Broken(f"{on_record} bytes on record, {on_disk} in the file; artifact() must give the same whenever it is asked")
     for part in schema.PARTS:
-        sizes = [parts[part] for parts in stored]
+        sizes = [getattr(parts, part) for parts in stored]
         if sizes != sorted(sizes):
             words = " to ".join(map(str, sizes))
             raise Broken(f"the {part} went from {words} bytes; artifact() must go on serving every task so far")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+from msgspec.structs import asdict, replace
+
 from .. import files
-from ..analysis import metrics
 from ..data.sets import OFFICIAL
 from ..errors import UserError, one_line
 from ..method.artifact import Artifact
@@ -98,39 +98,33 @@ def check(record: RunRecord) -> list[str]:
         raise UserError(f"seed {job.seed} is one that settings are tuned on, nothing is reported for it")
     remarks = check_job(job)
     recipe = recipe_of(job.settings)
-    R = metrics.accuracy_matrix(record)
     together = len(record.iterations) == 1
-    values = {"ACC": metrics.average_accuracy(R)}
+    values = {"ACC": record.accuracy}
     if T > 1 and not together:
-        values |= {"BWT": metrics.backward_transfer(R), "forgetting": metrics.forgetting(R)}
-        values |= {"learning accuracy": metrics.learning_accuracy(R)}
+        values |= {"BWT": record.bwt, "forgetting": record.forgetting, "learning accuracy": record.learning_accuracy}
     for name, value in values.items():
         if not math.isfinite(value):
             raise UserError(f"{name} cannot be computed: the accuracy matrix has holes, though the tasks were learnt one by one")
-    images = {entry["name"]: entry for entry in record.data}
+    images = {entry.name: entry for entry in record.data}
     for name, entry in images.items():
         official = OFFICIAL[name].digest if name in OFFICIAL else None
-        if entry["complete"] and official and entry["digest"] != official:
-            raise UserError(
-                f"{name}: said to be complete, but its images (digest {entry['digest'][:12]}) are not the official ones"
-            )
-        if not entry["complete"]:
-            remarks.append(f"{name} is not the published benchmark: {entry['note'] or 'incomplete'}")
+        if entry.complete and official and entry.digest != official:
+            raise UserError(f"{name}: said to be complete, but its images (digest {entry.digest[:12]}) are not the official ones")
+        if not entry.complete:
+            remarks.append(f"{name} is not the published benchmark: {entry.note or 'incomplete'}")
     for task in record.tasks:
-        if task.get("dataset") not in images:
-            raise UserError(f"task {task['name']}: no images of {task.get('dataset')} are on record")
-        if not isinstance(task.get("classes"), list):
-            raise UserError(f"task {task['name']}: its classes are not on record")
-        most = (recipe.test_per_class or math.inf) * len(task["classes"])
-        if task["test"] > most:
-            raise UserError(f"task {task['name']}: {task['test']} test images, its settings allow {most}")
+        if task.dataset not in images:
+            raise UserError(f"task {task.name}: no images of {task.dataset} are on record")
+        most = (recipe.test_per_class or math.inf) * len(task.classes)
+        if task.test > most:
+            raise UserError(f"task {task.name}: {task.test} test images, its settings allow {most}")
     if job.protocol in protocols.all():
         protocol = protocols.get(job.protocol)
         order = [protocol.tasks[i] for i in protocol.order(job.seed)][: recipe.tasks]
         if recipe.partial_data:
-            order = [task for task in order if images.get(task.dataset, {}).get("digest")]
+            order = [task for task in order if task.dataset in images and images[task.dataset].digest]
         expected = [(task.name, task.dataset, list(task.classes)) for task in order]
-        if [(task["name"], task["dataset"], task.get("classes")) for task in record.tasks] != expected:
+        if [(task.name, task.dataset, task.classes) for task in record.tasks] != expected:
             raise UserError(f"its tasks are not those of {job.protocol} in the order of seed {job.seed}")
     if job.base in methods.all() and methods.source(job.method) == job.method_source:
         made = method_of(job.method, job.settings)
@@ -150,11 +144,12 @@ def check_artifact(record: RunRecord, folder: Path) -> bool:
     for name, tensor in artifact.tensors.items():
         sizes[name.split("/")[0]] += tensor.numel() * tensor.element_size()
     sizes["other"] += len(content) - sum(sizes.values())
-    if sizes != record.stored[-1]:
-        raise UserError(f"{path}: holds {sizes} bytes, its record says {record.stored[-1]}")
+    said = asdict(record.final_sizes)
+    if sizes != said:
+        raise UserError(f"{path}: holds {sizes} bytes, its record says {said}")
     served = artifact.header.get("tasks")
     tasks = [(t.get("name"), t.get("classes")) for t in served if isinstance(t, dict)] if isinstance(served, list) else []
-    own = [(task["name"], task["classes"]) for task in record.tasks]
+    own = [(task.name, task.classes) for task in record.tasks]
     if tasks != own or artifact.header.get("method") != record.job.method:
         raise UserError(f"{path}: serves other tasks, or was learnt by another method, than its record says")
     return True
@@ -166,12 +161,12 @@ def claims(record: RunRecord) -> list[tuple[tuple[str, str], str]]:
     Where the images are part of a run's identity (`Job.data`) runs on others are other runs, and nothing is claimed."""
     if record.job.data:
         return []
-    digests = {entry["name"]: entry["digest"] for entry in record.data if entry["complete"]}
+    digests = {entry.name: entry.digest for entry in record.data if entry.complete}
     cut = str([record.job.settings.get(name) for name in ("train_per_class", "test_per_class", "holdout")])
     return [((f"images of {name}", ""), value[:12]) for name, value in digests.items()] + [
-        ((f"training and test images of task {task['name']}", cut), f"{task.get('train')} and {task['test']}")
+        ((f"training and test images of task {task.name}", cut), f"{task.train} and {task.test}")
         for task in record.tasks
-        if task.get("dataset") in digests
+        if task.dataset in digests
     ]
 
 
@@ -234,5 +229,5 @@ def _agree(record: RunRecord, own: Path) -> None:
 
 def _provenance(record: RunRecord) -> str:
     e = record.environment
-    made = f"torch {e.get('versions', {}).get('torch')}, revision {revision(e.get('source', {}))}, {str(e.get('date'))[:10]}"
+    made = f"torch {e.versions.get('torch')}, revision {revision(e.source)}, {e.date[:10]}"
     return f"on {machine(e)}, {made}"

@@ -29,7 +29,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ from ..fields import field_types, neutral_values
 from ..method.registered import methods
 from ..protocol import Recipe, protocols
 from ..record import schema, store
-from ..record.schema import Job, RunRecord
+from ..record.schema import Environment, Job, RunRecord, Source
 from ..registry import suggest
 from ..training.device import configure_process
 from ..training.environment import source_revision
@@ -84,19 +83,19 @@ def verify(
     check_images(record, data_dir)
     where = record.environment
     if device == "auto":
-        device = "cuda" if where.get("device") == "cuda" and torch.cuda.is_available() else "cpu"
+        device = "cuda" if where.device == "cuda" and torch.cuda.is_available() else "cpu"
     configure_process(device, job.precision)
     own = scratch / job.folder / "record.json"
     if own.exists() and own.samefile(path):
         raise UserError(f"{path}: is itself what `benchsuite verify` has made", "name the record that is to be verified")
     before = torch.get_num_threads()
     if own.exists():
-        if _made_here(store.read_of(job, own).environment, where.get("threads", before), device):
+        if _made_here(store.read_of(job, own).environment, where.threads, device):
             remarks.append(f"the run of an earlier verification by the same code is compared: {own}")
         else:
             own.unlink()
     try:
-        configure_process(device, job.precision, where.get("threads", before))
+        configure_process(device, job.precision, where.threads)
         again = run(job, results=scratch, data_dir=data_dir, device=device, report=report)
     finally:
         configure_process(device, job.precision, before)
@@ -163,8 +162,8 @@ def _unknown(job: Job) -> str | None:
 def check_images(record: RunRecord, data_dir: Path | None) -> None:
     """Raises UserError where the images at hand are not those of the record: before a run, which may take hours."""
     partial = recipe_of(record.job.settings).partial_data
-    on_record = {entry["name"]: entry["digest"] for entry in record.data}
-    names = dict.fromkeys(task.get("dataset") or "" for task in record.tasks)
+    on_record = {entry.name: entry.digest for entry in record.data}
+    names = dict.fromkeys(task.dataset for task in record.tasks)
     for name, images in load_all(names, data_dir, partial=partial).items():
         if images and images.digest != on_record.get(name):
             raise UserError(
@@ -174,12 +173,11 @@ def check_images(record: RunRecord, data_dir: Path | None) -> None:
             )
 
 
-def _made_here(environment: dict[str, Any], threads: int, device: str) -> bool:
+def _made_here(environment: Environment, threads: int, device: str) -> bool:
     """Whether a run made in this environment would be the same one now."""
-    source = source_revision()
-    now = {"source": source, "earlier_sources": [], "threads": threads, "device": device}
-    torch_here = environment.get("versions", {}).get("torch") == version("torch")
-    return torch_here and not source["dirty"] and all(environment.get(name) == value for name, value in now.items())
+    now = source_revision()
+    made = (environment.source, environment.earlier_sources, environment.threads, environment.device)
+    return made == (now, [], threads, device) and not now.dirty and environment.versions.get("torch") == version("torch")
 
 
 def compare(record: RunRecord, again: RunRecord, *, learnt: bool, remarks: Sequence[str] = ()) -> Verdict:
@@ -211,7 +209,7 @@ def compare(record: RunRecord, again: RunRecord, *, learnt: bool, remarks: Seque
 
 def intervals(record: RunRecord, again: RunRecord) -> list[tuple[str, float, float, float]]:
     """What is compared, its two values in per cent, and by how much they may differ: see the top of this file."""
-    tests = np.array([task["test"] for task in record.tasks], dtype=float)
+    tests = np.array([task.test for task in record.tasks], dtype=float)
     T = len(tests)
     one, other = (np.array(r.correct, dtype=float) for r in (record, again))
     pairs = [("ACC", one[-1], other[-1])]
@@ -228,20 +226,19 @@ def intervals(record: RunRecord, again: RunRecord) -> list[tuple[str, float, flo
         if what == "ACC":
             for task, *values in zip(record.tasks, 100 * a / tests, 100 * b / tests, 100 * z * variance**0.5, strict=True):
                 x, y, bound = map(float, values)
-                found.append((f"task {task['name']}", x, y, bound))
+                found.append((f"task {task.name}", x, y, bound))
     return found
 
 
-def machine(environment: dict[str, Any]) -> str:
-    threads = environment.get("threads", "unknown")
-    return f"{environment.get('device')} ({environment.get('device_name')}), {threads} thread{'s' * (threads != 1)}"
+def machine(e: Environment) -> str:
+    return f"{e.device} ({e.device_name}), {e.threads} thread{'s' * (e.threads != 1)}"
 
 
-def same_kind(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def same_kind(one: Environment, other: Environment) -> bool:
     """Whether two environments round alike. An older record does not say which instructions its processor has."""
-    alike = all(one.get(name) == other.get(name) for name in ("device", "device_name", "threads", "instructions"))
-    versions = ({k: v for k, v in e.get("versions", {}).items() if k != "benchsuite"} for e in (one, other))
-    return alike and "instructions" in one and next(versions) == next(versions)
+    alike = all(getattr(one, name) == getattr(other, name) for name in ("device", "device_name", "threads", "instructions"))
+    versions = ({k: v for k, v in e.versions.items() if k != "benchsuite"} for e in (one, other))
+    return alike and one.instructions is not None and next(versions) == next(versions)
 
 
 def _machines(record: RunRecord, again: RunRecord) -> list[str]:
@@ -249,17 +246,17 @@ def _machines(record: RunRecord, again: RunRecord) -> list[str]:
     found = []
     for what, get in (
         ("machine", machine),
-        ("instructions", lambda e: e.get("instructions", "unknown")),
-        ("torch", lambda e: e.get("versions", {}).get("torch")),
-        ("source revision", lambda e: revision(e.get("source", {}))),
+        ("instructions", lambda e: "unknown" if e.instructions is None else e.instructions),
+        ("torch", lambda e: e.versions.get("torch")),
+        ("source revision", lambda e: revision(e.source)),
     ):
         old, new = get(record.environment), get(again.environment)
         if old != new or "uncommitted" in str(new):
             found.append(f"{what}: {old} on record, {new} here")
-    if earlier := [source for source in again.environment.get("earlier_sources", []) if source]:
+    if earlier := again.environment.earlier_sources:
         found.append(f"the re-run was resumed after the code had changed, from {', '.join(map(revision, earlier))}")
     return found
 
 
-def revision(source: dict[str, Any]) -> str:
-    return (str(source.get("revision") or "unknown")[:7]) + (" with uncommitted changes" if source.get("dirty") else "")
+def revision(source: Source) -> str:
+    return (source.revision[:7] or "unknown") + (" with uncommitted changes" if source.dirty else "")

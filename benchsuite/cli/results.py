@@ -81,7 +81,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
                 f"{arguments.method}: registers {name}, but the record is of {record.job.method}",
                 "name the file that registers that method",
             )
-    took = sum(map(sum, record.seconds.values()))
+    took = sum(record.seconds.train) + sum(record.seconds.evaluate)
     print(
         f"{record.job}: took {took:,.0f} s according to its record; after an interruption the same command resumes",
         file=sys.stderr,

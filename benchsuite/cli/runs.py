@@ -31,12 +31,8 @@ def command_run(arguments: argparse.Namespace) -> int:
     except RunFailed as error:
         print(f"benchsuite: failed: {error}", file=sys.stderr)
         return 1
-    from ..analysis.metrics import accuracy_matrix, average_accuracy, backward_transfer
-
-    R = accuracy_matrix(record)
-    bwt = backward_transfer(R)
-    transfer = "n/a" if bwt != bwt else f"{bwt:z.2f}"
-    print(f"{job}: ACC {average_accuracy(R):.2f} %, BWT {transfer}, {record.stored_bytes / 1e6:.3f} MB")
+    transfer = "n/a" if record.bwt != record.bwt else f"{record.bwt:z.2f}"
+    print(f"{job}: ACC {record.accuracy:.2f} %, BWT {transfer}, {record.megabytes:.3f} MB")
     print(arguments.results / job.folder / "record.json")
     return 0
 

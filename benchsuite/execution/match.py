@@ -8,9 +8,9 @@ is a result of training says so (`size_is_learnt`) and is compared at the widths
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
+from msgspec import structs
 
 from ..protocol import protocols
 from ..record.schema import Job
@@ -40,7 +40,7 @@ def stored_bytes(job: Job) -> int:
         for t in tasks
     ]
     stream: TaskStream = stream_of(tasks, parts, parts, Augmentation(), [])
-    quick = replace(job, settings={**job.settings, "epochs": 1, "milestones": []})
+    quick = structs.replace(job, settings={**job.settings, "epochs": 1, "milestones": []})
     strategy = assemble(quick, stream)
     for experience in [stream.joint()] if strategy.method.trains_jointly else stream.train:
         strategy.train(experience, eval_streams=[])

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from msgspec import structs, to_builtins
 from scipy.stats import qmc
 
-from ..analysis.metrics import accuracy_matrix, average_accuracy
 from ..errors import UserError
 from ..fields import field_types, in_words, neutral_values
 from ..files import write_atomic
@@ -87,7 +87,7 @@ class Study:
     def job(self, values: Mapping[str, Any], seed: int) -> Job:
         own = {**values, "tasks": self.tasks, "holdout": HOLDOUT}
         job = resolve(self.protocol, self.tier, self.method, seed, overrides={**self.overrides, **own}, precision=self.precision)
-        return replace(job, origins={**job.origins, **{name: ORIGIN for name in own if name in job.settings}})
+        return structs.replace(job, origins={**job.origins, **{name: ORIGIN for name in own if name in job.settings}})
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Every setting of a trial, those at their neutral value too."""
@@ -131,7 +131,7 @@ class Study:
         try:
             with Display(jobs) as display:
                 done = [run(job, results=folder, data_dir=data_dir, device=device, report=display) for job in jobs]
-            score = sum(average_accuracy(accuracy_matrix(record)) for record in done) / len(done)
+            score = sum(record.accuracy for record in done) / len(done)
         except RunFailed as failure:
             error = str(failure)
         return Trial(number=number, values=values, score=score, error=error, runs=[str(job.folder) for job in jobs])
@@ -179,7 +179,7 @@ class Study:
             "space": {name: {"kind": type(space).__name__, **asdict(space)} for name, space in self.space.items()},
             "trials": [asdict(trial) for trial in trials],
             "best": best and {"trial": best.number, "values": best.values, "score": best.score, "origin": self.origin()},
-            "environment": {**here, "versions": {**here["versions"], "optuna": version("optuna")}},
+            "environment": to_builtins(structs.replace(here, versions={**here.versions, "optuna": version("optuna")})),
         }
         path = folder / self.protocol / self.tier / f"{self.method}.json"
         write_atomic(path, json.dumps(content, indent=1) + "\n")

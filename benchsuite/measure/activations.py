@@ -105,8 +105,8 @@ def main() -> None:
     where = environment(torch.device("cpu"), [source_revision()])
     provenance = (
         f"{arguments.protocol}, first task of seed 4 after {arguments.epochs} epochs, batches of {recipe.batch_size}, "
-        f"{arguments.precision}, {where['threads']} threads, {where['device_name']}, torch {where['versions']['torch']}, "
-        f"revision {where['source']['revision'][:7] or 'unknown'}, {where['date'][:10]}; rounds: {arguments.rounds}, "
+        f"{arguments.precision}, {where.threads} threads, {where.device_name}, torch {where.versions['torch']}, "
+        f"revision {where.source.revision[:7] or 'unknown'}, {where.date[:10]}; rounds: {arguments.rounds}, "
         f"steps in each: {arguments.steps}"
     )
     table = markdown(frame, provenance)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.metrics import accuracy_matrix, average_accuracy, learning_accuracy
 from ..analysis.rows import t_interval
 from ..fields import parse_assignments
+from ..record.schema import RunRecord
 from ..training.runner import run
 from ..training.settings import resolve
 from . import script
@@ -32,15 +32,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("runs/precision"))
     arguments = parser.parse_args()
     overrides = parse_assignments(arguments.settings) | {"tasks": arguments.tasks}
-    found: dict[str, list[np.ndarray]] = {"fp32": [], "bf16": []}
+    found: dict[str, list[RunRecord]] = {"fp32": [], "bf16": []}
     for seed in arguments.seeds:
-        for precision, matrices in found.items():
+        for precision, records in found.items():
             job = resolve(arguments.protocol, arguments.tier, arguments.method, seed, overrides=overrides, precision=precision)
             record = run(job, results=arguments.results, data_dir=arguments.data_dir)
-            matrices.append(accuracy_matrix(record))
-            print(f"{job} {precision}: ACC {average_accuracy(matrices[-1]):.2f} %", flush=True)
-    for name, statistic in (("ACC", average_accuracy), ("learning accuracy", learning_accuracy)):
-        values = {precision: np.array([statistic(R) for R in matrices]) for precision, matrices in found.items()}
+            records.append(record)
+            print(f"{job} {precision}: ACC {record.accuracy:.2f} %", flush=True)
+    for name, statistic in (("ACC", "accuracy"), ("learning accuracy", "learning_accuracy")):
+        values = {precision: np.array([getattr(record, statistic) for record in records]) for precision, records in found.items()}
         mean, half = t_interval(values["bf16"] - values["fp32"])
         verdict = "not distinguishable" if abs(mean) <= half else "DIFFERENT"
         print(

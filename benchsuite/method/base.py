@@ -72,6 +72,7 @@ class Method(SupervisedPlugin):
     forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
     trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
     trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design
+    size_reference: ClassVar[bool] = False  # True: one plain network per task; size and forward gain of others are relative to it
     settings: ClassVar[tuple[Preset, ...]] = ()
     space: ClassVar[Mapping[str, Range | Choice]] = {}  # what `benchsuite tune` searches, by the name of the setting
 
@@ -134,9 +135,11 @@ class Method(SupervisedPlugin):
         return {}
 
     def diagnostics(self) -> dict[str, Any]:
-        """What the record should say of this run besides the common columns. Plain JSON.
+        """What the record should say of this run besides the common columns: any of `record.schema.Diagnostics`, as a dict.
 
-        "other_sizes" is shown under the leaderboard: bytes by how they are counted, in words that follow "MB as"."""
+        ranks: for each layer and task, the components stored so far. other_sizes: bytes by other ways of counting, in words
+        that follow "MB as". remarks: sentences for the notes under a board. extra: anything else, as plain JSON.
+        It is also called before the first task, so that a mistake in it shows before hours of training."""
         return {}
 
     def generator(self, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:

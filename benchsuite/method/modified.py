@@ -58,5 +58,11 @@ def modified(base: type[Method], name: str) -> type[Method]:
         own,
         bases=(Modified, base),
         eq=False,
-        namespace={"modifier": modifier, "name": f"{base.name}+{name}", "__doc__": text, "__module__": base.__module__},
+        namespace={
+            "modifier": modifier,
+            "name": f"{base.name}+{name}",
+            "size_reference": False,
+            "__doc__": text,
+            "__module__": base.__module__,
+        },
     )

@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+
+from msgspec import structs
 
 from ..errors import UserError
 from ..files import write_atomic
@@ -32,7 +33,7 @@ def write_failure(job: Job, folder: Path, reason: str, trace: str = "") -> None:
     """Put on record why a run failed. A folder that cannot be written any more is no reason to hide the failure itself."""
     content = {
         "schema": SCHEMA,
-        "job": asdict(job),
+        "job": structs.asdict(job),
         "error": reason,
         "traceback": trace,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,21 +7,27 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from ..errors import UserError
 from ..files import digest, write_atomic
 from .schema import SCHEMA, Job, RunRecord
 
+DECODER = msgspec.json.Decoder()  # twice as fast as `json`
+
 
 def to_json(record: RunRecord) -> str:
-    content = {"schema": SCHEMA, **asdict(record)}
+    """The record as it is written. Raises ValueError, naming the key, for what could not be read back."""
+    content = {"schema": SCHEMA, **msgspec.to_builtins(record)}
     for name, value in content.items():
         try:
             digest(value)
         except ValueError:
-            raise ValueError(f"{name} of the record holds a number that is not finite, which JSON has not") from None
+            raise ValueError(f"{name} of the record contains NaN or infinity, which JSON cannot store") from None
+    msgspec.convert({name: value for name, value in content.items() if name != "schema"}, RunRecord)
     return json.dumps({**content, "digest": digest(content)}, indent=1) + "\n"
 
 
@@ -33,13 +39,15 @@ def write(record: RunRecord, path: Path) -> None:
 def read(path: Path) -> RunRecord:
     """Read and check a record. Raises UserError, naming the file, when it is not one or was changed since it was written."""
     try:
-        content = json.loads(path.read_text())
+        text = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: is not there", "name the folder of one run, PROTOCOL/TIER/METHOD/...-seedN") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}", "make it readable, or move it away") from None
+    try:
+        content = DECODER.decode(text)
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: is not a JSON file", "delete it and run again") from None
+        raise _not_json(path, text) from None
     if not isinstance(content, dict) or "schema" not in content:
         raise UserError(f"{path}: is not a run record", "move it out of the results folder")
     if content["schema"] != SCHEMA:
@@ -48,19 +56,23 @@ def read(path: Path) -> RunRecord:
             "read it with the version that wrote it, or move it away and run again",
         )
     claimed = content.pop("digest", None)
-    try:
-        found = digest(content)
-    except ValueError:
-        raise UserError(f"{path}: holds a number that is not finite", "restore it or delete it and run again") from None
-    if claimed != found:
+    if claimed != digest(content):
         raise UserError(
             f"{path}: was changed after it was written (its digest does not fit)", "restore it or delete it and run again"
         )
     del content["schema"]
     try:
-        return RunRecord(**{**content, "job": Job(**content["job"])})
-    except (TypeError, ValueError, KeyError) as error:
+        return msgspec.convert(content, RunRecord)
+    except ValueError as error:
         raise UserError(f"{path}: is not a valid run record ({error})", "delete it and run again") from None
+
+
+def _not_json(path: Path, text: bytes) -> UserError:
+    try:
+        json.loads(text)  # Python's own reader accepts NaN, infinity and numbers beyond every float
+    except (ValueError, RecursionError):
+        return UserError(f"{path}: is not a JSON file", "delete it and run again")
+    return UserError(f"{path}: contains NaN, infinity or a number too large", "restore it or delete it and run again")
 
 
 def read_of(job: Job, path: Path) -> RunRecord:

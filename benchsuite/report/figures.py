@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..analysis import metrics
 from ..analysis.leaderboard import Leaderboard
 from ..analysis.provenance import provenance
 from ..analysis.rows import MB, series, t_interval
+from ..record import metrics
 from ..record.schema import RunRecord
 from .looks import COLOURS, OUTSIDE, looks_by_position, looks_of
 
@@ -140,7 +140,7 @@ def accuracy_matrices(runs: Mapping[str, list[RunRecord]], provenance: str) -> F
     where there is room to read them.
     """
     means = {
-        label: np.stack([metrics.accuracy_matrix(run) for run in group]).mean(axis=0)
+        label: np.stack([run.R for run in group]).mean(axis=0)
         for label, group in runs.items()
         if len(group[0].correct) == 1 or any(row[0] is not None for row in group[0].correct[:-1])
     }
@@ -173,25 +173,20 @@ def accuracy_matrices(runs: Mapping[str, list[RunRecord]], provenance: str) -> F
 
 def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
     """A_k (%) against k, mean over seeds, with 95 % bands; a method that is measured only at the end is a point."""
-    series = {
-        label: [metrics.accuracy_after_each_task(metrics.accuracy_matrix(run)) for run in group] for label, group in runs.items()
-    }
+    series = {label: [metrics.accuracy_after_each_task(run.R) for run in group] for label, group in runs.items()}
     return _over_tasks(series, "mean accuracy (%)", provenance, scale="per cent")
 
 
 def forgetting_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
     """F_k (points) against k, mean over seeds, with 95 % bands; None where no method has it."""
-    series = {
-        label: [metrics.forgetting_after_each_task(metrics.accuracy_matrix(run)) for run in group]
-        for label, group in runs.items()
-    }
+    series = {label: [metrics.forgetting_after_each_task(run.R) for run in group] for label, group in runs.items()}
     return _over_tasks(series, "mean forgetting (points)", provenance)
 
 
 def stored_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
     """MB (log axis) of the artifact that serves the first k tasks against k, mean over seeds, with 95 % bands."""
     series = {
-        label: [np.array([np.nan if s is None else sum(s.values()) / MB for s in run.stored]) for run in group]
+        label: [np.array([np.nan if s is None else s.total / MB for s in run.stored]) for run in group]
         for label, group in runs.items()
     }
     return _over_tasks(series, "stored (MB)", provenance, scale="log")
@@ -270,14 +265,12 @@ def rank_growth(runs: Mapping[str, list[RunRecord]], provenance: str) -> Figure 
     reports its ranks, two where kernels have two (Tucker's); None where no row does."""
     lines: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}  # of each panel: of each layer the mean and half-width
     for label, group in runs.items():
-        found = [_ranks(run) for run in group]
-        if not all(found):
-            continue
+        found = [run.diagnostics.ranks for run in group]
         shared = [name for name in found[0] if all(name in one for one in found)]
-        layers = {name: t_interval(np.stack([one[name] for one in found])) for name in shared}
-        modes = max(mean.shape[1] for mean, _ in layers.values())
-        if modes > 2:
+        layers = {name: t_interval(np.array([one[name] for one in found], dtype=float)) for name in shared}
+        if not layers:
             continue
+        modes = max(mean.shape[1] for mean, _ in layers.values())
         for mode, side in enumerate([""] if modes == 1 else [", output", ", input"]):
             lines[f"{label}{side}"] = {
                 name: (mean[:, min(mode, mean.shape[1] - 1)], half[:, min(mode, mean.shape[1] - 1)])
@@ -300,19 +293,6 @@ def rank_growth(runs: Mapping[str, list[RunRecord]], provenance: str) -> Figure 
     words = {"title": "components of each layer against tasks learned", "title_fontsize": FONT}
     figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=columns, fontsize=FONT, **words, **LEGEND)
     return figure
-
-
-def _ranks(run: RunRecord) -> dict[str, np.ndarray]:
-    """Of each layer the components that it holds after each of T tasks (T, modes); empty where the record has none."""
-    diagnostics: Any = run.diagnostics.get("ranks")
-    try:
-        if isinstance(diagnostics, list):  # of each task's own network
-            layers = {name: np.cumsum([one[name] for one in diagnostics], axis=0) for name in diagnostics[0]}
-        else:
-            layers = {name: np.array(ranks, dtype=float).reshape(len(ranks), -1) for name, ranks in diagnostics.items()}
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError):  # other methods may call other things ranks
-        return {}
-    return layers if all(ranks.ndim == 2 and len(ranks) == len(run.tasks) for ranks in layers.values()) else {}
 
 
 def render(figure: Figure) -> dict[str, bytes]:

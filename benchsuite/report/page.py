@@ -146,14 +146,14 @@ def _settings(run: RunRecord) -> str:
 
 def _run(run: RunRecord, values: dict[str, str], base: str) -> dict[str, Any]:
     environment = run.environment
-    source = environment.get("source", {})
+    source = environment.source
     return {
         "seed": run.job.seed,
         "record": f"{quote(base)}/{quote(run.job.folder.as_posix())}/record.json",
-        "date": str(environment.get("date", "unknown"))[:10],
-        "device": f"{environment.get('device', 'unknown')} ({environment.get('device_name', 'unknown')}), {run.job.precision}",
-        "versions": ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items()) or "unknown",
-        "revision": str(source.get("revision") or "unknown")[:7] + (" with changes" if source.get("dirty") else ""),
+        "date": environment.date[:10],
+        "device": f"{environment.device} ({environment.device_name}), {run.job.precision}",
+        "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()) or "unknown",
+        "revision": (source.revision[:7] or "unknown") + (" with changes" if source.dirty else ""),
         "values": values,
     }
 

@@ -5,34 +5,35 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..nn import bfloat16
+from ..record.schema import Environment, Source
 
 
-def environment(device: torch.device, revisions: list[dict[str, Any]]) -> dict[str, Any]:
+def environment(device: torch.device, revisions: Sequence[Source]) -> Environment:
     """Where a run was made: hardware, versions, source, date."""
     names = ("torch", "torchvision", "avalanche-lib", "numpy", "benchsuite")
     cudnn = {"cudnn": str(torch.backends.cudnn.version())} if device.type == "cuda" else {}
-    return {
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "instructions": "" if device.type == "cuda" else _instructions(),
-        "native_bf16": device.type == "cuda" or bfloat16.native(),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}, **cudnn},
-        "source": revisions[-1],
-        "earlier_sources": revisions[:-1],
-        "date": _now(),
-    }
+    return Environment(
+        device=device.type,
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        instructions="" if device.type == "cuda" else _instructions(),
+        native_bf16=device.type == "cuda" or bfloat16.native(),
+        threads=torch.get_num_threads(),
+        versions={"python": platform.python_version(), **{name: version(name) for name in names}, **cudnn},
+        source=revisions[-1],
+        earlier_sources=list(revisions[:-1]),
+        date=_now(),
+    )
 
 
-def source_revision() -> dict[str, Any]:
+def source_revision() -> Source:
     """The git revision of the source tree this package runs from ("" outside a checkout), and whether its code differs."""
     root = Path(__file__).resolve().parents[2]
 
@@ -41,11 +42,11 @@ def source_revision() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     if not (root / "pyproject.toml").exists() or not (root / ".git").exists():
-        return {"revision": "", "dirty": False}
-    return {
-        "revision": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "benchsuite", "methods", "protocols")),
-    }
+        return Source(revision="", dirty=False)
+    return Source(
+        revision=git("rev-parse", "HEAD"),
+        dirty=bool(git("status", "--porcelain", "--", "benchsuite", "methods", "protocols")),
+    )
 
 
 def _cpu_name() -> str:

@@ -17,13 +17,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
+from msgspec import convert, structs, to_builtins
 
 from .. import files, source
 from ..data.sets import Images, has_one_form, load_all
@@ -38,7 +38,7 @@ from ..protocol import Protocol, protocols
 from ..randomness import seed_globals
 from ..record import store
 from ..record.folder import IN_HAND, set_aside, write_failure
-from ..record.schema import Job, RunRecord
+from ..record.schema import Diagnostics, Job, LearntTask, Memory, RunRecord, Seconds, Sizes, Source, UsedData
 from .accounting import macs
 from .assemble import assemble, with_header
 from .checkpoint import assign_state
@@ -121,7 +121,22 @@ def identify(job: Job, data_dir: Path | None, images: Images | None = None) -> J
     if job.data or not names:
         return job
     found = load_all(names, data_dir, partial=recipe.partial_data, given=images)
-    return replace(job, data=files.digest({name: source.digest for name, source in found.items() if source})[:12])
+    return structs.replace(job, data=files.digest({name: source.digest for name, source in found.items() if source})[:12])
+
+
+def reported(method: Method) -> Diagnostics:
+    """What a method reports of itself. Raises ValueError, naming the method and the key, for what a record cannot hold."""
+    content = method.diagnostics()
+    try:
+        for name, value in content.items():
+            try:
+                files.digest(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} is not plain JSON, or contains NaN or infinity") from None
+        return convert(content, Diagnostics)
+    except (AttributeError, ValueError) as error:
+        known = ", ".join(Diagnostics.__struct_fields__)
+        raise ValueError(f"{method.name}: diagnostics() must return {known}, of the types on record: {error}") from None
 
 
 def code_of(job: Job) -> dict[str, str]:
@@ -201,10 +216,11 @@ class _Run:
     def finish(self, note: str | None = None) -> RunRecord:
         note = self._resume() or note
         self.began = time.monotonic()
-        revision = source_revision()
+        revision = to_builtins(source_revision())
         if revision not in self.progress["revisions"]:
             self.progress["revisions"].append(revision)
         self._tell(self.done, 0, note=note)
+        reported(self.method)  # a mistake in it shows now, not after training
         for stage in range(self.done, len(self.stages)):
             self._learn(stage)
             self.done = stage + 1
@@ -320,37 +336,41 @@ class _Run:
         served = type(self.method).restore(Artifact.read(artifact))  # from the file alone, as it will be served
         tasks = self.stream.tasks
         p = self.progress
-        diagnostics = {**self.method.diagnostics(), "dense_macs": self._dense_macs()}
-        if alternatives := self.method.alternatives():
-            sizes = {name: sum(with_header(a, self.job, tasks).sizes().values()) for name, a in alternatives.items()}
-            diagnostics["other_sizes"] = {**sizes, **diagnostics.get("other_sizes", {})}
+        diagnostics = reported(self.method)
+        alternatives = {
+            name: sum(with_header(other, self.job, tasks).sizes().values()) for name, other in self.method.alternatives().items()
+        }
         return RunRecord(
             job=self.job,
             tasks=[
-                {
-                    "name": task.name,
-                    "dataset": task.dataset,
-                    "classes": list(task.classes),
-                    "train": len(self.stream.train[t].images.labels),
-                    "test": len(self.stream.test[t].images.labels),
-                }
+                LearntTask(
+                    name=task.name,
+                    dataset=task.dataset,
+                    classes=list(task.classes),
+                    train=len(self.stream.train[t].images.labels),
+                    test=len(self.stream.test[t].images.labels),
+                )
                 for t, task in enumerate(tasks)
             ],
             correct=p["correct"],
-            stored=p["stored"],
+            stored=convert(p["stored"], list[Sizes | None]),
             macs=[macs(served, self.protocol.image, t) for t in range(len(tasks))],
             iterations=p["iterations"],
             training_state_bytes=p["training_state_bytes"],
             activation_bytes=max(m.get("held", 0) for m in p["memory"]),
-            memory={name: [m.get(name, 0) for m in p["memory"]] for name in p["memory"][0]},
-            seconds=p["seconds"],
-            data=[{"name": s.name, "digest": s.digest, "complete": s.complete, "note": s.note} for s in self.stream.sets]
+            memory=Memory(**{name: [m.get(name, 0) for m in p["memory"]] for name in p["memory"][0]}),
+            seconds=Seconds(**p["seconds"]),
+            data=[UsedData(name=s.name, digest=s.digest, complete=s.complete, note=s.note) for s in self.stream.sets]
             + [
-                {"name": name, "digest": "", "complete": False, "note": "missing, its tasks are left out"}
+                UsedData(name=name, digest="", complete=False, note="missing, its tasks are left out")
                 for name in sorted({t.dataset for t in self.protocol.tasks} - {s.name for s in self.stream.sets})
                 if self.recipe.partial_data
             ],
-            environment={**environment(self.device, p["revisions"]), "code": self.code},
-            diagnostics=diagnostics,
+            environment=environment(self.device, convert(p["revisions"], list[Source])),
+            dense_macs=self._dense_macs(),
+            memory_bytes=self.method.memory_bytes,
+            size_reference=self.method.size_reference,
+            diagnostics=structs.replace(diagnostics, other_sizes={**alternatives, **diagnostics.other_sizes}),
+            made_by=self.code,
             artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
         )

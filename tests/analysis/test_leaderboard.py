@@ -4,16 +4,16 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from records import ENVIRONMENT, changed, record_of
 
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.analysis.rows import RECIPE, configurations, t_interval
 from benchsuite.errors import UserError
 from benchsuite.protocol import Published
-from benchsuite.record.schema import Job, RunRecord
+from benchsuite.record.schema import Job
 from benchsuite.record.store import read_all, write
 from benchsuite.source import digest_of
 from benchsuite.training.settings import resolve
@@ -28,26 +28,17 @@ def run(method="finetune", seed=1, correct=((90, None), (70, 80)), size=1_000_00
     n = len(correct)
     stored = {"weights": size - 1000, "heads": 1000, "masks": 0, "other": 0}
     record = {
-        "tasks": [{"name": f"task {i}", "dataset": "digits", "classes": 2, "train": 10, "test": 100} for i in range(n)],
+        "tasks": [{"name": f"task {i}", "test": 100} for i in range(n)],
         "correct": [list(row) for row in correct],
         "stored": [None] * (n - 1) + [stored],
         "macs": [2_000_000, 4_000_000][:n],
         "iterations": [10] * n,
         "training_state_bytes": 3_000_000,
-        "activation_bytes": 1,
-        "seconds": {"train": [1.0] * n, "evaluate": [1.0] * n},
         "data": [COMPLETE],
-        "environment": {
-            "device": "cpu",
-            "device_name": "Model X",
-            "instructions": "avx",
-            "versions": {"torch": "2.6.0", "avalanche-lib": "0.6.0", "benchsuite": "0.1.0"},
-            "source": {"revision": "abcdef0123", "dirty": False},
-            "date": "2026-01-02T03:04:05+00:00",
-            **(environment or {}),
-        },
+        "environment": {**ENVIRONMENT, **(environment or {})},
+        "size_reference": method == "individual",
     }
-    return RunRecord(job=Job(protocol="split-digits", method=method, seed=seed, **job), **{**record, **changes})
+    return record_of(job=Job(protocol="split-digits", method=method, seed=seed, **job), **{**record, **changes})
 
 
 def individual(seed=1, correct=((90, None), (90, 85)), size=2_000_000, **changes):
@@ -124,8 +115,7 @@ def test_a_step_is_compared_with_the_same_run_without_the_modifier_only(other):
 
 def test_records_that_do_not_name_their_machine_are_not_timed():
     pair = [run("finetune+hosvd", settings={"epochs": 10, "epsilon": 0.8}), run()]
-    for record in pair:
-        del record.environment["instructions"]
+    pair = [changed(record, environment=changed(record.environment, instructions=None)) for record in pair]
     board = leaderboard(pair)
     assert np.isnan(rows(board.training_memory)["finetune+hosvd"]["step_time"])
     assert board.timed == []
@@ -143,11 +133,11 @@ def test_the_peak_of_emulated_bf16_is_left_out():
     assert (row["held"], row["peak"], row["n"]) == (4, 8, 2)
     said = "bf16 computed in fp32, on a CPU without bf16 arithmetic; no peak of a step, as fp32 copies would be in it"
     assert f"{said}: finetune (seed 2)" in found.footnotes
-    plain = leaderboard([here, replace(there, job=replace(there.job, precision="fp32"))])  # control: in fp32 it counts
+    plain = leaderboard([here, changed(there, job=changed(there.job, precision="fp32"))])  # control: in fp32 it counts
     assert rows(plain.training_memory)["finetune [precision=fp32]"]["peak"] == 90
     assert not any("no peak" in note for note in plain.footnotes)
     for native, peak in ((True, 49.0), (False, 8.0)):  # a newer record says it itself
-        known = replace(there, environment={**there.environment, "native_bf16": native})
+        known = changed(there, environment=changed(there.environment, native_bf16=native))
         assert rows(leaderboard([here, known]).training_memory)["finetune"]["peak"] == peak
     gpu = run(precision="bf16", environment={"device": "cuda", "instructions": ""}, **measured)
     assert rows(leaderboard([gpu]).training_memory)["finetune"]["peak"] == 8
@@ -158,20 +148,20 @@ def test_step_times_are_of_one_kind_of_machine():
     one, two, three = run(environment=AVX512), run(seed=2, environment=AVX2, seconds=slow), run("er", environment=AVX512)
     found = rows(leaderboard([one, two, three]).training_memory)
     assert [found[name]["step_seconds"] for name in ("finetune", "er")] == [0.1, 0.1]
-    third = replace(two, job=replace(two.job, seed=3))
-    board = leaderboard([one, two, third, replace(three, job=replace(three.job, seed=3))])
+    third = changed(two, job=changed(two.job, seed=3))
+    board = leaderboard([one, two, third, changed(three, job=changed(three.job, seed=3))])
     found = rows(board.training_memory)
     assert found["finetune"]["step_seconds"] == pytest.approx(0.9)  # of as many the one whose instructions come last
     assert np.isnan(found["er"]["step_seconds"])
     assert board.timed == [two, third]
-    assert leaderboard([one, two, replace(three, environment={**three.environment, "threads": 9})]).timed == []  # no half
+    assert leaderboard([one, two, changed(three, environment=changed(three.environment, threads=9))]).timed == []  # no half
 
 
 def test_other_work_during_a_task_is_not_in_the_step_time():
     one = run(correct=((90, None, None), (90, 90, None), (90, 90, 90)), macs=[1] * 3)
-    busy = replace(one, seconds={"train": [1.0, 100.0, 1.0], "evaluate": [1.0] * 3})
+    busy = changed(one, seconds={"train": [1.0, 100.0, 1.0], "evaluate": [1.0] * 3})
     assert rows(leaderboard([busy]).training_memory)["finetune"]["step_seconds"] == 0.1
-    idle = replace(one, seconds={"train": [0.0] * 3, "evaluate": [1.0] * 3}, iterations=[10, 0, 10])  # a clock that stood still
+    idle = changed(one, seconds={"train": [0.0] * 3, "evaluate": [1.0] * 3}, iterations=[10, 0, 10])  # a clock that stood still
     assert np.isnan(rows(leaderboard([idle]).training_memory)["finetune"]["step_seconds"])
 
 
@@ -313,7 +303,7 @@ def test_of_a_file_one_version_is_ranked():
 
 def test_other_tasks_or_images_are_never_averaged():
     whole, other_images = run(), run(seed=2, data=[{**COMPLETE, "digest": "e" * 64}])
-    other_tasks = run(seed=3, tasks=[{**task, "name": f"{task['name']}0"} for task in whole.tasks])
+    other_tasks = run(seed=3, tasks=[changed(task, name=f"{task.name}0") for task in whole.tasks])
     assert len({r.job.config for r in (whole, other_images, other_tasks)}) == 1
     board = leaderboard([whole, other_images, other_tasks, run(seed=4)])
     assert sorted(board.accuracy["n"]) == [1, 1, 2]
@@ -327,7 +317,7 @@ def test_other_tasks_or_images_are_never_averaged():
     assert len(configurations(limits)) == 2
     # With a limit each seed takes the first tasks of its own order: those are averaged all the same.
     limited = [
-        run(seed=seed, settings={"tasks": 2}, tasks=[{**t, "name": f"{t['name']}{seed}"} for t in whole.tasks]) for seed in (1, 2)
+        run(seed=seed, settings={"tasks": 2}, tasks=[changed(t, name=f"{t.name}{seed}") for t in whole.tasks]) for seed in (1, 2)
     ]
     assert len(configurations(limited)) == 1
     # Seeds shuffle the same tasks: those are averaged.
@@ -454,7 +444,7 @@ def test_footnotes():
 def test_runs_of_other_source_than_is_here_are_named():
     now = digest_of("benchsuite.methods.mas")
     code = {"benchsuite.methods.mas": now}
-    fresh, old = run(environment={"code": code}), run("mas", environment={"code": {**code, "benchsuite.methods.mas": "0" * 12}})
+    fresh, old = run(made_by=code), run("mas", made_by={**code, "benchsuite.methods.mas": "0" * 12})
     note = "made by other source of method or protocol than is here now"
     assert f"{note}: mas" in leaderboard([fresh, run("mas", 2), old]).footnotes
     assert not any(note in text for text in leaderboard([fresh, run("mas", 2)]).footnotes)  # control
@@ -466,13 +456,14 @@ def test_provenance():
         "split-digits, tier lite; seeds: 1, 2; tasks: 2; cpu (Model X); fp32; torch 2.6.0, avalanche-lib 0.6.0, "
         "benchsuite 0.1.0; revision abcdef0; 2026-01-02 to 2026-01-04"
     )
-    bare = RunRecord(**{**vars(run()), "environment": {}})
-    assert "unknown (unknown); fp32; torch unknown" in leaderboard([bare]).provenance
+    bare = run(environment={"versions": {}, "source": {"revision": "", "dirty": False}})
+    words = "cpu (Model X); fp32; torch unknown, avalanche-lib unknown, benchsuite unknown; revision unknown"
+    assert words in leaderboard([bare]).provenance
 
 
 def test_no_torch_is_needed():
     code = (
-        "import sys, benchsuite.analysis.metrics, benchsuite.analysis.leaderboard, benchsuite.report.write\n"
+        "import sys, benchsuite.record.metrics, benchsuite.analysis.leaderboard, benchsuite.report.write\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import benchsuite.report.figures\n"
         "assert not {'torch', 'torchvision', 'avalanche', 'matplotlib.pyplot'} & set(sys.modules)"
@@ -516,7 +507,7 @@ def test_a_width_of_one_is_no_part_of_a_run():
 
 def test_the_plain_network_is_the_same_for_all_methods():
     wide = {"epochs": 10, "width": 2.0}
-    runs = [run("a", diagnostics={"dense_macs": 5_000_000}), run("b"), run("c", settings=wide)]
+    runs = [run("a", dense_macs=5_000_000), run("b"), run("c", settings=wide)]
     found = rows(leaderboard(runs).parameter_efficiency)
     assert [found[name]["dense_macs"] for name in "ab"] == [5.0, 5.0]
     assert np.isnan(found["c"]["dense_macs"])  # of another width nothing is known
@@ -525,7 +516,7 @@ def test_the_plain_network_is_the_same_for_all_methods():
 def test_long_fractions_are_cut_short_in_the_notes():
     one = run("a", settings={"epochs": 10, "share": 1 / 3}, origins={"share": "tuned"})
     assert "a: share = 0.3333 (tuned)" in leaderboard([one]).footnotes
-    alike = [replace(one, job=replace(one.job, method=name)) for name in "bc"]
+    alike = [changed(one, job=changed(one.job, method=name)) for name in "bc"]
     assert leaderboard([one, *alike, run("d")]).footnotes[0] == "a, b, c: share = 0.3333 (tuned)"  # said once
 
 

@@ -425,8 +425,8 @@ def test_individual_has_a_model_for_each_task_and_shares_nothing(runs):
     assert len(set.union(*storages)) == sum(map(len, networks))
     first = [network[0] for network in networks]
     assert not torch.equal(first[0], first[1])
-    assert run.record.stored[-1]["weights"] == T * single.record.stored[-1]["weights"]
-    assert run.record.stored[-1]["heads"] == single.record.stored[-1]["heads"]
+    assert run.record.stored[-1].weights == T * single.record.stored[-1].weights
+    assert run.record.stored[-1].heads == single.record.stored[-1].heads
 
 
 def test_the_references_are_one_method_on_one_task(runs):

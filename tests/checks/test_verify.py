@@ -1,15 +1,16 @@
 """A record's job run again: identical, within the interval, or not reproduced."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from records import changed
 
 from benchsuite.checks.verify import compare, intervals, same_kind
 from benchsuite.cli.main import main
 from benchsuite.record import schema
+from benchsuite.record.schema import Source
 from benchsuite.record.store import read, write
 from benchsuite.training.runner import run
 from benchsuite.training.settings import resolve
@@ -56,22 +57,22 @@ def test_a_record_of_this_machine_reproduces_to_the_bit_and_is_left_alone(path, 
 
 def elsewhere(record):
     """The record as if it had been made on another kind of machine."""
-    return replace(record, environment={**record.environment, "instructions": "mmx"})
+    return changed(record, environment=changed(record.environment, instructions="mmx"))
 
 
 def test_on_the_same_kind_of_machine_a_count_that_differs_is_not_reproduced(path, capsys):
     record = read(path)
     first, last = record.correct[1]
-    write(replace(record, correct=[record.correct[0], [first, last - 1]]), path)
+    write(changed(record, correct=[record.correct[0], [first, last - 1]]), path)
     code, out, _ = verified(path, capsys)
     assert code == 1
     assert "made on one kind of machine, by the same versions of the libraries: they must be identical" in out
     assert out.splitlines()[-1].endswith("NOT reproduced")
     one = record.environment
-    assert same_kind(one, {**one, "date": "", "versions": {**one["versions"], "benchsuite": "9"}})
+    assert same_kind(one, changed(one, date="", versions={**one.versions, "benchsuite": "9"}))
     for other in ({"instructions": ""}, {"threads": 99}, {"device_name": "X"}, {"versions": {}}):
-        assert not same_kind(one, {**one, **other})
-    older = {name: value for name, value in one.items() if name != "instructions"}
+        assert not same_kind(one, changed(one, **other))
+    older = changed(one, instructions=None)
     assert not same_kind(older, older)  # it does not say enough
 
 
@@ -79,7 +80,7 @@ def test_an_edited_count_is_not_identical_and_a_forged_accuracy_is_not_reproduce
     record = elsewhere(read(path))
     first, last = record.correct[1]
     for change, expected, word in ((1, 0, "reproduced within interval"), (-18, 1, "NOT reproduced")):
-        write(replace(record, correct=[record.correct[0], [first, last + change if last + change <= 40 else last - 1]]), path)
+        write(changed(record, correct=[record.correct[0], [first, last + change if last + change <= 40 else last - 1]]), path)
         code, out, _ = verified(path, capsys)
         assert code == expected, out
         assert out.splitlines()[-1].endswith(word)
@@ -88,13 +89,13 @@ def test_an_edited_count_is_not_identical_and_a_forged_accuracy_is_not_reproduce
 
 def test_sizes_that_follow_from_the_settings_must_not_differ(path):
     record, here = elsewhere(read(path)), read(path)
-    larger = {**record.stored[1], "heads": record.stored[1]["heads"] + 4}
-    other = replace(here, stored=[record.stored[0], larger])
+    larger = changed(record.stored[1], heads=record.stored[1].heads + 4)
+    other = changed(here, stored=[record.stored[0], larger])
     assert not compare(record, other, learnt=False).reproduced
     assert compare(record, other, learnt=True).words == "reproduced within interval"  # control: a size that is learnt may
-    much = replace(here, stored=[record.stored[0], {**larger, "weights": 2 * larger["weights"]}])
+    much = changed(here, stored=[record.stored[0], changed(larger, weights=2 * larger.weights)])
     assert not compare(record, much, learnt=True).reproduced
-    assert not compare(record, replace(here, iterations=[1, 1]), learnt=True).reproduced
+    assert not compare(record, changed(here, iterations=[1, 1]), learnt=True).reproduced
     assert compare(record, here, learnt=False).words == "identical"
 
 
@@ -102,13 +103,13 @@ def test_the_interval_covers_independent_trainings_and_not_a_lower_accuracy(path
     """Answers drawn for two networks of which each gets image j right with its own probability p_j."""
     template, rng = read(path), np.random.default_rng(0)
     T, n = 5, 200
-    tasks = [{"name": str(i), "test": n} for i in range(T)]
+    tasks = [changed(template.tasks[0], name=str(i), test=n) for i in range(T)]
 
     def record(p):
         counts = (rng.random((T, n)) < p).sum(1).tolist()
         correct = [[counts[i] if t in (i, T - 1) else None for i in range(T)] for t in range(T)]
         common = {"stored": [template.stored[-1]] * T, "macs": [1] * T, "iterations": [1] * T, "memory": {}}
-        return replace(template, tasks=tasks, correct=correct, seconds={"train": [1.0] * T, "evaluate": [1.0] * T}, **common)
+        return changed(template, tasks=tasks, correct=correct, seconds={"train": [1.0] * T, "evaluate": [1.0] * T}, **common)
 
     def refused(p, q, runs=300):
         return sum(any(abs(a - b) > bound for _, a, b, bound in intervals(record(p), record(q))) for _ in range(runs)) / runs
@@ -158,16 +159,16 @@ def test_an_interrupted_verification_resumes(path, capsys, monkeypatch):
 
 
 def test_an_earlier_re_run_counts_only_if_the_code_is_the_same(path, capsys, monkeypatch):
-    clean = {"revision": "a" * 40, "dirty": False}
-    for place in ("runner", "verify"):
-        monkeypatch.setattr(f"benchsuite.{place}.source_revision", lambda: clean)
+    revision = ["a" * 40]
+    for place in ("training.runner", "checks.verify"):
+        monkeypatch.setattr(f"benchsuite.{place}.source_revision", lambda: Source(revision=revision[0], dirty=False))
     assert "earlier verification" not in verified(path, capsys)[1]
     (again,) = (path.parents[4] / "verify").rglob("record.json")
     made = again.stat().st_mtime_ns
     out = verified(path, capsys)[1]
     assert "the run of an earlier verification by the same code is compared" in out
     assert again.stat().st_mtime_ns == made
-    clean["revision"] = "b" * 40
+    revision[0] = "b" * 40
     out = verified(path, capsys)[1]
     assert "earlier verification" not in out
     assert "source revision:" in out
@@ -222,7 +223,7 @@ def test_the_record_of_a_method_in_a_file_asks_for_that_file(own_methods, tmp_pa
 
 def test_other_images_are_said_before_anything_is_trained(path, capsys):
     record = read(path)
-    write(replace(record, data=[{**record.data[0], "digest": "0" * 64}]), path)
+    write(changed(record, data=[changed(record.data[0], digest="0" * 64)]), path)
     code, _, err = verified(path, capsys)
     assert code == 2
     assert "digits: the images here" in err
@@ -236,7 +237,7 @@ def test_a_job_that_this_version_does_not_know_is_an_error(path, capsys):
         ({"method": "finetun"}, "no method is called"),
         ({"settings": {**record.job.settings, "strenght": 1}}, "is no setting of finetune in this version"),
     ):
-        write(replace(record, job=replace(record.job, **change)), path)
+        write(changed(record, job=changed(record.job, **change)), path)
         code, _, err = verified(path, capsys)
         assert code == 2
         assert word in err

@@ -255,8 +255,8 @@ def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(meth
     served, images = benchsuite.load("served.safetensors"), load_images("digits")
     x, y = torch.tensor(images.test_x), torch.tensor(images.test_y)
     for t, task in enumerate(record.tasks):
-        rows = torch.isin(y, torch.tensor(task["classes"]))
-        assert rows.sum() == task["test"]
+        rows = torch.isin(y, torch.tensor(task.classes))
+        assert rows.sum() == task.test
         assert (served.predict(x[rows], t) == y[rows]).sum() == record.correct[-1][t]
         image = x[rows].numpy()
         image.flags.writeable = False  # as those of a data set are

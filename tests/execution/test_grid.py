@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from msgspec import structs
 from test_leaderboard import run as leaderboard_run
 
 from benchsuite import files
@@ -185,7 +186,7 @@ def test_a_failure_that_the_run_has_put_on_record_itself_stays(tmp_path):
 def test_a_record_that_cannot_be_read_stops_no_other_run(tmp_path):
     jobs, said = [measured_record("a", seed, 5, tmp_path) for seed in (1, 2, 3)], []
     assert not missing(jobs, tmp_path, said.append) + said  # control
-    new = replace(jobs[0], seed=4)
+    new = structs.replace(jobs[0], seed=4)
     first, second = (tmp_path / job.folder / "record.json" for job in jobs[:2])
     first.write_text("")
     second.write_bytes((tmp_path / jobs[2].folder / "record.json").read_bytes())
@@ -213,9 +214,8 @@ def test_what_another_command_has_in_hand_comes_later(tmp_path):
 
 
 def measured_record(method, seed, seconds, results, **settings):
-    record = replace(
-        leaderboard_run(method, seed=seed, settings=settings), seconds={"train": [seconds, 0.0], "evaluate": [1.0, 1.0]}
-    )
+    seconds = {"train": [seconds, 0.0], "evaluate": [1.0, 1.0]}
+    record = leaderboard_run(method, seed=seed, settings=settings, seconds=seconds)
     store.write(record, results / record.job.folder / "record.json")
     return record.job
 
@@ -223,9 +223,9 @@ def measured_record(method, seed, seconds, results, **settings):
 def test_the_longest_come_first_and_the_unknown_before_all(tmp_path):
     known = {name: measured_record(name, 1, s, tmp_path) for name, s in (("short", 5), ("long", 500), ("middle", 50))}
     measured_record("middle", 1, 5000, tmp_path, lr=1)  # another configuration of it: only where nothing better is known
-    more = [replace(known[name], seed=2) for name in ("short", "middle", "long")]
-    other = replace(known["short"], settings={"lr": 2}, seed=1)
-    new = replace(known["short"], method="new")
+    more = [structs.replace(known[name], seed=2) for name in ("short", "middle", "long")]
+    other = structs.replace(known["short"], settings={"lr": 2}, seed=1)
+    new = structs.replace(known["short"], method="new")
     left = missing([*known.values(), *more, other, new], tmp_path)
     assert [(job.method, job.seed) for job in left] == [("new", 1), ("long", 2), ("middle", 2), ("short", 2), ("short", 1)]
     assert left[-1] == other

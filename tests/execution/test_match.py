@@ -1,9 +1,9 @@
 """Equal sizes: what a method stores is known before it is trained, and the width that comes closest is found."""
 
 import csv
-from dataclasses import replace
 
 import pytest
+from records import changed
 from test_leaderboard import rows
 from test_leaderboard import run as record
 
@@ -88,18 +88,18 @@ def test_the_configuration_that_was_asked_for_is_matched_among_rows_like_it():
     plain, other = record("cacl", size=1_000_000), record("cacl", size=500_000, settings={"epochs": 5}, origins={"epochs": "me"})
     runs = [plain, other, record("finetune", size=490_000), record("finetune", size=990_000, settings=both)]
     assert matched(runs, "cacl") == matched(runs, plain.job) == {"cacl [epochs=10]", "finetune [width=1.3]"}
-    assert matched(runs, other.job) == matched(runs, replace(other.job, seed=7)) == {"cacl [epochs=5]", "finetune"}
+    assert matched(runs, other.job) == matched(runs, changed(other.job, seed=7)) == {"cacl [epochs=5]", "finetune"}
     alone = {"cacl [epochs=5]"}
     for unlike in (record("hat", size=490_000, correct=three, macs=[1] * 3), record("hat", size=490_000, precision="bf16")):
         assert matched([plain, other, unlike], other.job) == alone
     assert matched([plain, other, record("hat", size=490_000)], other.job) == {*alone, "hat"}  # control
     with pytest.raises(UserError, match="no finished run of cacl"):
-        leaderboard(runs, match=replace(other.job, precision="bf16"))
+        leaderboard(runs, match=changed(other.job, precision="bf16"))
 
 
 def test_bytes_added_by_each_task_are_the_mean_growth():
     stored = [{"weights": 500, "heads": 100, "masks": 0, "other": 0}, {"weights": 700, "heads": 200, "masks": 0, "other": 0}]
-    one = replace(record("cacl"), stored=stored)
+    one = changed(record("cacl"), stored=stored)
     assert rows(leaderboard([one]).parameter_efficiency)["cacl"]["added"] == pytest.approx(300 / 1e6)
 
 

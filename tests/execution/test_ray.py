@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from benchsuite import files
 from benchsuite.cli.main import main
@@ -141,7 +142,7 @@ def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_p
     foreign = {"tasks": 1, "partial_data": True, "train_per_class": 2, "test_per_class": 2, "epochs": 1}
     seed = next(s for s in range(100) if resolve_first(s) == "mnist")
     jobs = [job_of("waits", seed=1), job_of("waits", seed=2)]
-    jobs.append(replace(resolve("five-datasets", "smoke", "finetune", seed, overrides=foreign), data="0" * 12))
+    jobs.append(structs.replace(resolve("five-datasets", "smoke", "finetune", seed, overrides=foreign), data="0" * 12))
     results = tmp_path / "results"
     place = RunContext(
         results=results, data_dir=tmp_path / "nowhere", device="cpu", threads=1, method_files=(tmp_path / "waits.py",)

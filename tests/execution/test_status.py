@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from records import changed
 
 from benchsuite import files
 from benchsuite.cli.main import main
@@ -40,8 +40,8 @@ def results(tmp_path):
     folder.mkdir(parents=True)
     (folder / "failure.json").write_text(json.dumps({"error": "the loss became nan"}))
     record = run(job_of("mas"), results=tmp_path)
-    code = {**record.environment["code"], "benchsuite.methods.mas": "0" * 12}
-    other = replace(record, environment={**record.environment, "code": code})
+    code = {**record.made_by, "benchsuite.methods.mas": "0" * 12}
+    other = changed(record, made_by=code)
     store.write(other, tmp_path / job_of("mas").folder / "record.json")
     state = {"stage": 1, "stages": 2, "epoch": 3, "epochs": 10, "kept": 1, "images_per_second": 1234.5, "seconds_left": 600}
     running = tmp_path / job_of(seed=2).folder

@@ -87,7 +87,7 @@ def pretend(monkeypatch):
     def run(job, **_):
         jobs.append(job)
         right = exceptions.get(job.settings["rate"], round(1000 - 100 * abs(job.settings["rate"] - 30) ** 0.5))
-        return SimpleNamespace(tasks=[{"test": 1000}], correct=[[max(right, 0)]])
+        return SimpleNamespace(accuracy=max(right, 0) / 10)
 
     monkeypatch.setattr(tune, "run", run)
     return jobs, exceptions
@@ -161,7 +161,7 @@ def test_a_trial_is_the_tier_on_the_first_tasks_of_an_order_of_its_own(toy, pret
 
 def test_several_seeds_are_averaged(toy, pretend, tmp_path, monkeypatch):
     scores = iter([10, 30, 40, 40])
-    record = lambda job, **_: SimpleNamespace(tasks=[{"test": 100}], correct=[[next(scores)]])  # noqa: E731
+    record = lambda job, **_: SimpleNamespace(accuracy=next(scores))  # noqa: E731
     monkeypatch.setattr(tune, "run", record)
     monkeypatch.setattr(tune, "TUNING_SEEDS", (1002, 1004))
     made = study_of("toy", 2)

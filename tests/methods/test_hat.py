@@ -320,5 +320,5 @@ def test_embeddings_do_not_decay_and_their_rate_follows_the_schedule():
 
 def test_the_hardening_gap_is_reported():
     strategy, _ = trained(tasks=2, **FAST)
-    assert len(strategy.method.diagnostics()["hardening_gap"]) == 2
+    assert len(strategy.method.diagnostics()["extra"]["hardening_gap"]) == 2
     assert all(-100 <= gap <= 100 for gap in strategy.method.hardening_gap)

@@ -118,7 +118,7 @@ def test_when_nothing_is_free_the_head_still_learns_and_it_is_said():
 
 def test_a_task_of_one_epoch_is_pruned_all_the_same():
     strategy, _ = trained(method="packnet", tasks=1, epochs=1)
-    shares = strategy.method.diagnostics()["share_of_weights"]
+    shares = strategy.method.diagnostics()["extra"]["share_of_weights"]
     assert shares["of_each_task"][0] == pytest.approx(1 / 5, abs=0.01)
     assert shares["free"] == pytest.approx(4 / 5, abs=0.01)
 
@@ -138,7 +138,7 @@ def test_a_training_that_is_stopped_early_is_pruned_all_the_same(stop):
     plugin = Stop()
     strategy, _ = trained(plugin, method="packnet", tasks=1, epochs=6)
     assert plugin.epochs == (6 if stop is None else stop + 1)
-    assert strategy.method.diagnostics()["share_of_weights"]["of_each_task"][0] == pytest.approx(1 / 5, abs=0.01)
+    assert strategy.method.diagnostics()["extra"]["share_of_weights"]["of_each_task"][0] == pytest.approx(1 / 5, abs=0.01)
 
 
 def test_the_retraining_runs_at_a_tenth_of_the_rate_on_the_survivors_alone():

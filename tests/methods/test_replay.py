@@ -137,7 +137,7 @@ def test_stored_images_count_as_training_state(method, tmp_path):
     for budget in (10 * IMAGE / 1e6, 40 * IMAGE / 1e6):
         overrides = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 1, "budget": budget}
         record = run(resolve("split-digits", "smoke", method, 1, overrides=overrides), results=tmp_path)
-        sizes.append((record.training_state_bytes, record.diagnostics["memory_bytes"]))
+        sizes.append((record.training_state_bytes, record.memory_bytes))
     assert sizes[1][1] > sizes[0][1]
     assert sizes[1][0] - sizes[0][0] == sizes[1][1] - sizes[0][1]
 

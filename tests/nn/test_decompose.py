@@ -279,12 +279,12 @@ def test_a_kernel_without_a_sound_cp_fit_stays_dense_and_is_on_record(monkeypatc
         return trained(method="individual-cp", epochs=2)[0].method.diagnostics()
 
     sound = diagnostics()  # control
-    assert set(sound["ranks"][0]) == set(sound["kappa"][0]) == {"conv2", "conv3"}
-    assert all(fits[-1] <= decompose.DEGENERATE for fits in sound["kappa"][0].values())
+    assert set(sound["ranks"]) == set(sound["extra"]["kappa"][0]) == {"conv2", "conv3"}
+    assert all(fits[-1] <= decompose.DEGENERATE for fits in sound["extra"]["kappa"][0].values())
     monkeypatch.setattr(decompose, "DEGENERATE", 0.0)
     refused = diagnostics()
-    assert refused["ranks"] == [{}]
-    assert {name: len(fits) for name, fits in refused["kappa"][0].items()} == {"conv2": 3, "conv3": 3}
+    assert refused["ranks"] == {}
+    assert {name: len(fits) for name, fits in refused["extra"]["kappa"][0].items()} == {"conv2": 3, "conv3": 3}
 
 
 def test_evbmf_is_refused_for_cp():

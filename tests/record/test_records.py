@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
+from records import record_of
 
 from benchsuite import files
 from benchsuite.errors import UserError
 from benchsuite.files import digest
-from benchsuite.record.schema import Job, RunRecord
+from benchsuite.record.schema import Job
 from benchsuite.record.store import read, to_json, write
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -19,7 +21,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 def content():
     """A sound record of two tasks, as JSON has it."""
     job = Job(protocol="split-digits", tier="smoke", method="finetune", seed=1, precision="fp32", settings={"lr": 0.1})
-    record = RunRecord(
+    record = record_of(
         job=job,
         tasks=[{"name": str(i), "dataset": "digits", "classes": [2 * i, 2 * i + 1], "train": 40, "test": 20} for i in (0, 1)],
         correct=[[18, None], [12, 19]],
@@ -31,8 +33,8 @@ def content():
         memory={"held": [50, 40], "peak": [90, 80]},
         seconds={"train": [0.5, 0.25], "evaluate": [0.125, 1]},
         data=[{"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}],
-        environment={"device": "cpu", "threads": 1, "versions": {"torch": "2.6.0"}},
-        diagnostics={"dense_macs": 10, "other_sizes": {"weights alone": 100}, "remarks": ["one"]},
+        dense_macs=10,
+        diagnostics={"ranks": {"conv": [[1], [2]]}, "other_sizes": {"weights alone": 100}, "remarks": ["one"]},
     )
     return json.loads(to_json(record))
 
@@ -80,16 +82,28 @@ SPOILT = {
     "seconds that are text": put(["seconds", "train", 0], "0.5"),
     "memory of one training": put(["memory", "held"], [50]),
     "memory that is no number": put(["memory", "held", 0], None),
+    "memory of another kind": put(["memory", "helt"], [50, 40]),
     "negative state": put(["training_state_bytes"], -1),
     "images without a digest": put(["data", 0, "digest"], None),
     "complete or not": put(["data", 0, "complete"], "yes"),
     "no environment": put(["environment"], []),
     "versions that are none": put(["environment", "versions"], "2.6.0"),
-    "source that is a list": put(["environment", "code"], ["methods.ewc"]),
+    "no device": put(["environment", "device"], None),
+    "a source without a revision": put(["environment", "source"], {"dirty": False}),
+    "digests that are a list": put(["made_by"], ["method ewc"]),
+    "a reference or not": put(["size_reference"], "yes"),
+    "negative plain macs": put(["dense_macs"], -1),
+    "stored images that are text": put(["memory_bytes"], "0"),
     "no thread": put(["environment", "threads"], 0),
     "diagnostics that are text": put(["diagnostics"], "none"),
     "a size that is text": put(["diagnostics", "other_sizes"], {"weights alone": "100"}),
     "remarks that are no list": put(["diagnostics", "remarks"], "one"),
+    "a mistyped diagnostic": put(["diagnostics", "remarkz"], ["one"]),
+    "ranks of one task": put(["diagnostics", "ranks", "conv"], [[1]]),
+    "ranks of three modes": put(["diagnostics", "ranks", "conv"], [[1, 1, 1], [2, 2, 2]]),
+    "ranks of different modes": put(["diagnostics", "ranks", "conv"], [[1], [2, 2]]),
+    "ranks without layers": put(["diagnostics", "ranks"], [[1], [2]]),
+    "classes that are a number": put(["tasks", 0, "classes"], 2),
     "half a digest": put(["artifact_sha256"], "ab"),
     "another field": put(["surprise"], 1),
     "a seed that is text": put(["job", "seed"], "1"),
@@ -114,13 +128,29 @@ def test_a_record_that_no_run_can_have_made_is_refused_though_its_digest_fits(sp
     assert "\n" not in str(error.value)
 
 
+def test_what_is_refused_is_named(tmp_path):
+    path = tmp_path / "record.json"
+    for spoil, words in (
+        ("a mistyped diagnostic", "unknown field `remarkz` - at `$.diagnostics`"),
+        ("a seed that is text", "Expected `int`, got `str` - at `$.job.seed`"),
+        ("more than there are", "more correct answers than test images"),
+        ("a way out", "protocol '..' cannot name a folder"),
+    ):
+        found = content()
+        SPOILT[spoil](found)
+        path.write_text(sealed(found))
+        with pytest.raises(UserError) as error:
+            read(path)
+        assert words in str(error.value)
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(value, tmp_path):
     text = sealed(content())
     spoilt = text.replace('"lr": 0.1', f'"lr": {value}')
     assert spoilt != text
     (tmp_path / "record.json").write_text(spoilt)
-    with pytest.raises(UserError, match="holds a number that is not finite"):
+    with pytest.raises(UserError, match="contains NaN, infinity or a number too large"):
         read(tmp_path / "record.json")
 
 
@@ -135,9 +165,11 @@ def test_a_file_that_was_emptied_or_cut_short_is_one_clear_line(text, tmp_path):
 
 def test_what_cannot_be_written_as_json_is_refused_before_it_is_written(tmp_path):
     found = {name: value for name, value in content().items() if name not in ("schema", "digest")}
-    record = RunRecord(**{**found, "job": Job(**found["job"]), "diagnostics": {"kappa": math.inf}})
-    with pytest.raises(ValueError, match="diagnostics of the record holds a number that is not finite"):
+    record = record_of(**{**found, "diagnostics": {"extra": {"kappa": math.inf}}})
+    with pytest.raises(ValueError, match="diagnostics of the record contains NaN or infinity, which JSON cannot store"):
         write(record, tmp_path / "record.json")
+    with pytest.raises(ValueError, match=r"Expected `int` >= 0 - at `\$.macs"):  # what could not be read back
+        write(replace(record_of(**found), macs=[-1, 10]), tmp_path / "record.json")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="not JSON compliant"):
         digest({"a": math.nan})

@@ -7,13 +7,13 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
+from records import changed
 from test_leaderboard import individual, joint, memory, run
 
 from benchsuite.analysis.leaderboard import leaderboard
@@ -59,7 +59,7 @@ def records(tier="lite"):
                 diagnostics={"remarks": ["<b>not bold</b></script>"]},
             ),
         ]
-    return [replace(record, job=replace(record.job, tier=tier)) for record in found]
+    return [changed(record, job=changed(record.job, tier=tier)) for record in found]
 
 
 @cache

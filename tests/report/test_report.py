@@ -3,7 +3,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.text import Text
+from records import changed, record_of
 from rich.console import Console
 
 from benchsuite.analysis.leaderboard import leaderboard
@@ -19,20 +19,11 @@ from benchsuite.analysis.rows import series
 from benchsuite.cli.main import main
 from benchsuite.errors import UserError
 from benchsuite.protocol import Published
-from benchsuite.record.schema import Job, RunRecord
+from benchsuite.record.schema import Job
 from benchsuite.record.store import write
 from benchsuite.report import figures, tables
 from benchsuite.report.looks import looks_by_position, looks_of
 from benchsuite.report.write import write_report, write_reports
-
-ENVIRONMENT = {
-    "device": "cpu",
-    "device_name": "Model X",
-    "instructions": "avx",
-    "versions": {"torch": "2.6.0", "avalanche-lib": "0.6.0", "benchsuite": "0.1.0"},
-    "source": {"revision": "abcdef0123", "dirty": False},
-    "date": "2026-01-02T03:04:05+00:00",
-}
 
 
 def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2, diagnostics=None, **changes):
@@ -41,19 +32,16 @@ def run(method, seed=1, first=90, last=80, size=1_000_000, tier="lite", tasks=2,
         [None if i > t or (first is None and t < tasks - 1) else first if i == t and first else last for i in range(tasks)]
         for t in range(tasks)
     ]
-    return RunRecord(
+    return record_of(
         job=Job(protocol="split_x", tier=tier, method=method, seed=seed, precision="fp32", **{"settings": {}, **changes}),
         tasks=[{"name": f"task {i}", "test": 100} for i in range(tasks)],
         correct=correct,
         stored=[None] * (tasks - 1) + [{"weights": size - 1000, "heads": 1000, "masks": 0, "other": 0}],
         macs=[2_500_000] * tasks,
-        iterations=[1] * tasks,
         training_state_bytes=4_000_000,
-        activation_bytes=1,
+        size_reference=method == "individual",
         memory={"held": [2_000_000] * tasks, "peak": [3_000_000] * tasks},
         seconds={"train": [2.0] * tasks, "evaluate": [1.0] * tasks},
-        data=[],
-        environment=ENVIRONMENT,
         diagnostics=diagnostics or {},
     )
 
@@ -157,8 +145,8 @@ def test_no_column_is_cut_off_on_a_narrow_screen():
 
 def test_the_screen_shows_brackets_and_the_tier():
     stream = io.StringIO()
-    changed = [run("a", method_source="abc1234"), run("a", 2)]
-    tables.print_boards(leaderboard(changed), Console(file=stream, width=120))
+    pair = [run("a", method_source="abc1234"), run("a", 2)]
+    tables.print_boards(leaderboard(pair), Console(file=stream, width=120))
     text = stream.getvalue()
     assert "a [file abc1234]" in text
     assert text.count("split_x, tier lite;") == len(tables.TITLES) + 1  # below every table, and where it is from
@@ -187,7 +175,7 @@ def test_report_writes_every_file(report):
 
 
 def test_without_named_machines_no_step_time_is_drawn_and_an_old_one_goes(tmp_path, undrawn):
-    older = [replace(record, environment={k: v for k, v in ENVIRONMENT.items() if k != "instructions"}) for record in DRAWN]
+    older = [changed(record, environment=changed(record.environment, instructions=None)) for record in DRAWN]
     write_report(leaderboard(DRAWN), tmp_path)
     assert (tmp_path / "step_time.pdf").exists()
     write_report(leaderboard(older), tmp_path)
@@ -401,7 +389,7 @@ def test_a_table_fits_the_column_of_an_article(other, tmp_path):
     def varied(method, seed):
         added = seed + 4000 * (seed == 9)  # spreads of a few per cent, and of four digits
         memory = {name: [20_000 + n * added] * 2 for name, n in (("held", 9999), ("peak", 7777), ("formula", 5555))}
-        return replace(
+        return changed(
             run(method, seed, 90, 80 + seed, 1_000_000 + 9_999 * seed), memory=memory, macs=[2_500_000 + seed * 99_999] * 2
         )
 
@@ -478,8 +466,8 @@ def test_the_report_command_writes_a_page_whose_links_lead_to_the_records(tmp_pa
 
 
 def test_ranks_of_banks_and_of_single_networks_are_drawn():
-    bank = {"ranks": {"conv1": [3, 5], "conv2": [4, 4]}}
-    tucker = {"ranks": [{"conv1": [3, 2]}, {"conv1": [5, 4]}]}  # of each task's own network: summed
+    bank = {"ranks": {"conv1": [[3], [5]], "conv2": [[4], [4]]}}
+    tucker = {"ranks": {"conv1": [[3, 2], [8, 6]]}}
     of_each = {"a": [run("a", diagnostics=bank), run("a", 2, diagnostics=bank)], "b": [run("b", diagnostics=tucker)]}
     figure = figures.rank_growth({**of_each, "c": [run("c")]}, "")
     assert [axes.get_title() for axes in figure.axes] == ["a", "b, output", "b, input"]
@@ -487,9 +475,11 @@ def test_ranks_of_banks_and_of_single_networks_are_drawn():
     assert lines == {"conv1": [3, 5], "conv2": [4, 4]}
     assert [axes.lines[0].get_ydata().tolist() for axes in figure.axes[1:]] == [[3, 8], [2, 6]]
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"conv1", "conv2"}
-    activations = {"ranks": [{"conv1": [3, 2, 4]}, {"conv1": [5, 4, 4]}]}  # kept for a step alone
-    for other in ({}, activations, {"ranks": {"conv1": [1]}}, {"ranks": {"conv1": "full"}}, {"ranks": []}, {"ranks": 3}):
+    for other in ({}, {"extra": {"activation_ranks": [{"conv1": [3, 2, 4]}]}}):
         assert figures.rank_growth({"c": [run("c", diagnostics=other)]}, "") is None
+    for wrong in ({"conv1": [[1]]}, {"conv1": "full"}, [], 3, {"conv1": [[1, 2, 3]] * 2}, {"conv1": [[1], [1, 2]]}):
+        with pytest.raises(ValueError, match="ranks"):
+            run("c", diagnostics={"ranks": wrong})
 
 
 def test_looks_differ_in_grey_and_text_is_of_one_size():
@@ -499,7 +489,7 @@ def test_looks_differ_in_grey_and_text_is_of_one_size():
     assert len({(look["color"], look["linestyle"]) for look in [*looks.values()][:24]}) == 24  # where only lines are seen
     groups = {name: [r for r in DRAWN if r.job.method == name] for name in ("fine_tune", "joint")}
     board = leaderboard(DRAWN)
-    bank = run("a", diagnostics={"ranks": {"conv1": [3, 5]}})
+    bank = run("a", diagnostics={"ranks": {"conv1": [[3], [5]]}})
     drawn = [figures.accuracy_after_each_task(groups, "source"), figures.step_time(board), figures.accuracy_vs_size(board)]
     drawn += [figures.accuracy_matrices(groups, "source"), figures.rank_growth({"a": [bank]}, "source")]
     for figure in drawn:
@@ -563,20 +553,20 @@ def test_captions_of_figures_say_what_is_averaged_and_what_bars_are(report, tmp_
 
 def test_stored_sizes_and_forgetting_over_tasks():
     one = run("a", tasks=3)
-    one.stored[:2] = [{"weights": n, "heads": 0, "masks": 0, "other": 0} for n in (10**6, 2 * 10**6)]
+    sizes = [{"weights": n, "heads": 0, "masks": 0, "other": 0} for n in (10**6, 2 * 10**6)]
+    one = changed(one, stored=[*sizes, one.stored[-1]])
     line = figures.stored_after_each_task({"a": [one]}, "").axes[0].lines[0]
     assert line.get_ydata().tolist() == [1, 2, 1]
     line = figures.forgetting_after_each_task({"a": [one]}, "").axes[0].lines[0]
     assert line.get_ydata()[1:].tolist() == [10, 10]
     assert figures.forgetting_after_each_task({"a": [run("a", tasks=1)]}, "") is None
-    older = run("a", tasks=1)
-    older.memory.clear()
+    older = changed(run("a", tasks=1), memory={})
     board = leaderboard([older])
     assert "| a | – | – | 4.00 | 90.00 |" in tables.to_markdown(board, "training_memory")
 
 
 def test_a_row_looks_the_same_in_every_figure():
-    board = leaderboard([replace(run("a"), memory={}), run("b", size=2_000_000), run("c", last=75, size=3_000_000)])
+    board = leaderboard([changed(run("a"), memory={}), run("b", size=2_000_000), run("c", last=75, size=3_000_000)])
     looks = looks_of(board.runs)
     assert len({str(look) for look in looks.values()}) == 3
 
@@ -603,8 +593,10 @@ def test_what_is_gained_after_learning_is_in_the_figure_of_forgetting():
 
 
 def test_notes_on_sizes_stand_under_the_boards_of_sizes():
-    diagnostics = {"other_sizes": {"factors": 1_000_000, "kernels": 2_500_000}, "memory_bytes": 500_000}
-    board = leaderboard([replace(run("a", diagnostics=diagnostics, last=90), memory={}), run("b"), run("c", last=60)])
+    diagnostics = {"other_sizes": {"factors": 1_000_000, "kernels": 2_500_000}}
+    board = leaderboard(
+        [changed(run("a", diagnostics=diagnostics, last=90), memory={}, memory_bytes=500_000), run("b"), run("c", last=60)]
+    )
     about = {kind: tables.to_markdown(board, kind) for kind in tables.TITLES}
     for note in ("a: 2.500 MB as kernels", "a: training MB includes 0.500 MB", "memory of a step was not measured"):
         assert [kind for kind, text in about.items() if note in text] == list(tables.ABOUT_SIZES), note
@@ -612,7 +604,7 @@ def test_notes_on_sizes_stand_under_the_boards_of_sizes():
     (line,) = (line for line in about["training_memory"].splitlines() if line.startswith("| a |"))
     assert "**" not in line  # the best accuracy, but without a memory
     assert "**" in next(line for line in about["accuracy"].splitlines() if line.startswith("| a |"))
-    tiny = replace(run("b"), stored=[None, {"weights": 999_600, "heads": 400, "masks": 0, "other": 0}])
+    tiny = changed(run("b"), stored=[None, {"weights": 999_600, "heads": 400, "masks": 0, "other": 0}])
     assert "| <0.001 | 0 |" in tables.to_markdown(leaderboard([tiny]), "parameter_efficiency")
 
 

@@ -8,12 +8,12 @@ import pickle
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from msgspec import structs
 
 from benchsuite import files
 from benchsuite.errors import UserError
@@ -66,7 +66,7 @@ class OtherProcess:
         self.process.stdin.flush()
 
     def start(self, job, results):
-        self.say(json.dumps([str(results), asdict(job)]))
+        self.say(json.dumps([str(results), structs.asdict(job)]))
 
     def until(self, event):
         """Let it run until it stands at this event ("stage epoch", or "done")."""
@@ -136,7 +136,7 @@ def test_the_first_tasks_alone_are_the_beginning_of_the_whole_sequence(method, t
     )
     assert [row[:2] for row in whole.correct[:2]] == first.correct
     assert len(whole.correct) == 5
-    weights = [[stored["weights"] for stored in record.stored] for record in (whole, first)]
+    weights = [[stored.weights for stored in record.stored] for record in (whole, first)]
     assert weights[0][:2] == weights[1]
 
 
@@ -241,19 +241,51 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(changed, tmp_path
     run(other, results=tmp_path)  # control: in its own place it is gone on from
 
 
-def test_facts_that_are_no_numbers_are_a_failure_that_keeps_what_was_learnt(own_methods, tmp_path, monkeypatch):
+def test_diagnostics_that_are_no_numbers_are_a_failure_that_keeps_what_was_learnt(own_methods, tmp_path, monkeypatch):
     class Vague(Method):
+        kappa = 1.0
+
+        def after_training_exp(self, strategy, **kwargs):
+            self.kappa = float("nan")
+
         def diagnostics(self):
-            return {"kappa": [1.0, float("nan")]}
+            return {"extra": {"kappa": self.kappa}}
 
     register(Vague)
     job = job_of("vague", tasks=1)
-    with pytest.raises(RunFailed, match="diagnostics of the record holds a number that is not finite"):
+    with pytest.raises(RunFailed, match=r"vague: diagnostics\(\) must .*: extra is not plain JSON, or contains NaN or infinity"):
         run(job, results=tmp_path)
-    monkeypatch.setattr(Vague, "diagnostics", lambda self: {"kappa": [1.0, None]})
+    monkeypatch.setattr(Vague, "diagnostics", lambda self: {"extra": {"kappa": [1.0, None]}})
     events = []
-    assert run(job, results=tmp_path, report=events.append).diagnostics["kappa"] == [1.0, None]
+    assert run(job, results=tmp_path, report=events.append).diagnostics.extra["kappa"] == [1.0, None]
     assert [(e.stage, e.epoch) for e in events] == [(1, 0)]  # nothing was learnt again
+
+
+@pytest.mark.parametrize(
+    ("reported", "words"),
+    [
+        ({"remarkz": ["one"]}, "unknown field `remarkz`"),
+        ({"remarks": "one"}, "Expected `array`, got `str` - at `$.remarks`"),
+        ({"other_sizes": {"factors": -1}}, "Expected `int` >= 0 - at `$.other_sizes"),
+        ({"extra": {"mask": torch.zeros(1)}}, "extra is not plain JSON"),
+        (["one"], "has no attribute 'items'"),
+    ],
+)
+def test_a_mistake_in_diagnostics_is_found_before_training(reported, words, own_methods, tmp_path):
+    class Mistyped(Method):
+        def diagnostics(self):
+            return reported
+
+        def before_training(self, strategy, **kwargs):
+            raise AssertionError("nothing is to be trained")
+
+    register(Mistyped)
+    with pytest.raises(RunFailed) as error:
+        run(job_of("mistyped", tasks=1), results=tmp_path)
+    said = str(error.value)
+    assert "mistyped: diagnostics() must return ranks, other_sizes, remarks, extra" in said
+    assert words in said
+    assert "\n" not in said
 
 
 def test_runs_on_different_partial_data_are_different_runs(monkeypatch):
@@ -319,7 +351,7 @@ def change(**values):
         (lambda text: "", "is not a JSON file"),
         (
             lambda text: text.replace('"activation_bytes": ', '"activation_bytes": NaN, "was": '),
-            "holds a number that is not finite",
+            "contains NaN, infinity or a number too large",
         ),
         (lambda text: "[]", "is not a run record"),
     ],
@@ -443,7 +475,7 @@ def test_a_resumed_run_uses_as_many_threads_as_it_began_with(tmp_path):
         assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(before)
-    assert record.environment["threads"] == before
+    assert record.environment.threads == before
 
 
 def test_a_disk_that_is_full_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):

@@ -7,15 +7,14 @@ missing entry is NaN, "not applicable", never 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ..record.schema import RunRecord
 
-
-def accuracy_matrix(record: RunRecord) -> np.ndarray:
-    """R (T x T, per cent) of a run: 100 correct[t][i] / test images of task i."""
-    test = np.array([task["test"] for task in record.tasks], dtype=float)
-    return 100 * np.array(record.correct, dtype=float) / test
+def accuracy_matrix(correct: Sequence[Sequence[int | None]], test: Sequence[int]) -> np.ndarray:
+    """R (T x T, per cent): 100 correct[t][i] / test[i], the number of test images of task i; None becomes NaN."""
+    return 100 * np.array(correct, dtype=float) / np.array(test, dtype=float)
 
 
 def average_accuracy(R: np.ndarray) -> float:

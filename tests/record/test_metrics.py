@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from records import record_of
 
-from benchsuite.analysis import metrics
-from benchsuite.record.schema import Job, RunRecord
+from benchsuite.record import metrics
+from benchsuite.record.schema import Job
 
 NAN = np.nan
 R = np.array([[90.0, NAN, NAN], [80.0, 70.0, NAN], [85.0, 64.0, 60.0]])
@@ -54,17 +55,14 @@ def test_what_was_not_measured_is_nan():
 
 
 def test_accuracy_matrix_divides_by_each_tasks_own_test_images():
-    record = RunRecord(
+    record = record_of(
         job=Job(protocol="p", tier="smoke", method="m", seed=1, precision="fp32", settings={}),
         tasks=[{"name": "a", "test": 10}, {"name": "b", "test": 40}],
         correct=[[8, None], [5, 30]],
         stored=[None, {"weights": 1, "heads": 1, "masks": 0, "other": 0}],
-        macs=[1, 1],
-        iterations=[1, 1],
-        training_state_bytes=1,
-        activation_bytes=1,
-        seconds={"train": [1.0, 1.0], "evaluate": [1.0, 1.0]},
-        data=[],
-        environment={},
     )
-    np.testing.assert_array_equal(metrics.accuracy_matrix(record), [[80, NAN], [50, 75]])
+    np.testing.assert_array_equal(record.R, [[80, NAN], [50, 75]])
+    assert list(record.matrix().index) == list(record.matrix().columns) == ["a", "b"]
+    np.testing.assert_array_equal(record.matrix(), record.R)
+    assert (record.accuracy, record.bwt, record.forgetting, record.learning_accuracy) == (62.5, -30, 30, 77.5)
+    assert record.megabytes == 2e-6
