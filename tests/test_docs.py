@@ -3,17 +3,21 @@
 import argparse
 import re
 import shlex
+from glob import glob
 from pathlib import Path
 
 import pytest
 
+from benchsuite import resolve, run
 from benchsuite.cli.arguments import parser
+from benchsuite.cli.main import main
 from benchsuite.fields import field_types
 from benchsuite.method import methods
 from benchsuite.nn.modifiers import MODIFIERS
 from benchsuite.protocol import Recipe, protocols
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "results" / "README.md", *ROOT.glob("C*.md")]
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -143,46 +147,42 @@ def test_control_a_broken_link_is_found(planted):
 
 
 def test_the_readme_has_at_most_150_lines():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert len(README.splitlines()) <= 150
 
 
 @pytest.mark.parametrize(("heading", "known"), [("## Methods", methods), ("## Protocols", protocols)])
 def test_the_readme_names_every_method_and_protocol(heading, known):
-    section = (ROOT / "README.md").read_text().split(f"{heading}\n")[1].split("\n## ")[0]
+    section = README.split(f"{heading}\n")[1].split("\n## ")[0]
     cells = " ".join(row.split("|")[1] for row in section.splitlines() if row.startswith("| `"))
     assert {*SPAN.findall(cells)} - {"METHOD+hosvd"} == {*known.all()}
 
 
 def test_every_page_is_linked_from_the_readme():
-    linked = {link for link, _ in LINK.findall((ROOT / "README.md").read_text())}
+    linked = {link for link, _ in LINK.findall(README)}
     assert {file.relative_to(ROOT).as_posix() for file in PAGES[1:]} <= linked
 
 
-def python_blocks(name):
-    return [block for language, block in BLOCK.findall((ROOT / name).read_text()) if language == "python"]
-
-
-def run_in(folder, monkeypatch, blocks):
-    """The blocks of a page, one after another as a reader would type them, in an empty folder."""
+def typed_in(folder, monkeypatch, page):
+    """The snippets and commands of a page, one after another as a reader would type them in an empty folder."""
     monkeypatch.chdir(folder)
     names = {"__name__": "snippet"}
-    for block in blocks:
-        exec(compile(block, "snippet", "exec"), names)
+    for language, block in BLOCK.findall(page):
+        if language == "python":
+            exec(compile(block, "snippet", "exec"), names)
+        for words in commands(f"```{language}\n{block}```"):
+            assert main([file for word in words for file in (glob(word) or [word])]) == 0
     return names
 
 
 def test_the_method_of_the_readme_runs(tmp_path, own_methods):
-    (block,) = [block for block in python_blocks("README.md") if block.startswith("# anchor.py")]
+    (block,) = [block for _, block in BLOCK.findall(README) if block.startswith("# anchor.py")]
     (tmp_path / "anchor.py").write_text(block)
-    from benchsuite import resolve, run
-
     name = own_methods.load_file(tmp_path / "anchor.py")
     record = run(resolve("split-digits", "smoke", name, 1, overrides={"strength": "0.5"}), results=tmp_path)
-    assert record.job.method == "anchor"
-    assert record.job.settings["strength"] == 0.5
+    assert (record.job.method, record.job.settings["strength"]) == ("anchor", 0.5)
 
 
 def test_the_protocol_of_the_docs_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(protocols, "_known", dict(protocols.all()))
-    names = run_in(tmp_path, monkeypatch, python_blocks("docs/adding-a-protocol.md"))
-    assert [task["name"] for task in names["record"].tasks] != []
+    names = typed_in(tmp_path, monkeypatch, (ROOT / "docs" / "adding-a-protocol.md").read_text())
+    assert (names["record"].job.protocol, len(names["record"].tasks)) == ("digit-halves", 2)
