@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .analysis.leaderboard import leaderboard as leaderboard
     from .errors import UserError as UserError
     from .fields import setting as setting
+    from .execution.plan import plan as plan
     from .method.artifact import Artifact as Artifact
     from .method.base import Choice as Choice
     from .method.base import Method as Method
@@ -44,6 +45,7 @@ _PUBLIC = {  # the module of each public name, imported when the name is first u
     "UserError": "errors",
     "leaderboard": "analysis.leaderboard",
     "load": "method.serving",
+    "plan": "execution.plan",
     "register": "method.registered",
     "resolve": "training.settings",
     "run": "training.runner",

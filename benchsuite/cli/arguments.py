@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-from ..errors import UserError
-
-SEEDS = (1, 2, 3)  # of a leaderboard, unless --seeds says otherwise
+from typing import NoReturn
 
 EPILOG = """examples:
   benchsuite leaderboard                                   every method on split-digits, three seeds (no download)
@@ -249,17 +244,6 @@ def note_slow_precision(arguments: argparse.Namespace) -> None:
         print(f"benchsuite: {note}", file=sys.stderr)
 
 
-def refuse_tuning_seeds(given: Sequence[int]) -> None:
-    from ..training.settings import TUNING_SEEDS
-
-    for seed in given:
-        if seed in TUNING_SEEDS:
-            raise UserError(
-                f"the settings were tuned on the task order of seed {seed}, so no result is reported for it",
-                "choose another seed",
-            )
-
-
 def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:
     from ..fields import parse_assignments
 
@@ -267,11 +251,3 @@ def parse_settings(arguments: argparse.Namespace) -> dict[str, str]:
     if getattr(arguments, "partial_data", False):
         overrides["partial_data"] = "true"
     return overrides
-
-
-def resolve_method(methods: Any, text: str) -> str:
-    """The name of a method. `text` is a registered name, or a Python file, which is imported; either may end in +MODIFIER."""
-    file, plus, modifier = text.partition(".py+") if ".py+" in text else (text.removesuffix(".py"), "", "")
-    if plus or text.endswith(".py"):
-        text = methods.load_file(Path(f"{file}.py")) + ("+" + modifier if plus else "")
-    return methods.get(text).name

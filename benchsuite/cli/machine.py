@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ..errors import UserError
-from .arguments import note_slow_precision, parse_settings, resolve_method
+from .arguments import note_slow_precision, parse_settings
 
 
 def command_data(arguments: argparse.Namespace) -> None:
@@ -51,8 +51,8 @@ def command_bench(arguments: argparse.Namespace) -> None:
     bench = Bench(
         protocol=arguments.protocol,
         data_dir=arguments.data_dir,
-        methods=[resolve_method(methods, name) for name in arguments.methods],
-        relative_to=resolve_method(methods, arguments.relative_to),
+        methods=[methods.find(name) for name in arguments.methods],
+        relative_to=methods.find(arguments.relative_to),
         precision=arguments.precision,
         device=configure_process(arguments.device, arguments.precision),
         rounds=arguments.rounds,

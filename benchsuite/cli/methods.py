@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from .arguments import parse_settings, resolve_method
+from .arguments import parse_settings
 
 
 def command_list(arguments: argparse.Namespace) -> None:
@@ -68,7 +68,7 @@ def command_check(arguments: argparse.Namespace) -> int:
     from ..training.device import configure_process
 
     overrides = parse_settings(arguments)
-    name = resolve_method(methods, arguments.method)
+    name = methods.find(arguments.method)
     if recipe := sorted(set(overrides) & set(field_types(Recipe))):
         raise UserError(f"check chooses the recipe, so {recipe[0]} cannot be set", f"here --set takes the fields of {name}")
     configure_process("cpu", threads=1)  # the networks are too small for more

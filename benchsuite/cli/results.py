@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from .arguments import resolve_method
 
 
 def command_report(arguments: argparse.Namespace) -> None:
@@ -21,7 +20,7 @@ def command_report(arguments: argparse.Namespace) -> None:
         from ..method.registered import methods
 
         for file in arguments.methods:
-            name = resolve_method(methods, file)
+            name = methods.find(file)
             families[name], sources[name] = methods.get(name).family, methods.source(name)
     published = {name: protocol.published for name, protocol in protocols.all().items()}
     files = write_reports(
@@ -75,7 +74,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
     path = arguments.run if arguments.run.name == "record.json" else arguments.run / "record.json"
     record = read(path)
     if arguments.method:
-        name = resolve_method(methods, arguments.method)
+        name = methods.find(arguments.method)
         if name != record.job.base:
             raise UserError(
                 f"{arguments.method}: registers {name}, but the record is of {record.job.method}",
@@ -87,7 +86,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     try:
-        with Display([record.job]) as display:
+        with Display(1) as display:
             verdict = verify(
                 path,
                 scratch=arguments.results / "verify",
@@ -109,7 +108,7 @@ def command_merge(arguments: argparse.Namespace) -> int:
     from ..method.registered import methods
 
     for file in arguments.methods:
-        resolve_method(methods, file)
+        methods.find(file)
     count = merge(
         arguments.source,
         arguments.results,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .arguments import SEEDS, note_slow_precision, parse_settings, refuse_tuning_seeds, resolve_method
+from .arguments import note_slow_precision, parse_settings
+
+if TYPE_CHECKING:
+    from ..analysis.leaderboard import Leaderboard
+    from ..execution.plan import Plan
+    from ..record.schema import Job
 
 
 def command_run(arguments: argparse.Namespace) -> int:
@@ -18,15 +22,15 @@ def command_run(arguments: argparse.Namespace) -> int:
     from ..execution.progress import Display
     from ..method.registered import methods
     from ..training.runner import RunFailed, identify, run
-    from ..training.settings import resolve
+    from ..training.settings import refuse_tuning_seeds, resolve
 
-    method = resolve_method(methods, arguments.method)
+    method = methods.find(arguments.method)
     refuse_tuning_seeds([arguments.seed])
     note_slow_precision(arguments)
     job = resolve(arguments.protocol, arguments.tier, method, arguments.seed, overrides=overrides, precision=arguments.precision)
     job = identify(job, arguments.data_dir)
     try:
-        with Display([job]) as display:
+        with Display(1) as display:
             record = run(job, results=arguments.results, data_dir=arguments.data_dir, device=arguments.device, report=display)
     except RunFailed as error:
         print(f"benchsuite: failed: {error}", file=sys.stderr)
@@ -40,55 +44,31 @@ def command_run(arguments: argparse.Namespace) -> int:
 def command_leaderboard(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    overrides = parse_settings(arguments)
-    given = {"--method": arguments.methods, "--set": arguments.settings, "--seeds": arguments.seeds}
-    if arguments.no_run and any(given.values()):
-        words = ", ".join(name for name, value in given.items() if value)
-        raise UserError("--no-run ranks every record that is there", f"{words} can only choose what to run, leave it out")
-    with Console(stderr=True).status("starting PyTorch and Avalanche"):  # which takes seconds; shown on a terminal alone
-        from ..protocol import protocols
+    from ..execution.progress import Display
 
-        if not arguments.no_run:
-            from ..method.registered import methods
-    protocol = protocols.get(arguments.protocol)
-    protocol.recipe(arguments.tier)
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise UserError(f"jobs must be at least 1, got {arguments.jobs}")
-    if arguments.ray is None and (arguments.cpus_per_run is not None or arguments.gpus_per_run is not None):
-        raise UserError("--cpus-per-run and --gpus-per-run are for a Ray cluster", "name it with --ray, or use --jobs")
-    if arguments.ray is not None and arguments.jobs is not None:
-        raise UserError("--jobs is for this machine", "on a Ray cluster --cpus-per-run and --gpus-per-run say how many runs fit")
-    if not (arguments.cpus_per_run is None or arguments.cpus_per_run > 0):
-        raise UserError(f"cpus-per-run must be positive, got {arguments.cpus_per_run}")
-    if not (arguments.gpus_per_run is None or arguments.gpus_per_run >= 0):
-        raise UserError(f"gpus-per-run must not be negative, got {arguments.gpus_per_run}")
     failed: dict[str, str] = {}
-    match: Any = arguments.match_size or ""
-    if arguments.no_run and match:
-        from ..method.registered import methods
+    folder = arguments.results / arguments.protocol / arguments.tier
+    if arguments.no_run:
+        board = finished(arguments)
+    else:
+        plan = planned(arguments)
+        with Display() as display:
+            failed = plan.run(
+                arguments.jobs,
+                ray=arguments.ray,
+                cpus_per_run=arguments.cpus_per_run,
+                gpus_per_run=arguments.gpus_per_run,
+                report=display,
+            )
+        for error in failed.values():
+            print(f"benchsuite: failed: {error}", file=sys.stderr)
+        if failed and not any(folder.glob("*/*/record.json")):
+            return 1
+        board = plan.leaderboard()
 
-        match = resolve_method(methods, match)
-    elif match:
-        failed, match = run_matched(protocol, arguments, overrides)
-    elif not arguments.no_run:
-        failed = run_missing(protocol, arguments, shares(arguments, overrides))
-    for error in failed.values():
-        print(f"benchsuite: failed: {error}", file=sys.stderr)
-
-    from ..analysis.leaderboard import leaderboard
-    from ..record.store import read_all
     from ..report.tables import print_boards
     from ..report.write import write_report
 
-    folder = arguments.results / arguments.protocol / arguments.tier
-    records = read_all(folder)
-    if failed and not records:
-        return 1
-    if not records and (there := {path.parts[-5:-3] for path in arguments.results.glob("*/*/*/*/record.json")}):
-        found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
-        raise UserError(f"{folder}: has no finished runs", f"there are some of {found}")
-    files = {} if arguments.no_run else methods.sources()
-    board = leaderboard(records, protocol.published, match=match, files=files)
     output = arguments.output or folder / "leaderboard"
     write_report(board, output)
     print_boards(board, Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160))
@@ -96,148 +76,57 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def shares(arguments: argparse.Namespace, overrides: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """The methods that a board is to run, the one whose size is to be matched the last, each with those settings that it has."""
-    from ..fields import field_types
-    from ..method.registered import methods
-    from ..protocol import Recipe
-    from ..registry import suggest
+def planned(arguments: argparse.Namespace) -> Plan:
+    """The board that the arguments mean; methods that it leaves out are named, with the reason."""
+    from rich.console import Console
 
-    given = [*(arguments.methods or methods.all()), *([arguments.match_size] if arguments.match_size else [])]
-    names = [resolve_method(methods, name) for name in given]
-    known = {name: {*field_types(Recipe), *field_types(methods.get(name))} for name in names}
-    for setting in overrides:
-        if not any(setting in fields for fields in known.values()):
-            raise UserError(
-                f"{setting!r} is no setting of {', '.join(names)}", f"{suggest(setting, set().union(*known.values()))}"
-            )
-    return {name: {k: v for k, v in overrides.items() if k in fields} for name, fields in known.items()}
+    with Console(stderr=True).status("starting PyTorch and Avalanche"):  # which takes seconds; shown on a terminal alone
+        from ..execution.plan import SEEDS, plan
 
-
-def run_matched(protocol: Any, arguments: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, str], Any]:
-    """Run every method as it is, then each whose size can be computed at the width at which it stores as much as the reference.
-
-    Returns the errors by run folder, and a job of the reference's, or "" where none has a record."""
-    from statistics import fmean
-
-    from ..execution.match import matching_width, stored_bytes
-    from ..method.registered import methods
-    from ..record.store import read_all
-    from ..training.runner import identify
-    from ..training.settings import Unsupported, method_of, resolve
-
-    if "width" in overrides:
-        raise UserError("--match-size chooses the width of each method", "leave width out of --set")
-    plain, reference = shares(arguments, overrides), resolve_method(methods, arguments.match_size)
-    seed = (arguments.seeds or SEEDS)[0]
-
-    def at(width: float, name: str) -> Any:
-        words = {**plain[name], "width": width}
-        return resolve(protocol.name, arguments.tier, name, seed, overrides=words, precision=arguments.precision)
-
-    matched = identify(at(1, reference), arguments.data_dir)
-    failed = run_missing(protocol, arguments, plain)
-    records = read_all(arguments.results / protocol.name / arguments.tier)
-    sizes = [record.stored_bytes for record in records if record.job.config == matched.config]
-    if not sizes:
-        return failed, ""
-    wide, target = {}, fmean(sizes)
-    for name in (name for name in plain if name != reference):
-        try:
-            if method_of(name, at(1, name).settings).size_is_learnt:
-                print(f"{name}: what it stores is learnt; only the widths that it has records of can match", file=sys.stderr)
-                continue
-            width = matching_width(partial(at, name=name), target)
-        except Unsupported:
-            continue  # it was said when its turn came
-        if width is None:
-            print(f"benchsuite: n/a: {name} stores more than {reference} at any width", file=sys.stderr)
-        else:
-            wide[name] = {**plain[name], "width": width}
-            print(f"{name}: width {width:g}, {stored_bytes(at(width, name)) / 1e6:.3f} of {target / 1e6:.3f} MB", file=sys.stderr)
-    return failed | run_missing(protocol, arguments, wide), matched
-
-
-def jobs_of(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """The jobs of a grid. chosen: the methods, each with the settings given for it; one that cannot run like this is said."""
-    from ..training.runner import identify
-    from ..training.settings import Unsupported, resolve
-
-    refuse_tuning_seeds(arguments.seeds or ())
-    jobs, unfit = [], {}
-    for seed in arguments.seeds or SEEDS:
-        for name, words in chosen.items():
-            try:
-                job = resolve(protocol.name, arguments.tier, name, seed, overrides=words, precision=arguments.precision)
-            except Unsupported as error:
-                unfit[name] = str(error)
-            else:
-                jobs.append(identify(job, arguments.data_dir))
-    for reason in unfit.values():
+    found = plan(
+        arguments.protocol,
+        tier=arguments.tier,
+        methods=arguments.methods,
+        seeds=arguments.seeds or SEEDS,
+        settings=parse_settings(arguments),
+        precision=arguments.precision,
+        results=arguments.results,
+        data_dir=arguments.data_dir,
+        match_size=getattr(arguments, "match_size", None),
+        device=arguments.device,
+    )
+    for reason in found.not_applicable.values():
         print(f"benchsuite: n/a: {reason}", file=sys.stderr)
-    return jobs
+    return found
 
 
-def run_missing(protocol: Any, arguments: argparse.Namespace, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Run what the board lacks; returns the errors by run folder. chosen: the methods, each with the settings given for it."""
-    from ..data import load
-    from ..data.sets import MissingData
-    from ..execution.grid import Engine, missing, run_all
-    from ..execution.local import Local, cores
-    from ..execution.progress import Display
-    from ..execution.worker import RunContext
-    from ..method.registered import methods
-    from ..training.device import device_named
-    from ..training.settings import recipe_of
+def finished(arguments: argparse.Namespace) -> Leaderboard:
+    """The board of the records that are there. Needs no PyTorch."""
+    from ..analysis.leaderboard import leaderboard
+    from ..protocol import protocols
+    from ..record.store import read_board
 
-    jobs = jobs_of(protocol, arguments, chosen)
-    if arguments.ray is None:  # what this machine has says nothing of a cluster's nodes
-        note_slow_precision(arguments)
-    left = missing(jobs, arguments.results, lambda line: print(f"benchsuite: {line}", file=sys.stderr))
-    if not left:
-        return {}
-    images: dict[str, Any] = {}
-    for job in left:  # before any run starts: one clear line, and one process that decodes
-        recipe = recipe_of(job.settings)
-        for name in dict.fromkeys(protocol.tasks[i].dataset for i in protocol.order(job.seed)[: recipe.tasks]):
-            try:
-                images[name] = images.get(name) or load(name, arguments.data_dir, partial=recipe.partial_data)
-            except MissingData:
-                if not recipe.partial_data:
-                    raise
-                images[name] = None
-    files = tuple(path for name in chosen if (path := methods.file(name)))
-    place = partial(RunContext, results=arguments.results, data_dir=arguments.data_dir, method_files=files)
-    engine: Engine
-    if arguments.ray is None:
-        device = device_named(arguments.device).type
-        slots = arguments.jobs or (1 if device == "cuda" else cores())
-        engine = Local(slots, place(device=device, threads=max(1, cores() // slots)))
-        print(f"benchsuite: runs to do: {len(left)} of {len(jobs)}, {slots} at once", file=sys.stderr)
-    else:
-        from ..execution.ray import Cluster
+    given = {"--method": arguments.methods, "--set": arguments.settings, "--seeds": arguments.seeds}
+    if any(given.values()):
+        words = ", ".join(name for name, value in given.items() if value)
+        raise UserError("--no-run ranks every record that is there", f"{words} can only choose what to run, leave it out")
+    protocol = protocols.get(arguments.protocol)
+    protocol.recipe(arguments.tier)
+    match = arguments.match_size or ""
+    if ".py" in match:
+        from ..method.registered import methods
 
-        cpus = 1.0 if arguments.cpus_per_run is None else arguments.cpus_per_run
-        gpus = float(arguments.device == "cuda") if arguments.gpus_per_run is None else arguments.gpus_per_run
-        # On a node "auto" would take a GPU that Ray has given to nobody, or to another run.
-        device = arguments.device if arguments.device != "auto" else "cuda" if gpus else "cpu"
-        where = place(device=device, threads=max(1, int(cpus)))
-        engine = Cluster(arguments.ray, where, images, cpus=cpus, gpus=gpus)
-    with Display(left) as display:
-        return run_all(left, results=arguments.results, engine=engine, report=display)
+        match = methods.find(match)
+    return leaderboard(read_board(arguments.results, arguments.protocol, arguments.tier), protocol.published, match=match)
 
 
 def command_status(arguments: argparse.Namespace) -> None:
     from ..execution.status import boards, lines
 
-    jobs: list[Any] = []
+    jobs: Sequence[Job] = ()
     if arguments.protocol:
-        from ..protocol import protocols
-
-        arguments.tier, arguments.match_size = arguments.tier or "paper", None
-        protocol = protocols.get(arguments.protocol)
-        protocol.recipe(arguments.tier)
-        jobs = jobs_of(protocol, arguments, shares(arguments, parse_settings(arguments)))
+        arguments.tier = arguments.tier or "paper"
+        jobs = planned(arguments).jobs
     elif arguments.methods or arguments.seeds or arguments.settings:
         raise UserError("--method, --seeds and --set say what should be there", "name the --protocol too")
     found = boards(arguments.results, arguments.protocol, arguments.tier, [job.folder for job in jobs])
@@ -253,7 +142,7 @@ def command_tune(arguments: argparse.Namespace) -> int:
     from ..fields import in_words
     from ..method.registered import methods
 
-    method = resolve_method(methods, arguments.method)
+    method = methods.find(arguments.method)
     chosen = study(
         arguments.protocol, arguments.tier, method, arguments.trials, overrides=overrides, precision=arguments.precision
     )

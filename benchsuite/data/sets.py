@@ -132,7 +132,8 @@ def load_all(
     found = dict[str, ImageSet | None]()
     for name in names:
         try:
-            found[name] = given[name] if given and name in given else load(name, data_dir, partial=partial)
+            here = given is not None and name in given and (partial or given[name] is not None)
+            found[name] = given[name] if given and here else load(name, data_dir, partial=partial)
         except MissingData:
             if not partial:
                 raise

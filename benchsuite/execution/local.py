@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from multiprocessing import connection, resource_tracker
-from threading import Thread
-from types import TracebackType
+from threading import Lock, Thread
+from types import ModuleType, TracebackType
 from typing import Any
 
 from ..record.schema import Job
@@ -48,7 +49,7 @@ class Local:
         reader, writer = self.processing.Pipe(duplex=False)
         process = self.processing.Process(target=_work, args=(writer, dict(os.environ), job, self.context))
         try:
-            with _deaf():
+            with _deaf(), _without_main():
                 process.start()
                 self.processes[reader] = process
         finally:
@@ -80,6 +81,20 @@ class Local:
             process.terminate()
         for reader in list(self.processes):
             self._bury(reader)
+
+
+MAIN = Lock()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes started here do not import the user's script, which needs no `if __name__ == "__main__":` then."""
+    with MAIN:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 @contextmanager

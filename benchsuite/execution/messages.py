@@ -1,4 +1,4 @@
-"""What an engine says of its runs: `Event`s while they train, and last how each of them ended."""
+"""What a board and its engine say: `Begun`, then `Event`s while runs train, and last how each of them ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..training.events import Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A board starts `runs` runs `of` those it needs, `slots` at once; None where nodes come and go."""
+
+    runs: int
+    of: int
+    slots: int | None = None
 
 
 @dataclass(frozen=True)

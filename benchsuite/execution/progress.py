@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..record.schema import Job
 from ..training.events import Event, Note
+from .messages import Begun
 
 
 class Display:
-    """A context manager; call it with what runs report."""
+    """A context manager; call it with what runs report. runs: how many will come besides those that a `Begun` announces."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, runs: int = 0) -> None:
         self.console = Console(stderr=True)
-        self.total, self.finished = len(jobs), set[str]()
+        self.total, self.finished = runs, set[str]()
         self.bars: Progress | None = None
         self.overall: Any = None
         self.rows: dict[str, Any] = {}
@@ -36,9 +35,14 @@ class Display:
             )
             self.bars = Progress(*columns, console=self.console)
             self.bars.start()
-            if self.total > 1:
-                self.overall = self.bars.add_task("runs", total=self.total, speed="")
+            self._show_total()
         return self
+
+    def _show_total(self) -> None:
+        if self.bars and self.overall is not None:
+            self.bars.update(self.overall, total=self.total)
+        elif self.bars and self.total > 1:
+            self.overall = self.bars.add_task("runs", total=self.total, speed="")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         if self.bars:
@@ -50,9 +54,15 @@ class Display:
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def __call__(self, event: Event | Note) -> None:
+    def __call__(self, event: Event | Note | Begun) -> None:
+        if isinstance(event, Begun):
+            self.total += event.runs
+            self._show_total()
+            if event.slots:
+                self.say(f"benchsuite: runs to do: {event.runs} of {event.of}, {event.slots} at once")
+            return
         if isinstance(event, Note):
-            self.say(event.text)
+            self.say(f"benchsuite: {event.text}")
             return
         if event.note:
             self.say(f"{event.job}: {event.note}")

@@ -129,7 +129,7 @@ class Study:
         jobs = [identify(self.job(values, seed), data_dir) for seed in TUNING_SEEDS]
         score, error = None, ""
         try:
-            with Display(jobs) as display:
+            with Display(len(jobs)) as display:
                 done = [run(job, results=folder, data_dir=data_dir, device=device, report=display) for job in jobs]
             score = sum(record.accuracy for record in done) / len(done)
         except RunFailed as failure:

@@ -26,6 +26,14 @@ class Methods(Registry[type[Method]]):
             self._modified[name] = modified(super().get(base), modifier)
         return self._modified[name]
 
+    def find(self, text: str | Path) -> str:
+        """The name of a method given by its name or as the Python file that defines it, either with +MODIFIER after it."""
+        text = str(text)
+        file, plus, modifier = text.partition(".py+") if ".py+" in text else (text.removesuffix(".py"), "", "")
+        if plus or text.endswith(".py"):
+            text = self.load_file(Path(f"{file}.py")) + ("+" + modifier if plus else "")
+        return self.get(text).name
+
     def file(self, name: str) -> Path | None:
         return super().file(name.partition("+")[0])
 

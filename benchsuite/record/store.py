@@ -115,6 +115,16 @@ def read_all(folder: Path) -> list[RunRecord]:
     return records
 
 
+def read_board(results: Path, protocol: str, tier: str) -> list[RunRecord]:
+    """The records of a protocol and tier. Raises UserError if there are some of other boards alone, and names those."""
+    folder = results / protocol / tier
+    records = read_all(folder)
+    if not records and (there := {path.parts[-5:-3] for path in results.glob("*/*/*/*/record.json")}):
+        found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
+        raise UserError(f"{folder}: has no finished runs", f"there are some of {found}")
+    return records
+
+
 def _in_its_place(path: Path) -> RunRecord:
     record = read(path)
     own = record.job.folder / "record.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -35,6 +35,15 @@ class Crashed(UserError):
     def __init__(self, method: str, cause: Exception) -> None:
         super().__init__(f"{method}: cannot be made: {one_line(cause)}", "`benchsuite check` its file")
         self.cause = cause
+
+
+def refuse_tuning_seeds(seeds: Iterable[int]) -> None:
+    """Raises UserError for a seed on whose task order settings were chosen: no result is reported for it."""
+    for seed in seeds:
+        if seed in TUNING_SEEDS:
+            raise UserError(
+                f"the settings were tuned on the task order of seed {seed}, so no result is reported for it", "choose another seed"
+            )
 
 
 def recipe_of(settings: Mapping[str, Any]) -> Recipe:

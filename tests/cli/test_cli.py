@@ -481,12 +481,12 @@ def test_a_method_in_a_file_has_its_family_on_the_page_and_its_settings_checked_
 
 @pytest.mark.parametrize(("words", "expected"), [(["--jobs", "2"], (2, 4)), (["--jobs", "16"], (16, 1)), ([], (8, 1))], ids=str)
 def test_runs_at_once_share_the_cores(words, expected, folder, monkeypatch):
-    from benchsuite.execution import grid, local
+    from benchsuite.execution import plan
 
     asked = []
-    monkeypatch.setattr(local, "cores", lambda: 8)
+    monkeypatch.setattr(plan, "cores", lambda: 8)
     monkeypatch.setattr(
-        grid, "run_all", lambda jobs, engine, **_: asked.append((engine.slots, engine.context.threads)) or {"a": "b"}
+        plan, "run_all", lambda jobs, engine, **_: asked.append((engine.slots, engine.context.threads)) or {"a": "b"}
     )
     assert call("leaderboard", "--tier", "smoke", "--method", "finetune", "--seeds", "1", "--device", "cpu", *words) != 0
     assert asked == [expected]

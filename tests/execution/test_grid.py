@@ -36,18 +36,18 @@ COMMAND = """
 import signal
 from pathlib import Path
 
-from benchsuite.cli import main, runs
+from benchsuite.cli import main
 from benchsuite.execution.grid import run_all
 from benchsuite.execution.local import Local
+from benchsuite.execution.plan import Plan
 from benchsuite.execution.worker import RunContext
 from benchsuite.record.schema import Job
 
 job = Job(protocol="split-digits", tier="smoke", method="slow", seed=1, precision="fp32", settings={})
 place = RunContext(results=Path("runs"), data_dir=None, device="cpu", threads=1, method_files=(Path("slow.py"),))
-runs.run_missing = lambda *_: run_all([job], results=place.results, engine=Local(1, place))
+Plan.run = lambda *_, **__: run_all([job], results=place.results, engine=Local(1, place))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
-if __name__ == "__main__":
-    raise SystemExit(main.main(["leaderboard", "--tier", "smoke"]))
+raise SystemExit(main.main(["leaderboard", "--tier", "smoke"]))
 """
 SLOW = """
 import os

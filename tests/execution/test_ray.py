@@ -347,7 +347,7 @@ def test_without_ray_one_line_says_how_to_get_it(monkeypatch, tmp_path):
 )
 def test_what_a_run_takes_decides_its_device_and_threads(words, expected, own_cache, monkeypatch, tmp_path):
     """auto is no device of a node: what Ray has not given to a run it must not take."""
-    from benchsuite.execution import grid, ray
+    from benchsuite.execution import plan
 
     asked = []
 
@@ -355,8 +355,8 @@ def test_what_a_run_takes_decides_its_device_and_threads(words, expected, own_ca
         asked.append((place.device, place.threads, cpus, gpus, {name: len(i.train_y) for name, i in images.items()}))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ray, "Cluster", asking)
-    monkeypatch.setattr(grid, "run_all", lambda jobs, **_: {"folder": f"{len(jobs)} runs"})
+    monkeypatch.setattr(plan, "Cluster", asking)
+    monkeypatch.setattr(plan, "run_all", lambda jobs, **_: {"folder": f"{len(jobs)} runs"})
     assert main(["leaderboard", "--ray", "local", "--tier", "smoke", "--method", "finetune", "--seeds", "1-2", *words]) != 0
     ((*found, images),) = asked
     assert tuple(found) == expected

@@ -1,0 +1,247 @@
+"""Which runs a board needs, which of them are missing, running them, and ranking what is there.
+
+    plan = benchsuite.plan("split-digits", tier="smoke", methods=["finetune", "cacl", "./anchor.py"], seeds=[1, 2])
+    print(plan.not_applicable, len(plan.missing()), "of", len(plan.jobs))
+    failed = plan.run(jobs=2)
+    print(plan.leaderboard().accuracy)
+
+`benchsuite leaderboard` and `benchsuite status` are callers of this. Each run has a process of its own, which does not import the
+script or notebook that asks for it: no `if __name__ == "__main__":` is needed, and a method must be installed or lie in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..analysis.leaderboard import Leaderboard, leaderboard
+from ..data.sets import Images, load_all
+from ..errors import UserError
+from ..fields import field_types
+from ..method.registered import methods as registered
+from ..protocol import Protocol, Recipe, protocols
+from ..record.schema import Job
+from ..record.store import read_all, read_board
+from ..registry import suggest
+from ..training.device import device_named, slow_precision
+from ..training.events import Event, Note
+from ..training.runner import identify
+from ..training.settings import Unsupported, method_of, recipe_of, refuse_tuning_seeds, resolve
+from . import grid
+from .grid import run_all
+from .local import Local, cores
+from .match import matching_width, stored_bytes
+from .messages import Begun
+from .ray import Cluster
+from .worker import RunContext
+
+SEEDS = (1, 2, 3)
+
+Report = Callable[[Event | Note | Begun], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The runs of a board, as `plan` has resolved them.
+
+    settings: by method, those of the given settings that it has. reference: a job of the method whose size is to be matched.
+    jobs: every run of the board. not_applicable: methods that cannot run like this, and why.
+    """
+
+    protocol: Protocol
+    tier: str
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    precision: str
+    device: str
+    results: Path
+    data_dir: Path | None
+    reference: Job | None = None
+    jobs: tuple[Job, ...] = ()
+    not_applicable: Mapping[str, str]
+
+    def missing(self) -> list[Job]:
+        """The jobs without a valid record, longest first."""
+        return grid.missing(self.jobs, self.results)
+
+    def run(
+        self,
+        jobs: int | None = None,
+        *,
+        ray: str | None = None,
+        cpus_per_run: float | None = None,
+        gpus_per_run: float | None = None,
+        report: Report = lambda message: None,
+    ) -> dict[str, str]:
+        """Run what is missing, each run in a process of its own. Returns the errors by run folder.
+
+        What is finished is never run again; interrupted, this goes on where it was when called again. With `match_size`, every
+        other method whose size can be computed then runs at the width at which it stores as much as the reference, too.
+
+        jobs: runs at once on this machine (default: one a core on the CPU, one on a GPU).
+        ray: run on the Ray cluster at this address in place of this machine; "local" starts one here. cpus_per_run (default: 1)
+        and gpus_per_run (default: 1 with device "cuda", else 0) are what a run takes of it, GPUs in shares too.
+        report: called with progress and with notes for the user, which are shown nowhere else.
+        """
+        self._check(jobs, ray, cpus_per_run, gpus_per_run)
+        if ray is None and (note := slow_precision(self.device, self.precision)):  # the nodes of a cluster may differ
+            report(Note(note))
+        run = partial(self._run, slots=jobs, address=ray, cpus=cpus_per_run, gpus=gpus_per_run, report=report)
+        failed = run(self.jobs)
+        return failed | run(self.matched(report)) if self.reference else failed
+
+    def matched(self, report: Report = lambda message: None) -> tuple[Job, ...]:
+        """The jobs of equal size: every other method whose size can be computed, as wide as it can be without storing more than
+        the reference. None before the reference has a record."""
+        assert self.reference is not None, "a plan without match_size has nothing to match"
+        records = read_all(self.results / self.protocol.name / self.tier)
+        sizes = [record.stored_bytes for record in records if record.job.config == self.reference.config]
+        if not sizes:
+            return ()
+        wide, target, reference = {}, fmean(sizes), self.reference.method
+        for name in (name for name in self.settings if name not in (reference, *self.not_applicable)):
+
+            def at(width: float, name: str = name) -> Job:
+                return self._job(name, self.seeds[0], {**self.settings[name], "width": width})
+
+            try:
+                if method_of(name, at(1).settings).size_is_learnt:
+                    report(Note(f"{name}: its size is learnt; only widths that it has records of can match"))
+                    continue
+                width = matching_width(at, target)
+            except Unsupported:
+                continue
+            if width is None:
+                report(Note(f"n/a: {name} stores more than {reference} at any width"))
+            else:
+                wide[name] = {**self.settings[name], "width": width}
+                size = f"{stored_bytes(at(width)) / 1e6:.3f} of {target / 1e6:.3f} MB"
+                report(Note(f"{name}: width {width:g}, {size}"))
+        return self._resolved(wide)[0]
+
+    def leaderboard(self) -> Leaderboard:
+        """All finished runs of this protocol and tier, ranked."""
+        records = read_board(self.results, self.protocol.name, self.tier)
+        there = self.reference and any(record.job.config == self.reference.config for record in records)
+        match = self.reference if self.reference and there else ""
+        return leaderboard(records, self.protocol.published, match=match, files=registered.sources())
+
+    def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:
+        return resolve(self.protocol.name, self.tier, method, seed, overrides=settings, precision=self.precision)
+
+    def _resolved(self, settings: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Job, ...], dict[str, str]]:
+        """The jobs of these methods with these settings, and why some of the methods have none."""
+        jobs, unsupported = [], {}
+        for seed in self.seeds:
+            for name, own in settings.items():
+                try:
+                    jobs.append(identify(self._job(name, seed, own), self.data_dir))
+                except Unsupported as error:
+                    unsupported[name] = str(error)
+        return tuple(jobs), unsupported
+
+    def _check(self, jobs: int | None, ray: str | None, cpus: float | None, gpus: float | None) -> None:
+        if jobs is not None and jobs < 1:
+            raise UserError(f"jobs must be at least 1, got {jobs}")
+        if ray is None and (cpus is not None or gpus is not None):
+            raise UserError("--cpus-per-run and --gpus-per-run are for a Ray cluster", "name it with --ray, or use --jobs")
+        if ray is not None and jobs is not None:
+            raise UserError(
+                "--jobs is for this machine", "on a Ray cluster --cpus-per-run and --gpus-per-run say how many runs fit"
+            )
+        if not (cpus is None or cpus > 0):
+            raise UserError(f"cpus-per-run must be positive, got {cpus}")
+        if not (gpus is None or gpus >= 0):
+            raise UserError(f"gpus-per-run must not be negative, got {gpus}")
+        for name in self.settings:
+            if registered.get(name).__module__ == "__main__":
+                raise UserError(
+                    f"{name} is defined in this session, and runs are processes of their own",
+                    "put it in a file and name that file, or run its jobs here with benchsuite.run",
+                )
+
+    def _run(
+        self,
+        jobs: Sequence[Job],
+        *,
+        slots: int | None,
+        address: str | None,
+        cpus: float | None,
+        gpus: float | None,
+        report: Report,
+    ) -> dict[str, str]:
+        left = grid.missing(jobs, self.results, lambda line: report(Note(line)))
+        if not left:
+            return {}
+        images: Images = {}
+        for job in left:  # before any run starts: one clear error, and one process that decodes
+            recipe = recipe_of(job.settings)
+            names = self.protocol.datasets(job.seed, recipe)
+            images = {**images, **load_all(names, self.data_dir, partial=recipe.partial_data, given=images)}
+        files = tuple(path for name in self.settings if (path := registered.file(name)))
+        context = partial(RunContext, results=self.results, data_dir=self.data_dir, method_files=files)
+        if address is None:
+            device = device_named(self.device).type
+            slots = slots or (1 if device == "cuda" else cores())
+            report(Begun(runs=len(left), of=len(jobs), slots=slots))
+            engine: grid.Engine = Local(slots, context(device=device, threads=max(1, cores() // slots)))
+        else:
+            cpus = 1.0 if cpus is None else cpus
+            gpus = float(self.device == "cuda") if gpus is None else gpus
+            # On a node "auto" would take a GPU that Ray has given to nobody, or to another run.
+            device = self.device if self.device != "auto" else "cuda" if gpus else "cpu"
+            report(Begun(runs=len(left), of=len(jobs)))
+            engine = Cluster(address, context(device=device, threads=max(1, int(cpus))), images, cpus=cpus, gpus=gpus)
+        return run_all(left, results=self.results, engine=engine, report=report)
+
+
+def plan(
+    protocol: str = "split-digits",
+    *,
+    tier: str = "paper",
+    methods: Sequence[str | Path] | None = None,
+    seeds: Sequence[int] = SEEDS,
+    settings: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    results: Path | str = "runs",
+    data_dir: Path | str | None = None,
+    match_size: str | Path | None = None,
+    device: str = "auto",
+) -> Plan:
+    """The runs that a board needs. Nothing is run yet.
+
+    methods: names, or Python files that define one method each (default: every registered method).
+    settings: of the recipe or of a method; each method takes those that it has.
+    match_size: a method whose size the others are to be compared at, beside the plain runs.
+    Raises UserError for a word that is wrong, with the nearest right one.
+    """
+    chosen = protocols.get(protocol)
+    chosen.recipe(tier)
+    refuse_tuning_seeds(seeds)
+    given, reference = dict(settings or {}), registered.find(match_size) if match_size else None
+    if reference and "width" in given:
+        raise UserError("--match-size chooses the width of each method", "leave width out of --set")
+    names = [registered.find(name) for name in methods or registered.all()] + ([reference] if reference else [])
+    known = {name: {*field_types(Recipe), *field_types(registered.get(name))} for name in names}
+    for setting in given:
+        if not any(setting in fields for fields in known.values()):
+            raise UserError(f"{setting!r} is no setting of {', '.join(known)}", suggest(setting, set().union(*known.values())))
+    made = Plan(
+        protocol=chosen,
+        tier=tier,
+        seeds=tuple(seeds),
+        settings={name: {k: v for k, v in given.items() if k in fields} for name, fields in known.items()},
+        precision=precision,
+        device=device,
+        results=Path(results),
+        data_dir=None if data_dir is None else Path(data_dir),
+        not_applicable={},
+    )
+    if reference:
+        made = replace(made, reference=identify(made._job(reference, made.seeds[0], made.settings[reference]), made.data_dir))
+    jobs, unsupported = made._resolved(made.settings)
+    return replace(made, jobs=jobs, not_applicable=unsupported)
