@@ -127,6 +127,7 @@ def parser() -> Parser:
     board.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for tables and figures (default: `leaderboard` beside the records)"
     )
+    board.add_argument("--no-figures", action="store_true", help="write the tables only, which is quicker")
     state = commands.add_parser(
         "status",
         parents=[how, data, many],

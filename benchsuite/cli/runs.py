@@ -70,9 +70,9 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     from ..report.write import write_report
 
     output = arguments.output or folder / "leaderboard"
-    write_report(board, output)
+    write_report(board, output, figures=not arguments.no_figures)
     print_boards(board, Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160))
-    print(f"tables and figures: {output}")
+    print(f"{'tables' if arguments.no_figures else 'tables and figures'}: {output}")
     return 1 if failed else 0
 
 

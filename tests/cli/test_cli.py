@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -490,3 +491,22 @@ def test_runs_at_once_share_the_cores(words, expected, folder, monkeypatch):
     )
     assert call("leaderboard", "--tier", "smoke", "--method", "finetune", "--seeds", "1", "--device", "cpu", *words) != 0
     assert asked == [expected]
+
+
+NO_RUN = """
+import sys
+from benchsuite.cli.main import main
+words = ["leaderboard", "--no-run", "--no-figures", "--protocol", "split-cifar100", "--tier", "lite", "--results", sys.argv[1]]
+assert main([*words, "--output", "board", *sys.argv[2:]]) == 0
+print(sorted({"torch", "avalanche", "matplotlib"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("match", [[], ["--match-size", "cacl"]], ids=str)
+def test_records_are_ranked_without_torch_and_drawn_only_if_asked_for(match, tmp_path):
+    results = Path(benchsuite.__file__).parents[1] / "results/fp32"
+    command = [sys.executable, "-c", NO_RUN, results, *match]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["tables: board", "[]"]
+    assert (tmp_path / "board" / "accuracy.csv").exists()
+    assert not [*(tmp_path / "board").glob("*.png"), *(tmp_path / "board").glob("*.pdf")]
