@@ -13,8 +13,8 @@ warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche loo
 if TYPE_CHECKING:
     from .analysis.leaderboard import leaderboard as leaderboard
     from .errors import UserError as UserError
-    from .fields import setting as setting
     from .execution.plan import plan as plan
+    from .fields import setting as setting
     from .method.artifact import Artifact as Artifact
     from .method.base import Choice as Choice
     from .method.base import Method as Method

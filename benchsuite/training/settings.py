@@ -42,7 +42,8 @@ def refuse_tuning_seeds(seeds: Iterable[int]) -> None:
     for seed in seeds:
         if seed in TUNING_SEEDS:
             raise UserError(
-                f"the settings were tuned on the task order of seed {seed}, so no result is reported for it", "choose another seed"
+                f"the settings were tuned on the task order of seed {seed}, so no result is reported for it",
+                "choose another seed",
             )
 
 

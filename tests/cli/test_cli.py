@@ -1,6 +1,8 @@
 """The command line: what users type, what they read when something is wrong, and a method of their own in one file."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
