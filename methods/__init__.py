@@ -1,1 +1,1 @@
-"""The methods: one file each, found by the registry; the file is the method."""
+"""The built-in methods, one file each. The registry finds every file in this package."""

@@ -1,12 +1,12 @@
 """A-GEM: averaged gradient episodic memory (Chaudhry et al., arXiv 1812.00420), Avalanche's `AGEMPlugin` under a budget.
 
-With g the gradient of a step and g_ref that of a batch of stored images of earlier tasks, each under its own head,
+Let g be the gradient of a step and g_ref the gradient on a batch of stored images of earlier tasks, each under its own head:
 
     g <- g - (g . g_ref / g_ref . g_ref) g_ref    where g . g_ref < 0,
 
-over the backbone. Memory and reference gradient are Avalanche's, the projection is ours: Avalanche's runs over the heads too,
-where g is zero for every head that g_ref has a part in and stays so, which leaves the projected gradient against g_ref.
-Images are stored as they are, one byte a channel and pixel, the same number for each task; they count as training state.
+over the backbone. The memory and the reference gradient are Avalanche's; the projection is ours. Avalanche also projects the
+heads. There g is zero wherever g_ref is not, and it stays zero, so the projected gradient can still point against g_ref.
+Images are stored as uint8, one byte per channel and pixel, the same number for each task. They count as training state.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from benchsuite.randomness import seeded
 @register
 @dataclass
 class AGEM(Method):
-    """A-GEM: a step never goes against the gradient on stored images of earlier tasks."""
+    """A-GEM: projects each gradient so that it never opposes the gradient on stored images of earlier tasks."""
 
-    budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images, T equal shares
-    sample_size: int = setting(64, least=1)  # Avalanche's default; stored images behind each step's reference gradient
+    budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images, in T equal shares
+    sample_size: int = setting(64, least=1)  # stored images in each reference batch; Avalanche's default
 
     family = "replay"
     settings: ClassVar = (
@@ -44,16 +44,16 @@ class AGEM(Method):
             " on a held-out 10 % of the training images",
         ),
     )
-    space: ClassVar = {"sample_size": Choice((32, 64))}  # larger ones multiply the cost of every step
+    space: ClassVar = {"sample_size": Choice((32, 64))}  # larger batches multiply the cost of every step
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         return mixed_batches(recipe)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The memory depends on the seed and the earlier tasks alone, so it is filled anew for each task."""
+        """Refill the memory. It depends only on the seed and the earlier tasks."""
         experience = strategy.experience
         share = images_in(self.budget, experience.origin_stream) // self.n_tasks
-        # A reference batch has one image of each earlier task at least.
+        # A reference batch holds at least one image of each earlier task.
         self.plugin = AGEMPlugin(share, max(self.sample_size, experience.current_experience))
         earlier = experience.origin_stream[: experience.current_experience] if share else []
         for one in earlier:

@@ -1,19 +1,19 @@
 """CACL: compression-aware continual learning with singular value decomposition (arXiv 2009.01956).
 
-Every convolution's kernel, flattened to (O, I k^2), is a sum of rank-one components N diag|sigma| C. While learning task t
-the components of earlier tasks are used but fixed, and a pool of free ones is trained with the task's head:
+Every convolution's kernel, flattened to (O, I k^2), is a sum of rank-one components N diag|sigma| C. While task t is learnt,
+the components of earlier tasks are used but fixed, and a pool of free components is trained together with the task's head:
 
     L = CE + lambda_s * sum_l (||sigma_l||_1 / ||sigma_l||_2 - 1)                                     (sparsity, Hoyer)
            + lambda_o * sum_l [q(N_l) + q(C_l)],   q(X) = ||G - I||_F^2 / d^2                          (soft orthogonality)
 
-with G the smaller Gram matrix of X and d its order; both penalties see fixed and free components together. After the task
-the fewest free components that carry a share 1 - e of the free sigma^2 are kept and fixed for ever; the others are dropped,
-the pool is topped up (growth) and drawn anew. Task i is served by the first K_i components of each layer and head i, so
-nothing that is learnt later can change it.
+with G the smaller Gram matrix of X and d its order. Both penalties cover fixed and free components together. After the task,
+the fewest free components that hold a share 1 - e of the free sigma^2 are kept and fixed for ever. The others are dropped, the
+pool grows (`growth`), and its components are initialised again. Task i is served by the first K_i components of each layer and
+head i, so later tasks cannot change it.
 
-The frame (draw, train, keep by energy, fix, grow, serve a prefix) asks a layer only for its factors and what they carry:
-`cacl_cp` and `cacl_tucker` put other factorisations into it. The equations follow the official code (github
-pavanteja295/CACL), as the paper's own text could not be had.
+The procedure (initialise, train, keep by energy, fix, grow, serve a prefix) needs only a layer's factors and their energies, so
+`cacl_cp` and `cacl_tucker` reuse it with other factorisations. The equations follow the official code (github
+pavanteja295/CACL), because the text of the paper was not available.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Growth = Literal["mean_cumulative", "initial_rank", "eighth", "fixed"]
 
 
 def energy_select(sigma: Tensor, drop: float, fixed_energy: float = 0.0) -> Tensor:
-    """Indices, in their order, of the fewest components that carry a share >= 1 - drop of the squared sigma.
+    """Indices, in ascending order, of the fewest components that hold a share >= 1 - drop of the squared sigma.
 
-    sigma: (f,). Ties with the smallest kept one are kept. fixed_energy: sum of squared sigma of the fixed components, which
-    counts towards the share; where it reaches the share alone, none is kept (the official code keeps all: CACL quirk Q10).
-    Without components, or without energy, none is kept.
+    sigma: (f,). Components tied with the smallest kept one are kept too. fixed_energy: sum of squared sigma of the fixed
+    components, which counts towards the share; if it reaches the share alone, none is kept (the official code then keeps all:
+    CACL quirk Q10). Without components or energy none is kept.
     """
     energy = sigma.detach().double().cpu().square()
     total = float(energy.sum()) + fixed_energy
@@ -55,10 +55,10 @@ def energy_select(sigma: Tensor, drop: float, fixed_energy: float = 0.0) -> Tens
 def next_pool(growth: str, earlier: Sequence[int], free: int, initial_rank: int) -> int:
     """Number of free components for the next task (CACL section 5.6).
 
-    earlier: cumulative ranks of the tasks before the one that has just ended; the first task never grows the pool.
-    free: what is left of the pool.
+    earlier: cumulative ranks of the tasks before the one that has just ended. The first task never grows the pool.
+    free: the components left in the pool.
     """
-    if growth == "eighth":  # ours: an eighth of the initial rank, whatever was kept
+    if growth == "eighth":  # ours: an eighth of the initial rank, however many were kept
         return -(-initial_rank // 8)
     if growth == "fixed" or not earlier:
         return free
@@ -69,8 +69,8 @@ def next_pool(growth: str, earlier: Sequence[int], free: int, initial_rank: int)
 class _Orthogonality(torch.autograd.Function):
     """||G - I||_F^2 / d^2 for the rows [fixed; free] (r, columns), with respect to the free rows only.
 
-    r <= columns: G = [F F', F R'; R F', R R'], so only the cross and the free block are computed; the fixed block is the
-    constant `fixed_term`. r > columns: G = F'F + R'R, with `fixed_gram` = F'F. The gradient is 4 (G - I) R in both.
+    r <= columns: G = [F F', F R'; R F', R R']. Only the cross block and the free block are computed; the fixed block is the
+    constant `fixed_term`. r > columns: G = F'F + R'R, with `fixed_gram` = F'F. The gradient is 4 (G - I) R in both cases.
     """
 
     @staticmethod
@@ -98,7 +98,7 @@ class _Orthogonality(torch.autograd.Function):
 
 
 class Orthogonality:
-    """q([fixed; free]) of one factor for one task: what depends on the fixed rows alone is computed once."""
+    """q([fixed; free]) of one factor for one task. Terms in the fixed rows alone are computed once."""
 
     def __init__(self, fixed: Tensor, pool: int) -> None:
         self.fixed = fixed.contiguous()
@@ -114,7 +114,7 @@ def sparsity(kind: str, sigma: Tensor) -> Tensor:
     l1, squared = sigma.abs().sum(), sigma.square().sum()
     if kind == "l1":
         return l1
-    safe = torch.where(squared > 0, squared, torch.ones_like(squared))  # inside, so that the gradient is 0 too and not NaN
+    safe = torch.where(squared > 0, squared, torch.ones_like(squared))  # inside the root, so that the gradient is 0 and not NaN
     ratio = l1 / safe.sqrt() if kind == "hoyer" else l1.square() / safe
     return ratio - (squared > 0).to(ratio)
 
@@ -122,22 +122,22 @@ def sparsity(kind: str, sigma: Tensor) -> Tensor:
 @register
 @dataclass
 class CACL(Method):
-    """CACL: a bank of SVD components for each convolution, grown and pruned task by task; nothing is forgotten."""
+    """CACL: grows and prunes a bank of SVD components for each convolution, task by task; nothing is forgotten."""
 
-    sparsity_weight: float = setting(0.1, least=0)  # lambda_s; the paper's headline models, 0.4 is its second operating point
+    sparsity_weight: float = setting(0.1, least=0)  # lambda_s of the paper's headline models; 0.4 is its second operating point
     orthogonality_weight: float = setting(1.0, least=0)  # lambda_o
     energy_drop: float = setting(3e-5, least=0, below=1)  # e
     sparsity_kind: Literal["hoyer", "hoyer_square", "l1"] = "hoyer"
-    penalty_scope: Literal["all", "residual"] = "all"  # which components the penalties see (quirk Q4)
+    penalty_scope: Literal["all", "residual"] = "all"  # components that the penalties cover (quirk Q4)
     energy_scope: Literal["residual", "all"] = "residual"  # "all" is the official option prev_sing
     growth: Growth = "mean_cumulative"
-    storage: Literal["factors", "smaller"] = "factors"  # "smaller": for each layer factors or recomposed kernels
+    storage: Literal["factors", "smaller"] = "factors"  # "smaller": factors or recomposed kernels, layer by layer
     pools: dict[str, list[Rank]] = field(default_factory=dict, init=False, repr=False)
 
     family = "factorised"
     forgetting = "none"
     size_is_learnt = True
-    fresh_share = 1.0  # of the variance that the first task's free components start with: what later tasks' have
+    fresh_share = 1.0  # initial variance of later tasks' free components, as a share of the first task's
     counted: ClassVar = "the official code counts (factors and heads alone)"
     settings: ClassVar[tuple[Preset, ...]] = (
         Preset(
@@ -154,22 +154,22 @@ class CACL(Method):
         ),
     )
 
-    # The factorisation: what other variants of the frame put in place of these four
+    # The factorisation: variants of the method override these four
 
     @classmethod
     def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:
-        """The layer in place of `conv`. header: what `describe` said."""
+        """The layer that replaces `conv`. header: the result of `describe`."""
         return SVDConv2d(conv)
 
     def describe(self) -> dict[str, Any]:
-        """What `layer` must know of the settings, for the artifact's header."""
+        """The settings that `layer` needs, for the artifact's header."""
         return {}
 
     def first_pool(self, layer: Any) -> Rank:
         return (break_even_rank(layer.rows, layer.columns),)
 
     def penalty(self, layer: Any) -> Callable[[], Tensor]:
-        """What one layer adds to the loss of the task that begins now."""
+        """The term that one layer adds to the loss of the task that begins now."""
         fixed = slice(None) if self.penalty_scope == "all" else slice(0)
         q_n, q_c = Orthogonality(layer.N.T[fixed], layer.pool[0]), Orthogonality(layer.C[fixed], layer.pool[0])
         sigma = layer.sigma[fixed]
@@ -181,17 +181,17 @@ class CACL(Method):
 
         return value
 
-    # The frame
+    # The procedure
 
     def prepare(self, model: MultiHead) -> MultiHead:
         header = self.describe()
         self.layers = replace_modules(model.backbone, nn.Conv2d, lambda _, conv: self.layer(conv, header))
-        # free components for each task, the last entry being for the task to come
+        # free components for each task; the last entry is for the next task
         self.pools = {name: [self.first_pool(layer)] for name, layer in self.layers.items()}
         return model
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """The first hook of a task, before the optimiser collects parameters: draw the free components."""
+        """Initialise the free components. This is the first hook of a task, before the optimiser collects parameters."""
         self._penalties = []
         for name, layer in self.layers.items():
             task, share = len(layer.ranks), self.fresh_share if layer.ranks else 1.0
@@ -219,13 +219,13 @@ class CACL(Method):
         self._penalties = []
 
     def artifact(self) -> Artifact:
-        """Per layer its bank (or its kernels, whichever is smaller), the rank table (T, L) as int32, the heads."""
+        """Each layer's bank (or its kernels, if smaller), the rank table (T, L) as int32, and the heads."""
         return self._stored(self.storage)
 
     def _stored(self, storage: str) -> Artifact:
         artifact = Artifact.of_network(self.model, without=self.layers)
         tensors = artifact.tensors
-        # (T, L), or (T, 2 L) where two modes grow
+        # (T, L), or (T, 2 L) if two modes grow
         tensors["masks/ranks"] = torch.cat([torch.tensor(layer.ranks, dtype=torch.int32) for layer in self.layers.values()], 1)
         for name, layer in self.layers.items():
             distinct = sorted(set(layer.ranks))

@@ -1,16 +1,16 @@
-"""CACL-CP: CACL's frame with kernels that are sums of CP terms (arXiv 2009.01956 with the factorisation of 1412.6553).
+"""CACL-CP: CACL with kernels that are sums of CP terms (arXiv 2009.01956 with the factorisation of 1412.6553).
 
 Every kernel (O, I, kh, kw) is a sum of rank-one terms |w_r| a_r o b_r o d_r o e_r with unit-norm factors. Task t's loss is
 
     L = CE + lambda_s sum_l (||w||_1 / ||w||_2 - 1) + lambda_o sum_l ||Gamma - I||_F^2 / R^2,
     Gamma = (A'A) * (B'B) * (D'D) * (E'E)    (entry by entry),
 
-Gamma being the Gram matrix of the rank-one terms themselves, fixed and free ones together: at Gamma = I a kernel's energy is
-sum_r w_r^2, so that keeping terms by their w^2 is keeping energy, as CACL does by sigma^2. A term costs O + I + kh + kw + 1
-numbers where one of CACL's costs O + I kh kw + 1, and says less: the pool starts at three times CACL's.
+where Gamma is the Gram matrix of the rank-one terms themselves, fixed and free. At Gamma = I a kernel's energy is
+sum_r w_r^2, so keeping terms by w^2 keeps energy, as CACL does by sigma^2. A term has O + I + kh + kw + 1 numbers; a component
+of CACL has O + I kh kw + 1. A term also represents less, so the initial pool is three times CACL's.
 
-Normalised factors leave the penalties no hold on a kernel's size: at CACL's law of initialisation each task would add as much
-variance again, and features die in a few tasks. From the second task on the free terms start with `fresh_share` of it.
+With normalised factors the penalties cannot limit the size of a kernel. With CACL's initialisation each task would add the same
+variance again, and features die within a few tasks. From the second task on, free terms start with `fresh_share` of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .cacl import CACL, sparsity
 
 
 def gram(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
-    """Inner products of terms that are products of unit-norm factors: (R, S) from factors with R and S columns."""
+    """Inner products (R, S) of terms that are products of unit-norm factors with R and S columns."""
     product: Any = 1.0
     for name, factor in one.items():
         product = product * (factor.T @ other[name])
@@ -39,7 +39,7 @@ def gram(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
 
 
 class TermOrthogonality:
-    """||Gamma - I||_F^2 / R^2 of the fixed and the free terms: what depends on the fixed ones alone is computed once."""
+    """||Gamma - I||_F^2 / R^2 of the fixed and the free terms. What depends on the fixed terms alone is computed once."""
 
     def __init__(self, fixed: dict[str, Tensor]) -> None:
         self.fixed, self.count = fixed, next(iter(fixed.values())).shape[1]
@@ -48,7 +48,7 @@ class TermOrthogonality:
     def __call__(self, free: dict[str, Tensor]) -> Tensor:
         unit = {name: F.normalize(free[name], dim=0) for name in self.fixed}
         own = gram(unit, unit)
-        own = own - torch.diag(own.diagonal())  # 1, and nothing can change it
+        own = own - torch.diag(own.diagonal())  # always 1
         total = self.term + 2 * gram(self.fixed, unit).square().sum() + own.square().sum()
         return total / (self.count + len(own)) ** 2
 
@@ -56,9 +56,9 @@ class TermOrthogonality:
 @register
 @dataclass
 class CACLCP(CACL):
-    """CACL-CP: a bank of CP terms for each convolution, grown and pruned task by task; nothing is forgotten."""
+    """CACL-CP: grows and prunes a bank of CP terms for each convolution, task by task; nothing is forgotten."""
 
-    fresh_share: float = setting(0.1, above=0)  # of the variance that the first task's free terms start with
+    fresh_share: float = setting(0.1, above=0)  # initial variance of later tasks' free terms, as a share of the first task's
 
     name: ClassVar = "cacl-cp"
     counted: ClassVar = "factors and heads alone"
@@ -78,11 +78,11 @@ class CACLCP(CACL):
         return CPConv2d(conv)
 
     def first_pool(self, layer: Any) -> Rank:
-        """Three times CACL's, as a term costs about a fifth of a component; at most O + I."""
+        """Three times CACL's, because a term costs about a fifth of a component; at most O + I."""
         return (min(3 * break_even_rank(layer.rows, layer.columns), layer.shape[0] + layer.shape[1]),)
 
     def columns(self, factors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The factors of the terms, a column for each term; the two of the window as one, which costs less."""
+        """The factors of the terms, one column per term. The two window factors are merged, which is cheaper."""
         window = torch.einsum("hr,wr->hwr", factors["D"], factors["E"]).flatten(0, 1)
         return {"A": factors["A"], "B": factors["B"], "DE": window}
 
@@ -99,7 +99,7 @@ class CACLCP(CACL):
         return value
 
     def diagnostics(self) -> dict[str, Any]:
-        """kappa: sum_r w_r^2 / ||W||^2 of the last kernel, far above 1 where terms cancel each other."""
+        """kappa: sum_r w_r^2 / ||W||^2 of the last kernel; far above 1 if terms cancel each other."""
         last = {name: layer.prefix(len(layer.ranks) - 1).square().sum() for name, layer in self.layers.items()}
         kappa = {name: layer.energy() / float(last[name].clamp_min(1e-30)) for name, layer in self.layers.items()}
         found = super().diagnostics()

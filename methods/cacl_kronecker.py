@@ -1,7 +1,8 @@
-"""CACL-Kronecker: CACL's frame with kernels that are sums of Kronecker products (arXiv 2009.01956; Hameed et al., AAAI 2022).
+"""CACL-Kronecker: CACL with kernels that are sums of Kronecker products (arXiv 2009.01956; Hameed et al., AAAI 2022).
 
-Every kernel is sum_r |w_r| A_r (x) B_r with unit-norm A_r (o1, i1) and B_r (o2, i2, kh, kw). The loss, what is kept and what is
-fixed are those of `cacl_cp`, with Gamma the Gram matrix of these terms: Gamma_rs = <A_r, A_s> <B_r, B_s>.
+Every kernel is sum_r |w_r| A_r (x) B_r with unit-norm A_r (o1, i1) and B_r (o2, i2, kh, kw). The loss and the
+rules for keeping and fixing terms are those of `cacl_cp`. Gamma is the Gram matrix of these terms: Gamma_rs =
+<A_r, A_s> <B_r, B_s>.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .cacl_cp import CACLCP
 @register
 @dataclass
 class CACLKronecker(CACLCP):
-    """CACL-Kronecker: a bank of Kronecker products for each convolution, grown and pruned task by task; nothing is forgotten."""
+    """CACL-Kronecker: grows and prunes a bank of Kronecker products for each convolution, task by task; nothing is forgotten."""
 
     name: ClassVar = "cacl-kronecker"
 
@@ -29,7 +30,7 @@ class CACLKronecker(CACLCP):
         return KroneckerConv2d(conv)
 
     def first_pool(self, layer: Any) -> Rank:
-        """The rank at which factors cost no more than the dense kernel, at most that at which they can be anything."""
+        """The largest rank whose factors are no larger than the dense kernel, at most the rank that can represent any kernel."""
         a, b = layer.elements((1,)), layer.rows * layer.columns
         return (max(1, min(b // a, min(layer.outer[0] * layer.outer[1], b // (layer.outer[0] * layer.outer[1])))),)
 

@@ -1,16 +1,16 @@
-"""CACL-Tucker: CACL's frame with Tucker-2 kernels that grow in both modes (arXiv 2009.01956 with the form of 1511.06530).
+"""CACL-Tucker: CACL with Tucker-2 kernels that grow in both modes (arXiv 2009.01956 with the form of 1511.06530).
 
-Every kernel (O, I, kh, kw) is sum_pq core_pq a_p o b_q. Task t appends columns to A and B and the windows that they need to the
-core (`core="nested"`: between new and old columns too; "block": among the new ones alone), and earlier tasks are served by the
+Every kernel (O, I, kh, kw) is sum_pq core_pq a_p o b_q. Task t appends columns to A and B, and windows for them to the
+core (`core="nested"`: also between new and old columns; "block": between new columns only). Earlier tasks are served by the
 leading parts. With s^A_p = ||core_p.|| and s^B_q = ||core_.q||, the norms of the new rows and columns of windows, the loss is
 
     L = CE + lambda_s sum_l [hoyer(s^A) + hoyer(s^B)] + lambda_o sum_l [q(A) + q(B)]    (q as in CACL, fixed columns included).
 
-After the task the new columns are made orthonormal (QR) and turned into the principal axes of their windows; what is taken
-from them goes into the windows, which leaves the kernel as it is. Then the fewest rows, and the fewest columns, that carry a
-share 1 - e of the new windows' energy are kept. Norms of windows take the place of explicit gates, whose scale the core could
-take over. The first task has half of the channels on either side to fill, every later one an eighth of that: through the
-windows between new and old columns a few columns say much, and the core grows with the square of their number.
+After the task the new columns are made orthonormal (QR) and rotated to the principal axes of their windows. The windows absorb
+the change, so the kernel stays the same. Then the fewest rows and the fewest columns that hold a share 1 - e of the new windows'
+energy are kept. Norms of windows replace explicit gates, because the core could absorb the scale of a gate. The first task's pool
+is half of the channels on either side, that of every later task an eighth of it: with windows between new and old columns a few
+columns suffice, and the core grows with the square of their number.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .cacl import CACL, Growth, Orthogonality, sparsity
 @register
 @dataclass
 class CACLTucker(CACL):
-    """CACL-Tucker: Tucker-2 factors for each convolution, grown and pruned in both modes; nothing is forgotten."""
+    """CACL-Tucker: grows and prunes Tucker-2 factors for each convolution in both modes; nothing is forgotten."""
 
     core: Literal["nested", "block"] = "nested"
-    growth: Growth = "eighth"  # a core between all columns grows with their square
-    fresh_share: float = setting(0.1, above=0)  # of the variance that the first task's free components start with
+    growth: Growth = "eighth"  # a core between all columns grows with the square of their number
+    fresh_share: float = setting(0.1, above=0)  # initial variance of later tasks' free components, as a share of the first task's
 
     name: ClassVar = "cacl-tucker"
     counted: ClassVar = "factors and heads alone"

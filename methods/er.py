@@ -1,8 +1,8 @@
 """ER: experience replay (Chaudhry et al., arXiv 1902.10486), Avalanche's `ReplayPlugin` under a budget of bytes.
 
-From the second task on every step sees a batch of the task and a batch of stored images of earlier tasks, each image under
-the head of its own task: L = mean CE over both. The memory is shared out evenly over the tasks so far, drawn at random.
-Images are stored as they are, one byte a channel and pixel; they count as training state, as none is needed to predict.
+From the second task on, every step trains on a batch of the task and a batch of stored images of earlier tasks, each image
+under the head of its own task: L = mean CE over both. The memory holds equally many random images of every task so far.
+Images are stored as uint8, one byte per channel and pixel. They count as training state, because prediction needs none of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchsuite.randomness import seeded
 @register
 @dataclass
 class ER(Method):
-    """ER: every step also trains on stored images of earlier tasks."""
+    """ER: also trains every step on stored images of earlier tasks."""
 
     budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images
 
@@ -35,7 +35,7 @@ class ER(Method):
         return mixed_batches(recipe)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The memory depends on the seed and the earlier tasks alone, so it is filled anew for each task."""
+        """Refill the memory. It depends only on the seed and the earlier tasks."""
         experience = strategy.experience
         size = images_in(self.budget, experience.origin_stream)
         memory, earlier = ExperienceBalancedBuffer(size), experience.origin_stream[: experience.current_experience]
@@ -44,5 +44,5 @@ class ER(Method):
                 memory.post_adapt(strategy, one)
         stored = [len(group.buffer) for group in memory.buffer_groups.values()]
         self.memory_bytes = sum(n * image_bytes(one) for n, one in zip(stored, earlier, strict=True))
-        # Avalanche's own hook from here on: it puts a loader over both in place, from the second task
+        # From the second task on Avalanche's own hook installs a loader over both.
         ReplayPlugin(mem_size=size, storage_policy=memory).before_training_exp(strategy)

@@ -1,17 +1,17 @@
 """EWC: elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796), separate and online (Schwarz et al., 1805.06370).
 
-After task t, with theta*_t the weights it ends with and p the network's distribution over its classes, the diagonal Fisher
+After task t, with theta*_t its final weights and p the network's distribution over its classes, the diagonal Fisher
 
     F^t_i = 1/N sum_n E_y[ (d log p(y | x_n, t) / d theta_i)^2 ],   one gradient for each image, squared, then averaged,
 
-is taken over the training images without augmentation. While a later task is learnt
+is computed on the training images without augmentation. While a later task is learnt:
 
     separate:  L = CE_t + lambda/2 sum_{k<t} sum_i F^k_i (theta_i - theta*_k,i)^2
     online:    L = CE_t + lambda/2 sum_i Fbar_i (theta_i - theta*_{t-1},i)^2,   Fbar_t = gamma Fbar_{t-1} + F^t.
 
 fisher: "sample" draws y ~ p once for each image (unbiased), "exact" sums over all classes weighted by p, "empirical" takes
-the label. The sum of the separate form is kept as one quadratic, so nothing grows with the number of tasks. Only parameters
-that every task uses are held; heads are not, as no later task touches them.
+the label. The sum of the separate form is stored as one quadratic, so nothing grows with the number of tasks. The penalty
+covers the parameters that all tasks share. It leaves out heads, because no later task trains them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from benchsuite.training.batches import Batches
 @register
 @dataclass
 class EWC(Method):
-    """EWC: a quadratic penalty on moving weights, weighted by their Fisher information for earlier tasks."""
+    """EWC: penalises changes of weights in proportion to their Fisher information for earlier tasks."""
 
-    strength: float = setting(5000.0, least=0)  # lambda; the value of HAT's comparison, from its grid 500 to 50,000
+    strength: float = setting(5000.0, least=0)  # lambda; the value in HAT's comparison, from a grid of 500 to 50,000
     mode: Literal["separate", "online"] = "separate"
     fisher: Literal["sample", "exact", "empirical"] = "sample"
-    decay: float = setting(1.0, least=0, most=1)  # gamma, of the online form
+    decay: float = setting(1.0, least=0, most=1)  # gamma, online form only
 
     family = "regularisation"
     settings: ClassVar = (
@@ -76,7 +76,7 @@ class EWC(Method):
         self.penalty.add(importance, shared_parameters(self.model.backbone))
 
     def information(self, task: int, batches: Batches) -> dict[str, Tensor]:
-        """F^t: {name: like the parameter} for the shared parameters, over all images of `batches`."""
+        """F^t over all images of `batches`: for each shared parameter, by name, a tensor of its shape."""
         total: dict[str, Tensor] = {}
         count = 0
         draw = self.generator("fisher", task)

@@ -5,9 +5,9 @@ from benchsuite.method import Method, register
 
 @register
 class Finetune(Method):
-    """Plain training of one network on task after task; nothing protects what was learnt before.
+    """Fine-tuning: trains one network on task after task without any protection against forgetting.
 
-    L = CE_t. Each task has its own head, the backbone is shared and free. The base class does all of this.
+    L = CE_t. Each task has its own head; all tasks train the shared backbone. The base class does all of this.
     """
 
     family = "reference"

@@ -1,23 +1,24 @@
 """HAT: hard attention to the task (Serra et al., arXiv 1801.01423).
 
-Every layer's units (channels) leave it through a gate. While task t is learnt, with an embedding e_l of one number a unit,
+A gate multiplies the output of every layer, unit by unit (a unit is a channel). With an embedding e_l, one number per unit,
+task t is learnt by
 
     a_l = sigmoid(s e_l),  h_l <- a_l * h_l,   s = 1/s_max + (s_max - 1/s_max) (b - 1) / (B - 1) for batch b of B of each epoch,
     L = CE_t + c R,        R = sum_l,i a_l,i (1 - m_l,i) / sum_l,i (1 - m_l,i),
 
-m_l the units that earlier tasks use (R = 0 where they use all). Before each step the gradient of e is multiplied by
-s_max (cosh(s e) + 1) / (s (cosh(e) + 1)), s e cut to +-50, and after it e is cut to +-6. When the task ends its mask is
-1[e > 0], one bit a unit (the largest e where a layer would be left with none), and the embedding is thrown away.
+with m_l the units that earlier tasks use (R = 0 if they use all). Before each step the gradient of e is multiplied by
+s_max (cosh(s e) + 1) / (s (cosh(e) + 1)), with s e clipped to +-50; after the step e is clipped to +-6. When the task ends, its
+mask is 1[e > 0], one bit per unit (the unit with the largest e if a layer would be left with none). The embedding is discarded.
 
-Protection: a weight from unit j to unit i is fixed for ever where earlier tasks use both; a bias where they use its unit. The
-masks that protect are the ones that serve, so that what is learnt later cannot reach an old task; the paper protects by
-1 - sigmoid(s_max e), which leaks, and any optimiser but plain SGD makes a large step of a small leak. Weights from an unused
-to a used unit stay free: old tasks gate their input to zero.
+Protection: a weight from unit j to unit i is fixed for ever if earlier tasks use both units, a bias if they use its unit. The
+same masks protect and serve, so later training cannot affect an old task. The paper protects by 1 - sigmoid(s_max e), which
+leaks, and any optimiser but plain SGD turns a small leak into a large step. Weights from an unused to a used unit stay free: old
+tasks gate their input to zero.
 
-Units that write to one residual stream share a gate. The paper trains with plain SGD; here embeddings have an optimiser of
-the recipe's kind and without weight decay, `embedding_rate` times the recipe's learning rate: one that normalises its steps,
-as Adam does, would otherwise hardly move them (for plain SGD at the paper's 0.05 set it to 1). Clipping at a norm of 10,000
-is left out.
+Units that write to one residual stream share a gate. The paper trains with plain SGD. Here the embeddings have an optimiser of
+the recipe's kind, without weight decay, at `embedding_rate` times the recipe's learning rate: an optimiser that normalises its
+steps, as Adam does, would otherwise hardly move them (for plain SGD at the paper's 0.05 set it to 1). The paper's clipping of
+gradients at a norm of 10,000 is left out.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ COSH_LIMIT = 50.0
 
 
 class Gate(TaskConditional):
-    """Multiplies units by the gate of the task: its stored bits, or the trained one while a task is learnt.
+    """Multiplies units by the task's gate: its stored bits, or the trained gate while the task is learnt.
 
-    masks: bool (T, n), a row for each finished task, in the order of `tasks`.
+    masks: bool (T, n), one row per finished task, in the order of `tasks`.
     """
 
     masks: Tensor
@@ -64,7 +65,7 @@ class Gate(TaskConditional):
         self._task = task
 
     def values(self) -> Tensor:
-        """The gate (n,) of the task told last."""
+        """The gate (n,) of the task that was set last."""
         if self._task in self.tasks:
             return self.masks[self.tasks.index(self._task)].to(torch.get_default_dtype())
         if self.embedding is None:
@@ -74,7 +75,7 @@ class Gate(TaskConditional):
         return hard(self.embedding).to(self.embedding)
 
     def used(self) -> Tensor:
-        """Which units any finished task uses, bool (n,)."""
+        """Units that any finished task uses, bool (n,)."""
         return self.masks.any(0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class Gate(TaskConditional):
 
 
 def hard(embedding: Tensor) -> Tensor:
-    """1[e > 0], with at least the largest unit."""
+    """1[e > 0], with at least the unit of the largest e."""
     mask = embedding.detach() > 0
     return mask if mask.any() else embedding.detach() == embedding.detach().max()
 
@@ -102,11 +103,11 @@ def compensate(gradient: Tensor, embedding: Tensor, slope: float, s_max: float) 
 @register
 @dataclass
 class HAT(Method):
-    """HAT: a learnt hard mask over units for each task; weights between units in use are fixed."""
+    """HAT: learns a hard mask over units for each task and fixes the weights between units in use."""
 
     s_max: float = setting(400.0, above=1)
     sparsity: float = setting(0.75, least=0)  # c
-    embedding_rate: float = setting(50.0, above=0)  # times the recipe's learning rate; the paper's 0.05 where that is 1e-3
+    embedding_rate: float = setting(50.0, above=0)  # times the recipe's learning rate; the paper's 0.05 at 1e-3
 
     family = "parameter isolation"
     forgetting = "none"
@@ -185,7 +186,7 @@ class HAT(Method):
         )
 
     def _protected(self) -> Iterator[tuple[str, Tensor]]:
-        """Every gated parameter that all tasks share, and where finished tasks need it."""
+        """Every gated parameter that all tasks share, with the entries that finished tasks need."""
         parameters = dict(self.model.backbone.named_parameters())
         for layer, (reads, writes) in self.model.backbone.wiring.items():
             out = self.gates[writes].used()
@@ -198,7 +199,7 @@ class HAT(Method):
                 yield f"backbone.{layer}.{leaf}", where
 
     def _gap(self, strategy: Any, task: int) -> float:
-        """Accuracy (%) on at most 512 training images with the steepest gate, less that with the hard one."""
+        """Accuracy (%) on at most 512 training images with the steepest gate minus that with the hard gate."""
         images = strategy.experience.images
         x, y, _ = next(iter(Batches([images], [task], 512, augmentation=None, dtype=strategy.dtype)))
         mode = self.model.training
@@ -213,7 +214,7 @@ class HAT(Method):
         return 100 * (right[0] - right[1])
 
     def artifact(self) -> Artifact:
-        """The network once, one bit for each unit and task, the heads; batch normalisation by task."""
+        """The network once, one bit per unit and task, the heads, and batch normalisation per task."""
         artifact = Artifact.of_network(self.model, without=self.gates)
         for name, gate in self.gates.items():
             artifact.tensors[f"masks/{name}"] = pack_bits(gate.masks, 1)

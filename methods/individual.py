@@ -1,4 +1,4 @@
-"""Individual models: one network for each task, the denominator of all size ratios."""
+"""Individual networks: one for each task, the denominator of all size ratios."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchsuite.training.accounting import bytes_of
 
 
 class PerTask(TaskConditional):
-    """A backbone for each task; each is made when its task is first met and shares nothing with the others."""
+    """One backbone per task, created when its task first appears. Backbones share nothing."""
 
     def __init__(self, described: dict, features: int, dropout: float) -> None:
         super().__init__()
@@ -26,19 +26,19 @@ class PerTask(TaskConditional):
         self._task = -1
 
     def add_task(self, task: int, seed: int) -> None:
-        own = derive(seed, "individual", task) if task else seed  # the first starts where every other method starts
+        own = derive(seed, "individual", task) if task else seed  # the first network starts as with every other method
         d = self.described
         network = build_backbone(d["backbone"], d["image"], self.dropout, own, d.get("width", 1.0))
-        if d.get("batchnorm") == "batch_stats":  # a network of one task has no other policy to follow
+        if d.get("batchnorm") == "batch_stats":  # a network of one task needs no other policy
             replace_modules(network, nn.BatchNorm2d, lambda _, n: nn.BatchNorm2d(n.num_features, track_running_stats=False))
         self.models[str(task)] = network
 
     def set_task(self, task: int) -> None:
         before, self._task = self._task, task
         for module in outermost(self.models[str(before)]) if before not in (-1, task) else ():
-            module.set_task(-1)  # nothing that it composed is held while another network is in use
+            module.set_task(-1)  # free its composed kernels while another network is in use
         for module in outermost(self.models[str(task)]):
-            module.set_task(0)  # the only one that its network knows
+            module.set_task(0)  # the only task of its network
 
     def forward(self, x: Tensor) -> Tensor:
         return self.models[str(self._task)](x)
@@ -46,9 +46,9 @@ class PerTask(TaskConditional):
 
 @register
 class Individual(Method):
-    """T separate networks, each trained from its own initialisation on its own task alone.
+    """Individual: trains a separate network for each task, the reference for size and forward gain.
 
-    Nothing is shared and nothing is forgotten; the size is T times that of one network.
+    Each network has its own initialisation. Nothing is shared or forgotten; the size is T times that of one network.
     """
 
     family = "reference"
@@ -56,13 +56,13 @@ class Individual(Method):
     size_reference = True
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
-        return None  # no two tasks share a network, and so no batch normalisation
+        return None  # tasks share no network, and so no batch normalisation
 
     def prepare(self, model: MultiHead) -> MultiHead:
         return _separate(model, self.recipe.dropout)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        # Dropout as in a network that is alone in the world: the name of the copy is not part of the layers' names.
+        # Dropout as in a single network: the name of the copy is not part of the layers' names.
         task = strategy.experience.current_experience
         reseed_dropout(self.model.backbone.models[str(task)], self.seed, task, prefix="backbone.")
 
@@ -72,7 +72,7 @@ class Individual(Method):
 
     @classmethod
     def skeleton(cls, artifact: Artifact) -> MultiHead:
-        """The dense networks that an artifact describes, before its weights are in them."""
+        """The dense networks that an artifact describes, without its weights."""
         network = artifact.header["network"]
         model = _separate(MultiHead.build(**{k: v for k, v in network.items() if k != "heads"}), 0.0)
         for task in network["heads"]:

@@ -1,9 +1,10 @@
-"""Individual networks, each compressed after its training: CP of every kernel, then a short recovery.
+"""Individual networks, each compressed after training: CP decomposition of every kernel, then a short recovery training.
 
 As `individual_svd`, with W ~ sum_r w_r a_r o b_r o d_r o e_r by alternating least squares with an L2 penalty (arXiv 1412.6553).
-A best CP approximation need not exist: terms may grow without bound and cancel. kappa = sum_r w_r^2 / ||W||^2 of every fit is
-on record; one above 6 is refused and made again under a stronger penalty, and a kernel without any other stays dense. There is
-no EVBMF of a CP rank; rank_by="energy" takes the smallest rank whose relative error is at most sqrt(1 - energy), by bisection.
+A best CP approximation need not exist: terms may grow without bound and cancel. The record holds kappa = sum_r w_r^2 / ||W||^2 of
+every fit. A fit with kappa above 6 is rejected and repeated with a stronger penalty; if none is accepted, the kernel stays dense.
+There is no EVBMF for CP ranks. rank_by="energy" takes the smallest rank with a relative error of at most sqrt(1 - energy), found
+by bisection.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from .individual_svd import IndividualSVD
 @register
 @dataclass
 class IndividualCP(IndividualSVD):
-    """Individual networks whose kernels are cut to CP terms after training, with a short recovery."""
+    """Individual-CP: compresses each individual network to CP terms after training, with a short recovery."""
 
     name: ClassVar = "individual-cp"
     layer: ClassVar = CPConv2d
-    size_is_learnt = True  # a kernel without a sound fit stays dense
+    size_is_learnt = True  # a kernel without an accepted fit stays dense
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank_by == "evbmf":
             raise ValueError("rank_by: there is no EVBMF of a CP rank; use ratio or energy")
-        # for each task, by layer, of every fit; the last one is kept, or all are refused
+        # kappa of every fit, for each task, by layer; the last fit is kept, or all are rejected
         self.kappa: list[dict[str, list[float]]] = []
 
     def rank(self, kernel: Tensor) -> Rank:

@@ -1,15 +1,15 @@
-"""Individual networks, each compressed after its training: truncated SVD of every kernel, then a short recovery.
+"""Individual networks, each compressed after training: truncated SVD of every kernel, then a short recovery training.
 
-Task t is trained alone in a dense network of its own. With the last `recovery` of its epochs every kernel W is replaced by
-factors, which train on at `recovery_rate` times the learning rate. How many are kept:
+Task t has a dense network of its own. Before the last `recovery` share of its epochs every kernel W is replaced by factors,
+which are trained further at `recovery_rate` times the learning rate. The rank:
 
     rank_by="ratio"    as many as take `ratio` of the dense kernel's numbers
     rank_by="energy"   the fewest that carry `energy` of the squared singular values
     rank_by="evbmf"    those that empirical variational Bayes finds above the noise
 
-With `whiten` the factors are best for the layer's outputs on training images and not for the kernel: W S^1/2 is decomposed, S
-the second moment of its inputs (SVD-LLM, arXiv 2403.07378). The first convolution stays dense, and so does any other whose
-factors would take more room. `individual_tucker` and `individual_cp` differ in the factorisation alone.
+With `whiten` the factors minimise the error of the layer's outputs on training images, not that of the kernel: W S^1/2 is
+decomposed, S the second moment of its inputs (SVD-LLM, arXiv 2403.07378). The first convolution stays dense, and so does any
+kernel whose factors would be larger. `individual_tucker` and `individual_cp` differ only in the factorisation.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .individual import Individual
 @register
 @dataclass
 class IndividualSVD(Individual):
-    """Individual networks whose kernels are cut to a truncated SVD after training, with a short recovery."""
+    """Individual-SVD: compresses each individual network by truncated SVD after training, with a short recovery."""
 
     rank_by: Literal["ratio", "energy", "evbmf"] = "ratio"
-    ratio: float = setting(0.3, above=0, most=1)  # about what CACL stores of its individual networks
+    ratio: float = setting(0.3, above=0, most=1)  # about the size of CACL relative to individual networks
     energy: float = setting(0.9, above=0, most=1)
     recovery: float = setting(0.2, least=0, below=1)  # share of a task's epochs
     recovery_rate: float = setting(0.1, above=0)  # times the recipe's learning rate
@@ -55,13 +55,13 @@ class IndividualSVD(Individual):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.ranks: list[dict[str, list[int]]] = []  # for each task, by layer
-        self.error: list[dict[str, float]] = []  # ||W - what its factors make|| / ||W||, before the recovery
+        self.error: list[dict[str, float]] = []  # ||W - product of its factors|| / ||W||, before the recovery
 
     @property
     def size_is_learnt(self) -> bool:
         return self.rank_by != "ratio"
 
-    # The factorisation: what the variants put in place of these
+    # The factorisation: variants override these
 
     def rank(self, kernel: Tensor) -> Rank:
         return decompose.svd_rank(kernel, self.rank_by, self.ratio, self.energy)
@@ -70,10 +70,10 @@ class IndividualSVD(Individual):
         return decompose.svd(kernel, rank, covariance)
 
     def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """The rows (n, features) whose second moment whitens: here, unfolded windows."""
+        """The rows (n, features) whose second moment is used for whitening: here, unfolded windows."""
         return F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(1, 2).flatten(0, 1)
 
-    # The frame
+    # The procedure
 
     def dense_epochs(self) -> int:
         return max(1, self.recipe.epochs - round(self.recovery * self.recipe.epochs))
@@ -98,7 +98,7 @@ class IndividualSVD(Individual):
 
     @torch.no_grad()
     def compress(self, strategy: Any) -> None:
-        """Put factors in the place of kernels, in the network of the task at hand."""
+        """Replace kernels by factors in the current task's network."""
         network = self.network(strategy)
         first = next(name for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
         covariances = self.covariances(strategy, network) if self.whiten else {}
@@ -124,7 +124,7 @@ class IndividualSVD(Individual):
         self.error.append(error)
 
     def covariances(self, strategy: Any, network: nn.Module) -> dict[str, Tensor]:
-        """The second moments of every convolution's inputs over at most 2,000 training images, without augmentation."""
+        """Second moments of every convolution's inputs over at most 2,000 training images, without augmentation."""
         task, images = strategy.experience.current_experience, strategy.experience.images
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -148,7 +148,7 @@ class IndividualSVD(Individual):
         return {name: total / counts[name] for name, total in sums.items()}
 
     def artifact(self) -> Artifact:
-        """Of each task's network its factors, its dense layers and biases; the heads. Ranks are the factors' shapes."""
+        """The factors, dense layers and biases of each task's network, and the heads. Ranks are the factors' shapes."""
         layers = self.factorised()
         artifact = Artifact.of_network(self.model, without=layers)
         for name, layer in layers.items():
@@ -157,7 +157,7 @@ class IndividualSVD(Individual):
         return artifact
 
     def factorised(self) -> dict[str, FactorisedConv2d]:
-        """By their names in the backbone; layers in training have nothing to store yet."""
+        """Factorised layers by their names in the backbone. Layers still in training have nothing to store."""
         return {name: m for name, m in self.model.backbone.named_modules() if isinstance(m, FactorisedConv2d) and m.ranks}
 
     @classmethod
@@ -190,7 +190,7 @@ class IndividualSVD(Individual):
         return {"ranks": self.ranks, "error": self.error}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The layers that finished tasks were given take their places, for their factors to be put into."""
+        """Install the factorised layers of finished tasks, so that their factors can be loaded into them."""
         super().load_state(state)
         for task, ranks in enumerate(self.ranks):
 

@@ -1,7 +1,7 @@
-"""Individual networks, each compressed after its training: Tucker-2 of every kernel, then a short recovery.
+"""Individual networks, each compressed after training: Tucker-2 form of every kernel, then a short recovery training.
 
 As `individual_svd`, with W ~ sum_pq core_pq a_p o b_q by higher-order orthogonal iteration (arXiv 1511.06530). rank_by="ratio"
-cuts both sides to the same share of their channels; "energy" and "evbmf" look at the unfoldings along output and input
+keeps the same share of channels on both sides; "energy" and "evbmf" use the unfoldings along output and input
 channels. `whiten` uses the second moment of the input's channels.
 """
 
@@ -22,7 +22,7 @@ from .individual_svd import IndividualSVD
 @register
 @dataclass
 class IndividualTucker(IndividualSVD):
-    """Individual networks whose kernels are cut to Tucker-2 factors after training, with a short recovery."""
+    """Individual-Tucker: compresses each individual network to Tucker-2 factors after training, with a short recovery."""
 
     name: ClassVar = "individual-tucker"
     layer: ClassVar = TuckerConv2d

@@ -1,4 +1,4 @@
-"""Joint training: the upper reference that has no order of tasks."""
+"""Joint training: the upper reference, without a sequence of tasks."""
 
 from benchsuite.method import Method, register
 from benchsuite.method.replay import mixed_batches
@@ -7,11 +7,11 @@ from benchsuite.protocol import Recipe
 
 @register
 class Joint(Method):
-    """One network trained once on the images of all tasks together, each with its own head.
+    """Joint: trains one network on all tasks at once, with a head for each; the upper reference.
 
-    L = mean over a mini-batch, drawn from all tasks, of CE under the head of each image's task. Every image is seen as often
-    as in the sequence. Where tasks differ in size, each task gets the same share of the images drawn.
-    Only the last row of the accuracy matrix exists, so backward transfer is not defined.
+    L = mean over a mini-batch, drawn from all tasks, of CE under the head of each image's task. Training draws as many images
+    as the sequence would, and equally many from each task, whatever its size. Only the last row of the accuracy matrix exists,
+    so backward transfer is not defined.
     """
 
     family = "reference"

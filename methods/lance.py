@@ -1,18 +1,18 @@
 """LANCE: low-rank activation compression for continual learning (Apolinario and Roy, arXiv 2509.21617).
 
-Every convolution's unfolded input X (B images, C k^2 inputs of a window, L windows) is kept as
+Every convolution stores its unfolded input X (B images, C k^2 inputs of a window, L windows) as
 
     G = X x_0 U_0^T x_1 U_1^T x_2 U_2^T,       dL/dW = Z U_1^T,  Z_oq = sum_pr G_pqr (dL/dY x_0 U_0^T x_2 U_2^T)_por,
 
-with factors U_n that are fixed for a task: eigenvectors of the covariance of each mode, gathered before the task from
-`calibration_batches` batches, forward only. U_0 and U_2 keep a share `epsilon` of the energy. M holds the directions of inputs
-that earlier tasks need, and U_1 is taken from (I - M M^T) Cov: as many as, with M, hold a share `threshold` of the energy (all
-that are left where C k^2 <= 80). So gradients are orthogonal to M, and a layer's answer to inputs in the span of M stays. After
-a task M takes up the leading directions of what it leaves over, until it holds the share `threshold`, which rises by
+with factors U_n that are fixed during a task: eigenvectors of the covariance of each mode, estimated before the task from
+`calibration_batches` forward passes. U_0 and U_2 keep a share `epsilon` of the energy. M holds the input directions that earlier
+tasks need. U_1 is taken from (I - M M^T) Cov: as many directions as hold, together with M, a share `threshold` of the energy
+(all remaining ones if C k^2 <= 80). So gradients are orthogonal to M, and a layer's output for inputs in the span of M stays.
+After a task M is extended by the leading directions outside its span until it holds a share `threshold`, which rises by
 `threshold_rise` from the first task to the last (the published 0.003 a task on ten tasks).
 
-The paper trains by SGD. Other optimisers leave the gradient's space, so here every step is projected, which changes nothing
-for plain SGD. Biases are learnt with the first task, then fixed; heads are not compressed.
+The paper trains with SGD. Steps of other optimisers leave the space of the gradients, so every step is projected here, which
+changes nothing for plain SGD. Biases are learnt with the first task, then fixed. Heads are not compressed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from benchsuite.nn.multihead import MultiHead
 from benchsuite.randomness import derive
 from benchsuite.training.batches import Batches
 
-FEW = 80  # C k^2 up to which a layer keeps every direction that is not protected
+FEW = 80  # up to this C k^2 a layer keeps every direction that is not protected
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Projection:
 
 @dataclass(frozen=True)
 class Projected:
-    """G (r_0, r_1, r_2), or (B, r_1, r_2) for a batch of another size than the factors were made for."""
+    """G (r_0, r_1, r_2), or (B, r_1, r_2) for a batch of another size than that of the factors."""
 
     core: Tensor
     projection: Projection
 
     @staticmethod
     def of(x: Tensor, kernel: torch.Size, geometry: Geometry, projection: Projection) -> Projected:
-        """The convolution with the r_1 directions as kernels unfolds and projects in one."""
+        """A convolution with the r_1 directions as kernels unfolds and projects in one step."""
         stride, padding, dilation, _ = geometry
         filters = projection.inputs.T.reshape(-1, *kernel[1:]).to(x.dtype)
         core = F.conv2d(x, filters, None, stride, padding, dilation).flatten(2) @ projection.windows.to(x.dtype)
@@ -78,7 +78,7 @@ class Projected:
 
 
 class ProjectedConv2d(torch.autograd.Function):
-    """conv2d whose weight's gradient comes from the projected input."""
+    """conv2d that computes the gradient of its weight from the projected input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kept: Projected) -> Tensor:
@@ -100,7 +100,7 @@ class ProjectedConv2d(torch.autograd.Function):
 
 @dataclass
 class FixedFactors(CompressedActivations):
-    """Keeps the inputs of the convolutions that have a projection; layers count in the order of a forward pass."""
+    """Stores projected inputs for the convolutions that have a projection. Layers are counted in the order of a forward pass."""
 
     by_input = False
 
@@ -114,7 +114,7 @@ class FixedFactors(CompressedActivations):
 
 
 def shares_of(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors and their shares of the trace, the largest first."""
+    """Eigenvectors and their shares of the trace, in descending order."""
     vectors, values = eigen(covariance)
     if vectors is None:
         raise Diverged("the activations are no longer finite numbers")
@@ -130,26 +130,26 @@ def outside(covariance: Tensor, protected: Tensor) -> tuple[Tensor, float]:
 
 
 def more(covariance: Tensor, protected: Tensor, share: float) -> Tensor:
-    """The fewest orthonormal directions (n, k) outside M that, with it, hold that share of the covariance's energy."""
+    """The fewest orthonormal directions (n, k) outside M that hold, together with M, that share of the covariance's energy."""
     rest, held = outside(covariance, protected)
     left = len(covariance) - protected.shape[1]
     vectors, shares = shares_of(rest)
     carried = held + (1 - held) * shares.cumsum(0)
     count = 0 if held >= share else min(int((carried < share).sum()) + 1, left)
     found = vectors[:, :count]
-    return torch.linalg.qr(found - protected @ (protected.T @ found)).Q  # M's own share of them is rounding
+    return torch.linalg.qr(found - protected @ (protected.T @ found)).Q  # without their part in M, which is rounding error
 
 
 @register
 @dataclass
 class LANCE(Method):
-    """LANCE: activations kept on fixed low-rank factors, and gradients orthogonal to what earlier tasks need."""
+    """LANCE: stores activations on fixed low-rank factors and keeps gradients orthogonal to the inputs of earlier tasks."""
 
-    epsilon: float = setting(0.98, above=0, most=1)  # the share of energy that images and windows keep
-    threshold: float = setting(0.97, above=0, most=1)  # the share that a task's inputs, and what is protected of them, hold
-    threshold_rise: float = 0.027  # from the first task to the last
+    epsilon: float = setting(0.98, above=0, most=1)  # share of the energy kept in the modes of images and windows
+    threshold: float = setting(0.97, above=0, most=1)  # share of the energy that kept and protected directions hold together
+    threshold_rise: float = 0.027  # increase of the threshold from the first task to the last
     calibration_batches: int = setting(100, least=1)
-    relu: Literal["mask", "plain"] = "mask"  # as for the modifiers of activations
+    relu: Literal["mask", "plain"] = "mask"  # as in the modifiers of activations
 
     family = "gradient projection"
     settings: ClassVar = (
@@ -176,7 +176,7 @@ class LANCE(Method):
         self.compression = Interception(self.factors, model)
         self.protected: dict[str, Tensor] = {}  # M (C k^2, m) of every convolution
         self.ranks: list[dict[str, list[int]]] = []
-        self.factor_bytes = 0  # of one task's, at most
+        self.factor_bytes = 0  # the largest over tasks
         return model
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -187,7 +187,7 @@ class LANCE(Method):
             m = self.protected.setdefault(name, inputs.new_zeros(len(inputs), 0))
             left = len(inputs) - m.shape[1]
             u1 = more(inputs, m, 2.0 if len(inputs) <= FEW else self.share(task))
-            if left and not u1.shape[1]:  # M alone holds the share: one direction more, so that the layer can learn at all
+            if left and not u1.shape[1]:  # M alone holds the share: add one direction, so that the layer can learn at all
                 u1 = more(inputs, m, 2.0)[:, :1]
             if not left:
                 self.guard.freeze(f"backbone.{name}.weight")
@@ -203,7 +203,7 @@ class LANCE(Method):
         return self.threshold + self.threshold_rise * task / max(1, self.n_tasks - 1)
 
     def leading(self, covariance: Tensor) -> Tensor:
-        """As many eigenvectors as hold at most a share epsilon, at least one."""
+        """The leading eigenvectors that hold at most a share epsilon; at least one."""
         vectors, shares = shares_of(covariance)
         return vectors[:, : max(1, int((shares.cumsum(0) <= self.epsilon).sum()))]
 
@@ -212,7 +212,7 @@ class LANCE(Method):
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        """What a step added is projected to where gradients lie: orthogonal to M."""
+        """Project each step to the space of the gradients, orthogonal to M."""
         for name, start in self._start.items():
             m, weight = self.protected[name].to(start.dtype), self.weight(name)
             if m.shape[1]:
@@ -230,8 +230,8 @@ class LANCE(Method):
 
     @torch.no_grad()
     def covariances(self, strategy: Any) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """For each convolution, in the order of a forward pass, X_(n) X_(n)^T of its unfolded input's three modes, summed over
-        calibration batches of the task: (B, B), (C k^2, C k^2), (L, L)."""
+        """For each convolution, in the order of a forward pass, X_(n) X_(n)^T of the three modes of its unfolded input, summed
+        over the task's calibration batches: (B, B), (C k^2, C k^2), (L, L)."""
         experience = strategy.experience
         task = experience.current_experience
         sums: dict[str, tuple[Any, ...]] = {}
@@ -249,7 +249,7 @@ class LANCE(Method):
             def hook(conv: nn.Conv2d, given: tuple[Tensor]) -> None:
                 x, total = given[0], list(sums.get(name, (0.0, 0.0, 0.0)))
                 words = (conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-                for part in x.split(max(1, x.shape[1] // 8), 1):  # some channels of all images: an unfolded batch is large
+                for part in x.split(max(1, x.shape[1] // 8), 1):  # a few channels at a time: an unfolded batch is large
                     rows = F.unfold(part, *words).flatten(1)
                     total[0] = total[0] + rows @ rows.T
                 for part in x.split(max(1, len(x) // 8)):
@@ -266,7 +266,7 @@ class LANCE(Method):
             if isinstance(module, nn.Conv2d)
         ]
         size = min(self.recipe.batch_size, sum(batches.sizes))
-        whole = (x for _ in range(self.calibration_batches) for x, *_ in batches if len(x) == size)  # epoch after epoch
+        whole = (x for _ in range(self.calibration_batches) for x, *_ in batches if len(x) == size)  # over several epochs
         with evaluating(self.model):
             for x in islice(whole, self.calibration_batches):
                 self.model(x, task)

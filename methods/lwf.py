@@ -1,11 +1,11 @@
 """LwF: learning without forgetting (Li and Hoiem, arXiv 1606.09282).
 
-The network as it was before task t is the teacher. On the images of task t alone,
+The teacher is the network before task t. On the images of task t alone:
 
     L = CE_t + alpha sum_{k<t} tau^2 KL( softmax(z'_k / tau) || softmax(z_k / tau) ),
 
-z'_k and z_k the class scores of old head k on the teacher's and the network's features; the mean over the batch. Backbone and
-all heads learn. The teacher is in evaluation mode and fixed; the network runs once, its features serve every head.
+averaged over the batch, with z'_k and z_k the logits of old head k from the teacher and the network. The backbone and all heads
+are trained. The teacher is fixed and in evaluation mode. The network computes its features once for all heads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchsuite.protocol import Recipe
 @register
 @dataclass
 class LwF(Method):
-    """LwF: old heads are held to what the network before the task says of the new images."""
+    """LwF: distils the previous network's outputs into the old heads."""
 
     strength: float = setting(1.0, least=0)  # alpha
     temperature: float = setting(2.0, above=0)  # tau
@@ -63,7 +63,7 @@ class LwF(Method):
             strategy.loss += self.strength * self.distillation(strategy, task)
 
     def distillation(self, strategy: Any, task: int) -> Tensor:
-        """sum_{k<t} tau^2 KL(teacher || network), the mean over the batch."""
+        """sum_{k<t} tau^2 KL(teacher || network), averaged over the batch."""
         tau, loss = self.temperature, self._features.new_zeros((), dtype=strategy.dtype)
         bf16 = strategy.precision == "bf16"
         with torch.no_grad(), torch.autocast(strategy.device.type, torch.bfloat16, enabled=bf16):
@@ -83,4 +83,4 @@ class LwF(Method):
         del self.teacher
 
     def state(self) -> dict[str, Any]:
-        return {}  # the teacher of the next task is the network of the checkpoint
+        return {}  # the next task's teacher is the network in the checkpoint

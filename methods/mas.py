@@ -1,6 +1,6 @@
 """MAS: memory aware synapses (Aljundi et al., arXiv 1711.09601).
 
-After task t, over its training images without augmentation and with the active head's class scores z_t,
+After task t, on its training images without augmentation, with the logits z_t of its head:
 
     Omega^t_i = 1/N sum_n | d ||z_t(x_n)||_2^2 / d theta_i |,      one gradient for each image, its absolute value averaged.
 
@@ -26,10 +26,10 @@ from benchsuite.training.batches import Batches
 @register
 @dataclass
 class MAS(Method):
-    """MAS: a quadratic penalty on moving weights, weighted by how much the class scores depend on them."""
+    """MAS: penalises changes of weights in proportion to the logits' sensitivity to them."""
 
     strength: float = setting(1.0, least=0)  # lambda
-    average: float = setting(0.5, least=0, most=1)  # alpha, the newest task's share in the importance
+    average: float = setting(0.5, least=0, most=1)  # alpha, the newest task's share of the importance
 
     family = "regularisation"
     settings: ClassVar = (
@@ -64,7 +64,7 @@ class MAS(Method):
         self.penalty.add(importance, shared_parameters(self.model.backbone))
 
     def sensitivity(self, task: int, batches: Batches) -> dict[str, Tensor]:
-        """Omega^t: {name: like the parameter} for the shared parameters."""
+        """Omega^t: for each shared parameter, by name, a tensor of its shape."""
         total: dict[str, Tensor] = {}
         pairs = ((x, y) for x, y, _ in batches)
         for gradients in per_sample_gradients(self.model, lambda logits, _: logits.square().sum(), pairs, task):

@@ -1,17 +1,17 @@
-"""PackNet (Mallya and Lazebnik, arXiv 1711.05769): tasks packed into one network by pruning, each weight owned by one task.
+"""PackNet (Mallya and Lazebnik, arXiv 1711.05769): packs tasks into one network by pruning; each weight belongs to one task.
 
-Every prunable weight has an owner: 0 (free) or the place of a task in the order of learning, counted from 1. A task first
-trains every free weight (w_free, drawn anew) beside the fixed ones of earlier tasks (dense phase). Then, in every layer, the
-smallest |w| among the weights it trained are set free and to zero, and the others are trained on alone (retraining phase),
-to be fixed when the task ends. Task t is served with w * 1[1 <= owner <= t]: what comes later does not reach it.
+Every prunable weight has an owner: 0 (free) or a task's position in the order of learning, counted from 1. A task first trains
+all free weights, newly initialised, together with the fixed weights of earlier tasks (dense phase). Then the smallest |w| of the
+weights it trained are freed and set to zero in every layer, and only the others are trained further (retraining phase). They are
+fixed when the task ends. Task t is served with w * 1[1 <= owner <= t], so later tasks cannot affect it.
 
     kept by task t, of n free weights in a layer:  round(n / (T - t + 1))  (equal shares; each task ends up with 1 / T)
                                              or    n - round(p n)          (constant p, the original's schedule)
 
-Recipe: the dense phase takes the first two thirds of a task's epochs, with the recipe's milestones moved along; the
-retraining runs at a tenth of the learning rate (the original: 20 epochs, then 10 at a tenth), unless set otherwise.
-Departures from the original, which starts from a pretrained network: freed weights are drawn anew, as a unit all of whose
-weights are zero gets no gradient (`redraw=False` leaves them at zero); biases belong to tasks and are stored for each
+Recipe: by default the dense phase takes the first two thirds of a task's epochs, with the recipe's milestones scaled to it; the
+retraining phase has a tenth of the learning rate (the original: 20 epochs, then 10 at a tenth).
+Departures from the original, which starts from a pretrained network: freed weights are initialised again, because a unit whose
+weights are all zero gets no gradient (`redraw=False` leaves them at zero); every task stores its own biases
 (`biases="first_task"` fixes them after the first task, as the original does).
 """
 
@@ -36,7 +36,7 @@ from benchsuite.randomness import generator
 
 class PackedConv2d(TaskConditional):
     """A convolution whose weights have owners. `owner`: uint8, of the weight's shape. `tasks`: task labels in the order of
-    learning. The weight itself is never overwritten to serve an older task: it is masked on the way."""
+    learning. An older task is served by a masked copy; the weight itself is not overwritten."""
 
     def __init__(self, conv: nn.Conv2d, name: str, per_task_bias: bool) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class PackedConv2d(TaskConditional):
             return
         bias = self.first_bias.clone()
         if self.biases:
-            bound = 1 / math.sqrt(self.weight[0].numel())  # PyTorch's default law, as for the first task's
+            bound = 1 / math.sqrt(self.weight[0].numel())  # PyTorch's default initialisation, as for the first task
             bias.uniform_(-bound, bound, generator=generator(seed, "packnet bias", task, self.name))
         self.biases[str(task)] = nn.Parameter(bias.to(self.weight.device))
 
@@ -67,12 +67,12 @@ class PackedConv2d(TaskConditional):
         return self.biases[str(task) if self.per_task_bias else next(iter(self.biases))]
 
     def visible(self, task: int) -> Tensor:
-        """Which weights serve a task."""
+        """The mask of the weights that serve a task."""
         last = self.tasks.index(task) + 1 if task in self.tasks else len(self.tasks)
         return (self.owner >= 1) & (self.owner <= last)
 
     def forward(self, x: Tensor) -> Tensor:
-        # While the newest task is trained every weight is either visible or held at zero.
+        # While the newest task is trained, every weight is either visible or zero.
         newest = self.training and self.tasks and self._task == self.tasks[-1]
         weight = self.weight if newest else self.weight * self.visible(self._task)
         stride, padding, dilation, groups = self.settings
@@ -86,9 +86,9 @@ class PackedConv2d(TaskConditional):
 
 
 def kept_of(free: int, schedule: str, prune: float, task: int, n_tasks: int) -> int:
-    """How many of `free` weights the task at position `task` (from 0) keeps; at least one, if there is one."""
+    """How many of `free` weights the task at position `task` (from 0) keeps; at least one if any is free."""
     if task == n_tasks - 1:
-        return free  # nobody comes after the last task
+        return free  # no task follows the last one
     kept = round(free / (n_tasks - task)) if schedule == "equal" else free - round(prune * free)
     return min(max(kept, 1), free)
 
@@ -96,13 +96,13 @@ def kept_of(free: int, schedule: str, prune: float, task: int, n_tasks: int) -> 
 @register
 @dataclass
 class PackNet(Method):
-    """PackNet: each task keeps the largest of the free weights and fixes them; the rest is left to later tasks."""
+    """PackNet: prunes after each task, fixes the weights that it keeps and leaves the rest to later tasks."""
 
     schedule: Literal["equal", "constant"] = "equal"
     prune: float = setting(0.6, least=0, below=1)  # p of the constant schedule (20-task CIFAR-100 in CPG's comparison)
     retrain_share: float = setting(1 / 3, least=0, below=1)  # of each task's epochs
     retrain_rate: float = setting(0.1, above=0)  # times the recipe's learning rate
-    redraw: bool = True  # free weights start each task from a fresh draw; False: from zero, as in the original
+    redraw: bool = True  # initialise free weights for each task; False: start from zero, as the original does
     biases: Literal["per_task", "first_task"] = "per_task"
 
     family = "parameter isolation"
@@ -121,11 +121,11 @@ class PackNet(Method):
     def prepare(self, model: MultiHead) -> MultiHead:
         per_task = self.biases == "per_task"
         self.layers = replace_modules(model.backbone, nn.Conv2d, lambda name, conv: PackedConv2d(conv, name, per_task))
-        self.exhausted: list[int] = []  # tasks that found a layer without a free weight
+        self.exhausted: list[int] = []  # tasks that began with a layer without free weights
         return model
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """The free weights become the new task's, and start from a fresh draw."""
+        """Assign the free weights to the new task and initialise them."""
         task = min(strategy.experience.task_labels)
         for name, layer in self.layers.items():
             free = layer.owner == 0
@@ -161,7 +161,7 @@ class PackNet(Method):
 
     @torch.no_grad()
     def _prune(self) -> None:
-        """Set the smallest weights of the newest task free, and hold them at zero until the task ends."""
+        """Free the smallest weights of the newest task and keep them at zero until the task ends."""
         for name, layer in self.layers.items():
             newest = len(layer.tasks)
             candidates = (layer.owner == newest).flatten().nonzero().squeeze(1)
@@ -174,7 +174,7 @@ class PackNet(Method):
         self.pruned = True
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if not self.pruned:  # one epoch, or a training that was cut short
+        if not self.pruned:  # a single epoch, or training that ended early
             self._prune()
         for name, layer in self.layers.items():
             self.guard.freeze(f"backbone.{name}.weight", torch.ones_like(layer.owner, dtype=torch.bool))
@@ -182,7 +182,7 @@ class PackNet(Method):
                 self.guard.freeze(f"backbone.{name}.biases.{task}")
 
     def artifact(self) -> Artifact:
-        """The weights once, their owners at ceil(log2(T + 1)) bits each, biases and batch normalisation by task, the heads."""
+        """The weights once, their owners at ceil(log2(T + 1)) bits each, biases and batch normalisation per task, the heads."""
         artifact = Artifact.of_network(self.model, without=self.layers)
         bits = self._bits()
         for name, layer in self.layers.items():

@@ -1,10 +1,10 @@
 """SI: synaptic intelligence (Zenke et al., arXiv 1703.04200).
 
-Along the path of training every weight collects its share of the drop of the loss,
+During training every weight accumulates its share of the decrease of the loss,
 
     w_i += -g_i (theta_i^after - theta_i^before)      at each step, g the gradient of the loss without the penalty,
 
-and after task t that becomes importance:  Omega_i += max(0, w_i) / ((theta_i - theta_i^start)^2 + xi).
+which becomes its importance after task t:  Omega_i += max(0, w_i) / ((theta_i - theta_i^start)^2 + xi).
 L = CE_t + c sum_i Omega_i (theta_i - theta*_{t-1},i)^2 over the parameters that every task uses.
 """
 
@@ -24,7 +24,7 @@ from benchsuite.nn.conditional import shared_parameters
 @register
 @dataclass
 class SI(Method):
-    """SI: a quadratic penalty on moving weights, weighted by what each did for the loss of earlier tasks."""
+    """SI: penalises changes of weights in proportion to their contribution to the loss decrease of earlier tasks."""
 
     strength: float = setting(0.1, least=0)  # c
     damping: float = setting(0.1, above=0)  # xi
@@ -44,7 +44,7 @@ class SI(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.importance: dict[str, Tensor] = {}
-        self.anchor: dict[str, Tensor] = {}  # where the task at hand started
+        self.anchor: dict[str, Tensor] = {}  # the weights at the start of the current task
 
     @torch.no_grad()
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -54,7 +54,7 @@ class SI(Method):
 
     @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Keep the plain gradient and add the penalty's, 2 c Omega (theta - anchor), which the path must not see."""
+        """Keep the plain gradient for the path integral, then add the penalty's gradient, 2 c Omega (theta - anchor)."""
         self._before = {}
         for name, p in shared_parameters(self.model.backbone).items():
             if p.grad is not None:

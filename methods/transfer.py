@@ -1,8 +1,8 @@
-"""Transfer: a network is trained on the first task; on every later one only its last layers and the task's head learn.
+"""Transfer: trains the whole network on the first task, then only the last layers and the task's head on every later task.
 
-The usual way to fine-tune a pretrained network on a device with little memory: layers that do not learn keep nothing for their
-weights' gradients. `last` counts convolutions from the end; 0 leaves the head alone, and `finetune` is the other extreme. What
-belongs to normalisation between them is fixed too.
+This is the usual way to fine-tune a pretrained network on a device with little memory: frozen layers store no activations for
+weight gradients. `last` counts convolutions from the end. 0 trains only the head; `finetune` is the other extreme. Normalisation
+parameters of frozen layers are frozen too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from benchsuite.method import Method, register
 @register
 @dataclass
 class Transfer(Method):
-    """Transfer: all layers learn the first task, the last ones and the heads every later task."""
+    """Transfer: trains all layers on the first task and only the last layers and the head on later tasks."""
 
-    last: int = setting(2, least=0)  # convolutions that learn on, the settings of arXiv 2411.06346 being 2 and 4
+    last: int = setting(2, least=0)  # convolutions that are trained further; arXiv 2411.06346 uses 2 and 4
 
     family = "reference"
 
