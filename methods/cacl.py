@@ -122,7 +122,7 @@ def sparsity(kind: str, sigma: Tensor) -> Tensor:
 @register
 @dataclass
 class CACL(Method):
-    """CACL: grows and prunes a bank of SVD components for each convolution, task by task; nothing is forgotten."""
+    """CACL: grows and prunes a bank of SVD components for each convolution, task by task."""
 
     sparsity_weight: float = setting(0.1, least=0)  # lambda_s of the paper's headline models; 0.4 is its second operating point
     orthogonality_weight: float = setting(1.0, least=0)  # lambda_o

@@ -56,7 +56,7 @@ class TermOrthogonality:
 @register
 @dataclass
 class CACLCP(CACL):
-    """CACL-CP: grows and prunes a bank of CP terms for each convolution, task by task; nothing is forgotten."""
+    """CACL-CP: grows and prunes a bank of CP terms for each convolution, task by task."""
 
     fresh_share: float = setting(0.1, above=0)  # initial variance of later tasks' free terms, as a share of the first task's
 

@@ -21,7 +21,7 @@ from .cacl_cp import CACLCP
 @register
 @dataclass
 class CACLKronecker(CACLCP):
-    """CACL-Kronecker: grows and prunes a bank of Kronecker products for each convolution, task by task; nothing is forgotten."""
+    """CACL-Kronecker: grows and prunes a bank of Kronecker products for each convolution, task by task."""
 
     name: ClassVar = "cacl-kronecker"
 

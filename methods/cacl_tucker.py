@@ -32,7 +32,7 @@ from .cacl import CACL, Growth, Orthogonality, sparsity
 @register
 @dataclass
 class CACLTucker(CACL):
-    """CACL-Tucker: grows and prunes Tucker-2 factors for each convolution in both modes; nothing is forgotten."""
+    """CACL-Tucker: grows and prunes Tucker-2 factors for each convolution in both modes, task by task."""
 
     core: Literal["nested", "block"] = "nested"
     growth: Growth = "eighth"  # a core between all columns grows with the square of their number

@@ -1,4 +1,4 @@
-"""Backbones by name: (B, C, H, W) images to (B, features)."""
+"""Backbones by name. They map images (B, C, H, W) to features (B, features)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .conditional import outermost
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from a generator of its own (`reseed`), never from the global one.
+    """Dropout with its own generator (`reseed`). It never uses the global one.
 
-    Each element is dropped when its 16 random bits fall below p: p is met to within 1/131072. Four elements share one
-    64-bit draw, which makes the mask about three times as fast as one draw for each on a CPU.
+    Each element is dropped if its 16 random bits fall below p, so p is exact to within 1/131072. Four elements share one
+    64-bit draw: on a CPU this is about three times as fast as one draw per element.
     """
 
     def __init__(self, p: float) -> None:
@@ -49,7 +49,7 @@ class Dropout(nn.Module):
 
 
 def reseed_dropout(model: nn.Module, seed: int, *purpose: object, prefix: str = "") -> None:
-    """Give every dropout layer a fresh generator derived from `seed`, `purpose` and `prefix` + the layer's name."""
+    """Give every dropout layer a new generator, derived from `seed`, `purpose` and `prefix` + the layer's name."""
     device = next(model.parameters()).device
     for name, module in model.named_modules():
         if isinstance(module, Dropout):
@@ -58,13 +58,13 @@ def reseed_dropout(model: nn.Module, seed: int, *purpose: object, prefix: str = 
 
 @contextmanager
 def rerun(network: nn.Module, states: list[Tensor], task: int) -> Iterator[None]:
-    """While open, the network computes for `task` and dropout draws again from `states`; that, and what a batch does to running
-    statistics, is undone at the end."""
+    """Context in which the network computes for `task` and dropout draws again from `states`. At the end this and all changes of
+    running statistics are undone."""
     dropouts = [module for module in network.modules() if isinstance(module, Dropout)]
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     now = [module.generator.get_state() for module in dropouts]
     kept = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers()]
-    told: int = getattr(network, "told_task", -1)  # by MultiHead; another pass may have come in between
+    told: int = getattr(network, "told_task", -1)  # set by MultiHead; another pass may have changed it
     for module, state in zip(dropouts, states, strict=True):
         module.generator.set_state(state)
     for conditional in outermost(network) if task != told else ():
@@ -77,12 +77,12 @@ def rerun(network: nn.Module, states: list[Tensor], task: int) -> Iterator[None]
         for module, state in zip(dropouts, now, strict=True):
             module.generator.set_state(state)
         for buffer, value in kept:
-            buffer.data.copy_(value)  # as normalisation itself writes: another pass's graph may hold the buffer
+            buffer.data.copy_(value)  # in place, as normalisation writes: another pass's graph may use the buffer
 
 
 def in_segments(network: nn.Module, steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor, segments: int) -> Tensor:
-    """The steps of a network one after the other. With segments > 1, in training, they are run in so many parts of which all but
-    the last keep their input alone and are run again in the backward pass, to the same result."""
+    """Run the steps of a network one after the other. In training with segments > 1 the steps are grouped into that many parts;
+    all but the last keep only their input and are computed again in the backward pass, with the same result."""
 
     def run(part: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
         for step in part:
@@ -102,7 +102,7 @@ def in_segments(network: nn.Module, steps: Sequence[Callable[[Tensor], Tensor]],
 
 
 class Units(nn.Identity):
-    """Where the units (channels) of a layer leave it: does nothing, and is the place where a method may gate them."""
+    """The output of a layer's units (channels). The identity; a method may replace it by a gate."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -112,11 +112,11 @@ class Units(nn.Identity):
 class ConvNet(nn.Sequential):
     """A plain stack of valid convolutions, stride 1, each followed by ReLU; `features` is the width of its flat output.
 
-    wiring: {layer with weights: (name of the `Units` it reads, of the `Units` it writes)}, None for the image. Features come
-    from the `Units` called `last_units`, each of which gives features / count of them, side by side.
+    wiring: {layer with weights: (name of the `Units` it reads, of the `Units` it writes)}, None for the image. The features
+    come from the `Units` called `last_units`; each unit gives features / count adjacent features.
     plan: (width, kernel) for a convolution, "max" or "avg" for 2x2 pooling with stride 2, "drop" for dropout.
-    ReLU follows max pooling where both stand side by side: max and ReLU commute exactly, in value and in gradient, and a
-    quarter of the elements is left to rectify.
+    ReLU follows max pooling if the two are adjacent: max and ReLU commute exactly, in value and in gradient, and only a
+    quarter of the elements remains to be rectified.
     """
 
     def __init__(self, image: Sequence[int], plan: Sequence[tuple[int, int] | str], dropout: float) -> None:
@@ -163,10 +163,10 @@ class ConvNet(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch normalisation around a skip connection; the stream's units are gated after the sum.
+    """Two 3x3 convolutions with batch normalisation and a skip connection. The units of the stream are gated after the sum.
 
-    A stride is taken before the 1x1 convolution of the shortcut, which is the same: oneDNN's strided one writes past its memory
-    where fewer than 8 channels come in (oneDNN issue 6035).
+    In the shortcut the stride is applied before the 1x1 convolution, which is equivalent: oneDNN's strided 1x1 convolution writes
+    out of bounds with fewer than 8 input channels (oneDNN issue 6035).
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -191,7 +191,7 @@ class ResNet18(nn.Module):
     """ResNet-18 of reduced width for small images, as in the comparisons of GPM and WSN: a 3x3 stem without pooling, four
     stages of two blocks with 20, 40, 80 and 160 channels, global average pooling. The stem has stride 2 above 32 pixels.
 
-    All layers that write to a stage's stream share its units. `wiring`, `last_units`: as in ConvNet.
+    All layers that write to the stream of a stage share its units. `wiring`, `last_units`: as in ConvNet.
     """
 
     def __init__(self, image: Sequence[int], width: int) -> None:
@@ -236,24 +236,24 @@ def scaled(channels: int, width: float) -> int:
 
 
 def cacl_net(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.Module:
-    """The five-convolution network of CACL's benchmarks (arXiv 2009.01956, official code `customnet_SVD.Net_SVD`), its dense
-    form with biases: 390,848 weights and 640 biases; 1,024 features at 32x32, 16,384 at 84x84."""
+    """The five-convolution network of CACL's benchmarks (arXiv 2009.01956, official code `customnet_SVD.Net_SVD`) in dense form
+    with biases: 390,848 weights and 640 biases; 1,024 features at 32x32, 16,384 at 84x84."""
     a, b, c = (scaled(channels, width) for channels in (64, 128, 256))
     return ConvNet(image, [(a, 3), (a, 3), "max", "drop", (b, 3), (b, 3), "max", "drop", (c, 2), "avg"], dropout)
 
 
 def digits_net(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.Module:
-    """The same family scaled down to 8x8 images: 13,312 weights and 112 biases, 64 features."""
+    """The same architecture scaled down to 8x8 images: 13,312 weights and 112 biases, 64 features."""
     a, b, c = (scaled(channels, width) for channels in (16, 32, 64))
     return ConvNet(image, [(a, 3), (b, 3), "max", "drop", (c, 2)], dropout)
 
 
 def resnet18(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.Module:
-    """`ResNet18`: 1.1 M weights, 160 features; it has batch normalisation and no dropout."""
+    """`ResNet18`: 1.1 M weights, 160 features; with batch normalisation, without dropout."""
     return ResNet18(image, scaled(20, width))
 
 
-# By name: (image, dropout, width, which multiplies the channels of every layer)
+# By name: function of (image, dropout, width); width multiplies the channels of every layer
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "cacl": cacl_net,
     "digits": digits_net,
@@ -262,13 +262,13 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 
 
 def has_batchnorm(name: str) -> bool:
-    """Whether the named backbone normalises batches."""
+    """Whether the named backbone has batch normalisation."""
     with torch.device("meta"):
         return any(isinstance(module, nn.BatchNorm2d) for module in BACKBONES[name]((3, 32, 32), 0.0).modules())
 
 
 def build_backbone(name: str, image: Sequence[int], dropout: float, seed: int, width: float = 1.0) -> nn.Module:
-    """The named network with every layer initialised by a generator of its own, from (seed, layer name)."""
+    """The named network. Every layer is initialised by its own generator, derived from (seed, layer name)."""
     with torch.device("meta"):
         network = BACKBONES[name](image, dropout, width)
     network = network.to_empty(device="cpu")
@@ -279,8 +279,8 @@ def build_backbone(name: str, image: Sequence[int], dropout: float, seed: int, w
 
 @torch.no_grad()
 def init_default(module: nn.Module, seed: int, *purpose: object) -> None:
-    """PyTorch's default law for convolutions and linear layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases,
-    drawn from (seed, purpose) alone; normalisation layers start at the identity."""
+    """PyTorch's default initialisation of convolutions and linear layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and
+    biases, determined by (seed, purpose) alone. Normalisation layers start at the identity."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         source = generator(seed, "init", *purpose)
         bound = 1 / math.sqrt(module.weight[0].numel())

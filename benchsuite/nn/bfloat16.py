@@ -1,8 +1,9 @@
 """Convolutions in bf16 on a CPU without bf16 arithmetic.
 
-PyTorch's kernels take some ten times as long there as those of fp32. Here they are computed in fp32 on the same rounded operands
-and the result is rounded, forwards and backwards: what a processor with bf16 products and fp32 sums does, up to the order of the
-sums, about as fast as fp32. What is kept for the backward pass stays bf16; the peak of a step holds the fp32 copies of one layer.
+PyTorch's bf16 kernels are about ten times slower there than its fp32 kernels. Here forward and backward convolutions are computed
+in fp32 on the rounded operands, and the result is rounded: the same as on a processor with bf16 products and fp32 sums, up to the
+order of summation, and about as fast as fp32. Tensors kept for the backward pass stay bf16. The peak memory of a step includes
+the fp32 copies of one layer.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_library: Any = None  # while installed, what PyTorch's dispatcher knows of it
+_library: Any = None  # PyTorch's registration, while installed
 
 
 def native() -> bool:
-    """Whether this CPU's bf16 convolutions are quick by themselves."""
+    """Whether this CPU has fast bf16 convolutions."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def install() -> None:
-    """From now on, in this process, convolutions of bf16 tensors on the CPU are computed this way; all others as ever."""
+    """Compute convolutions of bf16 CPU tensors this way in this process; all others are unchanged."""
     global _library
     if _library is None:
         _library = torch.library.Library("aten", "IMPL")
@@ -46,6 +47,6 @@ def _convolution_backward(g: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
 
 
 def _plain(operation: Any, *args: Any) -> Any:
-    """PyTorch's own kernel, which the dispatcher would reach without us, on fp32 copies of bf16 operands."""
+    """PyTorch's own kernel on fp32 copies of bf16 operands."""
     wide = (a.float() if isinstance(a, Tensor) and a.dtype == torch.bfloat16 else a for a in args)
     return operation._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *wide)

@@ -1,16 +1,16 @@
-"""Layers that keep less for their backward pass: compressed activation maps, and exact book-keeping for ReLU and pooling.
+"""Layers that store less for their backward pass: compressed activations, and compact exact forms of ReLU and pooling.
 
-A convolution or linear layer keeps its input X for one thing alone, the gradient of its weight; dL/dX needs the weight only.
-Here X is kept as a Tucker decomposition with orthonormal factors, one for each mode that is compressed,
+A convolution or linear layer stores its input X only for the gradient of its weight; dL/dX needs the weight alone. Here X is
+stored as a Tucker decomposition with orthonormal factors, one for each compressed mode,
 
     X ~ S x_0 U_0 x_1 U_1 ...,   U_n the leading left singular vectors of the unfolding X_(n),   S = X x_0 U_0^T x_1 U_1^T ...
 
-and dL/dW is computed from the factors without putting X together again (Nguyen et al., arXiv 2411.06346, there HOSVD). What goes
-forward, and what goes back to earlier layers, is exact. Only mode 0 compressed is the truncated SVD of X_(0). The rank of a mode
-is the smallest whose squared singular values sum to a share epsilon of all.
+and dL/dW is computed from the factors without reconstructing X (Nguyen et al., arXiv 2411.06346, where it is called HOSVD). The
+outputs, and the gradients passed to earlier layers, are exact. With mode 0 alone compressed this is the truncated SVD of X_(0).
+The rank of a mode is the smallest whose squared singular values sum to a share epsilon of all.
 
-Singular vectors come from the Gram matrix X_(n) X_(n)^T, summed and decomposed in float64: the same subspaces, down to directions
-that hold 1e-7 of the energy of a float32 map, at a fraction of the cost.
+Singular vectors come from the Gram matrix X_(n) X_(n)^T, summed and decomposed in float64. This gives the same subspaces, down to
+directions with 1e-7 of the energy of a float32 tensor, at a fraction of the cost.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch.nn import functional as F
 
 PIECE = 4096  # columns
 Geometry = tuple[Any, Any, Any, int]  # stride, padding, dilation, groups
-# How many of the singular directions of a mode to keep, from their energies (squared singular values) in descending order
+# The number of singular directions of a mode to keep, from their energies (squared singular values) in descending order
 Choice = Callable[[int, Tensor], int]
 
 
 @dataclass(frozen=True)
 class Decomposed:
-    """A map as core x_0 factors[0] x_1 factors[1] ...; None stands for a mode that is left as it is.
+    """Activations as core x_0 factors[0] x_1 factors[1] ...; None stands for an uncompressed mode.
 
-    core: (K_0, K_1, ...), with K_n the size of mode n where it has no factor. factors[n]: (M_n, K_n), orthonormal columns.
+    core: (K_0, K_1, ...), with K_n the size of mode n if it has no factor. factors[n]: (M_n, K_n), orthonormal columns.
     """
 
     core: Tensor
@@ -51,11 +51,11 @@ class Decomposed:
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
     def map(self) -> Tensor:
-        """The whole map."""
+        """The reconstructed activations."""
         return expand(self.core, dict(enumerate(self.factors)))
 
     def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        """The convolution of x, with this in its place for the backward pass."""
+        """The convolution of x, which stores this in place of x for the backward pass."""
         return CompressedConv2d.apply(x, weight, bias, geometry, self)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,7 +63,7 @@ class Decomposed:
 
 
 class Kept(Protocol):
-    """What a layer keeps of its input, and the layer that keeps it."""
+    """What a layer stores of its input, and the layer itself."""
 
     @property
     def nbytes(self) -> int: ...
@@ -74,7 +74,7 @@ class Kept(Protocol):
 
 
 def by_energy(epsilon: float) -> Choice:
-    """The fewest directions that hold a share epsilon of the energy; all for epsilon >= 1, one of a map that is zero."""
+    """The fewest directions that hold a share epsilon of the energy; all for epsilon >= 1, one if X is zero."""
 
     def choose(mode: int, energies: Tensor) -> int:
         if epsilon >= 1:
@@ -89,12 +89,12 @@ def by_energy(epsilon: float) -> Choice:
 
 
 def by_rank(ranks: Sequence[int]) -> Choice:
-    """ranks[mode] directions, or as many as there are."""
+    """ranks[mode] directions, or all if there are fewer."""
     return lambda mode, energies: max(1, min(ranks[mode], len(energies)))
 
 
 def gram(x: Tensor, mode: int) -> Tensor:
-    """X_(mode) X_(mode)^T (M, M) in float64: a sum of products over `PIECE` columns each, in the map's type, float32 at least."""
+    """X_(mode) X_(mode)^T (M, M) in float64: a sum of products over `PIECE` columns each, in X's dtype, at least float32."""
     x, size = x.float() if x.element_size() < 4 else x, x.shape[mode]
     rows = x.reshape(-1, size).T if mode == x.dim() - 1 else x.movedim(mode, 0).reshape(size, -1)
     total = torch.zeros(size, size, dtype=torch.float64, device=x.device)
@@ -104,9 +104,9 @@ def gram(x: Tensor, mode: int) -> Tensor:
 
 
 def leading(x: Tensor, mode: int, choose: Choice, exact: bool = False) -> Tensor | None:
-    """The leading left singular vectors (M, K) of X_(mode) in float64; None for a map that holds infinities or NaN.
+    """The leading left singular vectors (M, K) of X_(mode) in float64; None if X holds infinities or NaN.
 
-    exact: by a singular value decomposition of the unfolding, which is slow, in place of the Gram matrix.
+    exact: use a singular value decomposition of the unfolding, which is slow, in place of the Gram matrix.
     """
     size = x.shape[mode]
     others = x.numel() // size
@@ -121,12 +121,12 @@ def leading(x: Tensor, mode: int, choose: Choice, exact: bool = False) -> Tensor
         return None if vectors is None else vectors[:, : choose(mode, energies)]
     rows = x.movedim(mode, 0).reshape(size, others).double()
     vectors, energies = eigen(rows.T @ rows)
-    # X V spans what the left vectors span; its columns shrink with the singular values, and QR makes them orthonormal
+    # X V spans the left singular vectors; its columns scale with the singular values, and QR makes them orthonormal
     return None if vectors is None else torch.linalg.qr(rows @ vectors[:, : choose(mode, energies)]).Q
 
 
 def eigen(symmetric: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Eigenvectors and eigenvalues of a positive semi-definite float64 matrix, the largest first; (None, ...) where it holds
+    """Eigenvectors and eigenvalues of a positive semi-definite float64 matrix, in descending order; (None, ...) if it holds
     infinities or NaN."""
     trace = symmetric.diagonal().sum()
     if not trace.isfinite():
@@ -134,14 +134,14 @@ def eigen(symmetric: Tensor) -> tuple[Tensor | None, Tensor]:
     scaled = symmetric / trace if trace > 0 else symmetric
     try:
         values, vectors = torch.linalg.eigh(scaled)
-    except torch.linalg.LinAlgError:  # divide and conquer may fail where many eigenvalues are equal
+    except torch.linalg.LinAlgError:  # divide and conquer may fail if many eigenvalues are equal
         vectors, values, _ = torch.linalg.svd(scaled)
         return vectors, values * trace
     return vectors.flip(1), values.flip(0).clamp_min(0) * trace
 
 
 def project(x: Tensor, factors: dict[int, Tensor]) -> Tensor:
-    """x x_n U_n^T for every mode n of `factors`, what shrinks it most first."""
+    """x x_n U_n^T for every mode n of `factors`; the mode that shrinks x most comes first."""
     for mode, u in sorted(factors.items(), key=lambda item: item[1].shape[1] / item[1].shape[0]):
         x = torch.tensordot(u.to(x.dtype), x, ([0], [mode])).movedim(0, mode)
     return x
@@ -157,9 +157,9 @@ def expand(core: Tensor, factors: dict[int, Tensor | None]) -> Tensor:
 
 @torch.no_grad()
 def decompose(x: Tensor, factors: Sequence[Tensor | None], always: bool = False) -> Decomposed | None:
-    """The map on these factors; None where it would take no less memory than the map itself, unless `always`.
+    """The decomposition of x on these factors; None if it takes no less memory than x, unless `always`.
 
-    Computed in float32 at least, kept in the map's own type."""
+    Computed in at least float32, stored in x's dtype."""
     used = {mode: u for mode, u in enumerate(factors) if u is not None}
     size = 1
     for mode, length in enumerate(x.shape):
@@ -175,9 +175,9 @@ def decompose(x: Tensor, factors: Sequence[Tensor | None], always: bool = False)
 def hosvd(
     x: Tensor, choose: Choice, modes: Sequence[int] | None = None, *, exact: bool = False, always: bool = False
 ) -> Decomposed | None:
-    """Higher-order SVD of a map (M_0, M_1, ...): a factor for each of `modes` (all), every one from the map itself.
+    """Higher-order SVD of x (M_0, M_1, ...): a factor for each of `modes` (default: all), each computed from x itself.
 
-    None where it would take no less memory than the map (unless `always`) and for a map with infinities or NaN."""
+    None if it takes no less memory than x (unless `always`), or if x holds infinities or NaN."""
     factors: list[Tensor | None] = [None] * x.dim()
     for mode in range(x.dim()) if modes is None else modes:
         factors[mode] = leading(x, mode, choose, exact)
@@ -195,7 +195,7 @@ def power_step(x: Tensor, mode: int, basis: Tensor) -> Tensor:
 
 
 def conv_weight_gradient(kept: Decomposed, g: Tensor, size: Sequence[int], geometry: Geometry) -> Tensor:
-    """dL/dW (O, C/groups, kh, kw) of a convolution whose input was kept as `kept`; g: dL/dY (B, O, H', W').
+    """dL/dW (O, C/groups, kh, kw) of a convolution whose input was stored as `kept`; g: dL/dY (B, O, H', W').
 
     With Z_1 = g x_0 U_0^T and Z_3 = S x_2 U_2 x_3 U_3, a weight gradient with K_0 "images" and K_1 "channels" gives Z_4, and
     dL/dW = Z_4 U_1^T over the channels of each group.
@@ -214,7 +214,7 @@ def conv_weight_gradient(kept: Decomposed, g: Tensor, size: Sequence[int], geome
 
 
 def linear_weight_gradient(kept: Decomposed, g: Tensor) -> Tensor:
-    """dL/dW (O, I) of a linear layer whose input (..., I) was kept as `kept`; g: dL/dY (..., O)."""
+    """dL/dW (O, I) of a linear layer whose input (..., I) was stored as `kept`; g: dL/dY (..., O)."""
     *leads, last = kept.factors
     g = project(g, {mode: u for mode, u in enumerate(leads) if u is not None})
     product = g.flatten(0, -2).T @ kept.core.flatten(0, -2)
@@ -222,7 +222,7 @@ def linear_weight_gradient(kept: Decomposed, g: Tensor) -> Tensor:
 
 
 class CompressedConv2d(torch.autograd.Function):
-    """conv2d that keeps `kept` in place of its input."""
+    """conv2d that stores `kept` in place of its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kept: Decomposed) -> Tensor:
@@ -242,7 +242,7 @@ class CompressedConv2d(torch.autograd.Function):
 
 
 class CompressedLinear(torch.autograd.Function):
-    """linear that keeps `kept` in place of its input."""
+    """linear that stores `kept` in place of its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Decomposed) -> Tensor:
@@ -267,10 +267,10 @@ def _kept(ctx: Any) -> tuple[Tensor, Decomposed]:
 
 @dataclass(frozen=True)
 class Filtered:
-    """What gradient filtering (Yang et al., CVPR 2023) keeps of a convolution's input: its sums over patches, (B, C, p, q).
+    """What gradient filtering (Yang et al., CVPR 2023) stores of a convolution's input: sums over patches, (B, C, p, q).
 
-    A patch belongs to radius x radius outputs, at most all of them; the map is padded with zeros, or cropped, alike on both
-    sides. A stride makes its window larger than the pixels that its outputs read, so the sums are divided by the stride's area.
+    A patch belongs to radius x radius outputs, at most all of them. The input is padded with zeros, or cropped, equally on both
+    sides. With a stride a patch covers more pixels than its outputs read, so the sums are divided by the area of the stride.
     """
 
     sums: Tensor
@@ -300,11 +300,11 @@ class Filtered:
 
 
 class FilteredConv2d(torch.autograd.Function):
-    """conv2d whose gradients are filtered: dL/dY is averaged over r x r patches to g (B, O, p, q), X summed over them to S, and
+    """conv2d with filtered gradients: g (B, O, p, q) is dL/dY averaged over r x r patches, S is X summed over them, and
 
         dL/dW[o, c] = sum_{b, patch} g[b, o] S[b, c] at every tap;   dL/dX = W^T g all over each patch, W summed over its taps
 
-    the second divided by the area of a stride, as a pixel meets so many fewer taps.
+    the second is divided by the area of the stride, because a pixel meets that many fewer taps.
     """
 
     @staticmethod
@@ -329,7 +329,7 @@ class FilteredConv2d(torch.autograd.Function):
             whole = back.repeat_interleave(r * sh, 2).repeat_interleave(r * sw, 3)
             pads: list[int] = []
             for length, full in ((ctx.size[3], whole.shape[3]), (ctx.size[2], whole.shape[2])):
-                before = (full - length) // 2  # what was put on, or taken off, in front
+                before = (full - length) // 2  # padding (or cropping) before the first element
                 pads += [-before, length - full + before]
             x = F.pad(whole, pads)
         w = w[:, :, None, None].expand(ctx.kernel)
@@ -338,8 +338,8 @@ class FilteredConv2d(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Probed:
-    """The input itself; the backward pass writes to `found`, for each share, what HOSVD at that share would do:
-    (||dW - dW'||_F, in sum over the layers that read the input, bytes, ranks)."""
+    """Stores the input itself. The backward pass adds to `found`, for each share, the result of HOSVD at that share:
+    (||dW - dW'||_F, summed over the layers that read the input, bytes, ranks)."""
 
     x: Tensor
     shares: Sequence[float]
@@ -357,13 +357,13 @@ class Probed:
 
 
 class _Probe(torch.autograd.Function):
-    """The identity on y, which gives the weight its exact gradient and looks at the compressed ones."""
+    """The identity on y. It gives the weight its exact gradient and evaluates the compressed ones."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor, probe: Probed, geometry: Geometry | None) -> Tensor:
         ctx.probe, ctx.geometry = probe, geometry
         ctx.save_for_backward(x, weight)
-        ctx.mark_dirty(y)  # y itself goes on: a view of it could not be rectified in place
+        ctx.mark_dirty(y)  # return y itself: a view of it could not be rectified in place
         return y
 
     @staticmethod
@@ -387,13 +387,13 @@ class _Probe(torch.autograd.Function):
         return g, None, exact, None, None
 
 
-# Eight bytes of 0 or 1 become the bits of one by a multiplication: byte i is shifted to bit i of the highest byte.
+# One multiplication packs eight bytes of 0 or 1 into the bits of one byte: it shifts byte i to bit i of the highest byte.
 _BITS = sum(1 << (56 - 7 * i) for i in range(8))
-_PAIRS = sum(1 << (24 - 6 * i) for i in range(4))  # and four numbers below 4
+_PAIRS = sum(1 << (24 - 6 * i) for i in range(4))  # the same for four numbers below 4
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
-    """Whole numbers below 2^bits, bits 1 or 2, in uint8 or bool of any shape, as bytes without gaps."""
+    """Pack whole numbers below 2^bits (bits 1 or 2; uint8 or bool of any shape) into bytes without gaps."""
     flat = values.reshape(-1).view(torch.uint8)
     if missing := -len(flat) % (8 // bits):
         flat = F.pad(flat, (0, missing))
@@ -404,10 +404,10 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 @cache
 def _table(kind: int | str, device: torch.device) -> Tensor:
-    """(256,) of eight bytes as one int64 each: what a packed byte unfolds to.
+    """Table (256,) of what each packed byte unpacks to: eight bytes as one int64.
 
-    kind "bits": its eight bits. kind 0 or 1: which pixels of the upper (0) or lower (1) row of a 2 x 2 window each of its four
-    numbers below 4 names, two pixels for each number."""
+    kind "bits": its eight bits. kind 0 or 1: for each of its four numbers below 4, a one-hot row of two pixels, the upper (0) or
+    lower (1) row of a 2 x 2 window."""
     byte = torch.arange(256, device=device)[:, None]
     if kind == "bits":
         unfolded = (byte >> torch.arange(8, device=device)) & 1
@@ -418,25 +418,25 @@ def _table(kind: int | str, device: torch.device) -> Tensor:
 
 
 def unfold(packed: Tensor, kind: int | str, shape: Sequence[int]) -> Tensor:
-    """uint8 0 or 1 of that shape from packed bytes, see `_table`."""
+    """Unpack to uint8 0 or 1 of that shape, see `_table`."""
     flat = _table(kind, packed.device).index_select(0, packed.int()).view(torch.uint8)
     return flat[: math.prod(shape)].view(*shape)
 
 
 def masked(g: Tensor, mask: Tensor) -> Tensor:
-    """g where the mask is 1, else 0; several times as fast as torch.where."""
+    """g where the mask is 1, else 0; several times faster than torch.where."""
     return torch.ops.aten.threshold_backward(g, mask.to(g.dtype), 0)
 
 
 class MaskedReLU(torch.autograd.Function):
-    """ReLU that keeps one bit for each element in place of its output."""
+    """ReLU that stores one bit per element in place of its output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
         if inplace:
             ctx.mark_dirty(x)
         y = torch.relu_(x) if inplace else torch.relu(x)
-        # In the order in which it lies in memory, so that gradients lie as the plain one's do and later sums are rounded alike
+        # In memory order, so that gradients have the same layout as with plain ReLU and later sums are rounded alike
         ctx.last = not y.is_contiguous() and y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
         flat = y.permute(0, 2, 3, 1) if ctx.last else y
         ctx.size = flat.shape
@@ -452,7 +452,7 @@ class MaskedReLU(torch.autograd.Function):
 
 
 class CodedMaxPool2d(torch.autograd.Function):
-    """2 x 2 max pooling with stride 2 that keeps two bits for each output: which of its inputs it was, the first of equals."""
+    """2 x 2 max pooling with stride 2 that stores two bits per output: the index of its maximum, the first of equals."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -484,7 +484,7 @@ class CodedMaxPool2d(torch.autograd.Function):
 
 
 class SizedAvgPool2d(torch.autograd.Function):
-    """2-d average pooling that keeps the size of its input alone."""
+    """2-d average pooling that stores only the size of its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Any, stride: Any) -> Tensor:

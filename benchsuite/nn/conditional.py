@@ -1,4 +1,4 @@
-"""Modules that compute differently for each task, and how they take the place of plain ones."""
+"""Modules that compute differently for each task, and functions that install them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ New = TypeVar("New", bound=nn.Module)
 
 
 class TaskConditional(nn.Module):
-    """A module whose weights or gates depend on the task. `MultiHead` tells it the task before it is used."""
+    """A module whose weights or gates depend on the task. `MultiHead` sets the task before each use."""
 
     def set_task(self, task: int) -> None:
         """Compute with the weights of this task from now on."""
         raise NotImplementedError(f"{type(self).__name__} must say what changes with the task")
 
     def add_task(self, task: int, seed: int) -> None:
-        """Make room for a task that is met for the first time; what is drawn comes from `seed` and the task alone."""
+        """Add a new task. Random numbers depend only on `seed` and the task."""
 
 
 def outermost(module: nn.Module) -> Iterator[TaskConditional]:
-    """The task-conditional modules that no other one contains: each tells its own parts what they must know."""
+    """The task-conditional modules not contained in another one. Each passes the task on to its own parts."""
     if isinstance(module, TaskConditional):
         yield module
         return
@@ -33,7 +33,7 @@ def outermost(module: nn.Module) -> Iterator[TaskConditional]:
 
 
 def replace_modules(network: nn.Module, kind: type[Old], make: Callable[[str, Old], New]) -> dict[str, New]:
-    """Replace every module of `kind` inside `network` by make(name, module); returns the new ones by name."""
+    """Replace every module of `kind` inside `network` by make(name, module). Returns the new modules by name."""
     new = {name: make(name, module) for name, module in network.named_modules() if isinstance(module, kind)}
     for name, module in new.items():
         parent, _, leaf = name.rpartition(".")
@@ -42,14 +42,14 @@ def replace_modules(network: nn.Module, kind: type[Old], make: Callable[[str, Ol
 
 
 def shared_parameters(backbone: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a dense backbone that every task uses, by name: those of task-conditional modules are left out."""
+    """The parameters of a dense backbone that all tasks use, by name, without those of task-conditional modules."""
     own = [f"{name}." for name, module in backbone.named_modules() if isinstance(module, TaskConditional)]
     return {name: p for name, p in backbone.named_parameters() if not name.startswith(tuple(own))}
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode meanwhile, and then as it was."""
+    """Context in evaluation mode; the previous modes are restored at the end."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,8 +1,8 @@
-"""Factors of a given kernel: truncated SVD, Tucker-2 (tensorly's `partial_tucker`) and CP (`parafac`), and how many to keep.
+"""Factorisations of a given kernel: truncated SVD, Tucker-2 (tensorly's `partial_tucker`) and CP (`parafac`), with their ranks.
 
-Kernels are (O, I, kh, kw). Everything is computed in float64, but for the sweeps of CP. With a covariance S of the layer's
-inputs the factors are those that are best for its outputs: W S^1/2 is decomposed, and S^-1/2 taken back into the factors
-(SVD-LLM, arXiv 2403.07378, with the symmetric root, which also exists where S is singular).
+Kernels are (O, I, kh, kw). Everything but the sweeps of CP is computed in float64. With a covariance S of the layer's inputs the
+factors minimise the error of its outputs: W S^1/2 is decomposed, and S^-1/2 is absorbed into the factors (SVD-LLM, arXiv
+2403.07378, with the symmetric root, which also exists if S is singular).
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from .compressed import by_energy
 from .factorised import Factors, Rank
 
 RankRule = Literal["ratio", "energy", "evbmf"]
-# kappa above which a CP fit is refused, as its terms cancel each other: sound fits of trained kernels have 2.4 to 5.9 on
-# split-cifar100 at lite, those of a tensor that has no best one 6.3 and more after 200 sweeps
+# A CP fit with a kappa above this is rejected, because its terms cancel each other. Good fits of trained kernels have 2.4 to 5.9
+# on split-cifar100 at lite; fits of a tensor without a best approximation have 6.3 and more after 200 sweeps.
 DEGENERATE = 6.0
-SMALL = 2**15  # numbers in a kernel for which many sweeps of CP cost little
+SMALL = 2**15  # up to this many numbers in a kernel, many sweeps of CP are cheap
 
 
 class DegenerateFit(ValueError):
-    """CP terms of large norm that cancel each other: no basis for training on."""
+    """CP terms of large norm that cancel each other; unfit for further training."""
 
 
 def kept_energy(matrix: Tensor, share: float) -> int:
-    """The fewest leading singular values that carry `share` of the squared norm; at least 1, all of them for share >= 1."""
+    """The fewest leading singular values that carry `share` of the squared norm; at least 1, all for share >= 1."""
     energy = torch.linalg.svdvals(matrix.double()).square()
     return by_energy(share)(0, energy)
 
 
 def evbmf_rank(matrix: Tensor) -> int:
-    """Rank by the global analytic solution of empirical variational Bayes matrix factorisation, its noise estimated too
+    """Rank by the global analytic solution of empirical variational Bayes matrix factorisation with estimated noise
     (Nakajima et al., JMLR 14, 2013; as rank selection: Kim et al., arXiv 1511.06530); at least 1."""
     rows, columns = sorted(matrix.shape)
     s = torch.linalg.svdvals(matrix.double()).cpu().numpy()
@@ -65,7 +65,7 @@ def evbmf_rank(matrix: Tensor) -> int:
     low = max(s[h] ** 2 / (columns * edge), float(np.mean(s[h:] ** 2)) / columns)
     high = total / (rows * columns)
     low = min(max(low, high * 1e-12), high * (1 - 1e-9))
-    # over the logarithm, as the search stops at an absolute tolerance: the matrix's scale must not matter
+    # on a logarithmic scale: the search has an absolute tolerance, and the scale of the matrix must not matter
     found = minimize_scalar(free_energy, bounds=(math.log(low), math.log(high)), method="bounded").x
     return max(1, int((s > math.sqrt(columns * math.exp(found) * edge)).sum()))
 
@@ -102,7 +102,7 @@ def svd(kernel: Tensor, rank: Rank, covariance: Tensor | None = None) -> Factors
 
 def tucker_rank(kernel: Tensor, rule: RankRule, ratio: float, energy: float) -> Rank:
     out, inner = kernel.shape[:2]
-    if rule == "ratio":  # the same share c of either side: c^2 O I k^2 + c (O^2 + I^2) = ratio O I k^2
+    if rule == "ratio":  # the same share c on both sides: c^2 O I k^2 + c (O^2 + I^2) = ratio O I k^2
         dense = kernel.numel()
         b = out**2 + inner**2
         c = (-b + math.sqrt(b**2 + 4 * dense * ratio * dense)) / (2 * dense)
@@ -112,7 +112,7 @@ def tucker_rank(kernel: Tensor, rule: RankRule, ratio: float, energy: float) -> 
         ranks = [choose(kernel.flatten(1)), choose(kernel.transpose(0, 1).flatten(1))]
     p, q = min(max(ranks[0], 1), out), min(max(ranks[1], 1), inner)
     windows = kernel[0, 0].numel()
-    return min(p, q * windows), min(q, p * windows)  # one side cannot have more than the other and the windows make
+    return min(p, q * windows), min(q, p * windows)  # the rank of one side is at most that of the other times the windows
 
 
 def tucker(kernel: Tensor, rank: Rank, covariance: Tensor | None = None) -> Factors:
@@ -125,7 +125,7 @@ def tucker(kernel: Tensor, rank: Rank, covariance: Tensor | None = None) -> Fact
 
 
 def cp_rank(kernel: Tensor, rule: RankRule, ratio: float, energy: float) -> Rank:
-    """By energy: the smallest rank whose relative error is at most sqrt(1 - energy), by bisection over fits."""
+    """By energy: the smallest rank with a relative error of at most sqrt(1 - energy), by bisection over fits."""
     if rule == "evbmf":
         raise ValueError("there is no EVBMF of a CP rank; use rank_by=ratio or rank_by=energy")
     most = kernel.numel() // (sum(kernel.shape) + 1)
@@ -140,8 +140,8 @@ def cp_rank(kernel: Tensor, rule: RankRule, ratio: float, energy: float) -> Rank
 
 
 def cp_fit(kernel: Tensor, rank: int, penalty: float, sweeps: int | None = None) -> Factors:
-    """Alternating least squares with an L2 penalty; unit-norm factors, weights not negative. It starts from singular vectors,
-    and at random where these leave it with a singular system. sweeps: by default 200, on large kernels 50."""
+    """Alternating least squares with an L2 penalty; unit-norm factors, non-negative weights. Starts from singular vectors, or at
+    random if these lead to a singular system. sweeps: 200 by default, 50 on large kernels."""
     sweeps = sweeps or (200 if kernel.numel() <= SMALL else 50)
 
     def fit(start: str) -> tuple[Tensor, list[Tensor]]:
@@ -150,7 +150,7 @@ def cp_fit(kernel: Tensor, rank: int, penalty: float, sweeps: int | None = None)
         )
 
     with tensorly.backend_context("pytorch"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where a mode is shorter than the rank, its singular vectors are filled up at random
+        warnings.simplefilter("ignore")  # if a mode is shorter than the rank, its singular vectors are padded at random
         try:
             weight, (a, b, d, e) = fit("svd")
         except torch.linalg.LinAlgError:
@@ -163,17 +163,17 @@ def compose_cp(factors: Factors) -> Tensor:
 
 
 def kappa(factors: Factors, kernel: Tensor) -> float:
-    """sum_r w_r^2 / ||W||^2: 1 for orthogonal terms, far above it for terms that cancel (Phan et al., arXiv 2008.05441)."""
+    """sum_r w_r^2 / ||W||^2: 1 for orthogonal terms, far above 1 if terms cancel (Phan et al., arXiv 2008.05441)."""
     return float(factors["weight"].square().sum() / kernel.double().square().sum().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def cp(kernel: Tensor, rank: Rank, covariance: Tensor | None = None, kappas: list[float] | None = None) -> Factors:
-    """covariance: (I, I), of the input's channels. A degenerate fit is made again under a stronger penalty; raises
-    DegenerateFit where none helps. kappas: a list to which every fit's is added."""
+    """covariance: (I, I), of the input's channels. A degenerate fit is repeated with a stronger penalty; raises
+    DegenerateFit if none helps. kappas: a list to which the kappa of every fit is appended."""
     whitened, inverse = channels_whitened(kernel, covariance)
     scale = float(whitened.norm()) or 1.0
     for penalty in (1e-5, 1e-3, 1e-1):
-        fit = cp_fit((whitened / scale).to(kernel.dtype), rank[0], penalty)  # the one that takes long
+        fit = cp_fit((whitened / scale).to(kernel.dtype), rank[0], penalty)  # the slow part
         factors = {name: factor.double() for name, factor in fit.items()}
         factors["weight"] = factors["weight"] * scale
         if inverse is not None:

@@ -1,4 +1,4 @@
-"""Convolutions whose kernel is held in factors, in banks that grow from task to task.
+"""Convolutions with factorised kernels, in banks that grow from task to task.
 
 With O output channels, I input channels and a kh x kw window, the kernel W (O, I, kh, kw) is
 
@@ -7,7 +7,7 @@ With O output channels, I input channels and a kh x kw window, the kernel W (O, 
     TuckerConv2d  sum_pq G_pq a_p o b_q                  a (O), b (I), core entries G_pq (kh, kw): Tucker-2
     KroneckerConv2d  sum_r |w_r| A_r (x) B_r             unit-norm A (o1, i1), B (o2, i2, kh, kw)
 
-Each can be served by composing the kernel (one convolution) or as the chain of its small convolutions.
+Each can be computed by composing the kernel (one convolution) or as a chain of small convolutions.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ from torch.nn import functional as F
 from .conditional import TaskConditional
 
 Factors = dict[str, Tensor]
-Rank = tuple[int, ...]  # one number for each mode that grows
+Rank = tuple[int, ...]  # one number per growing mode
 
 
 def break_even_rank(out_channels: int, columns: int) -> int:
-    """floor(O I k^2 / (O + I k^2)): the rank at which factors cost no more than the dense kernel (CACL section 2.3)."""
+    """floor(O I k^2 / (O + I k^2)): the largest rank whose factors are no larger than the dense kernel (CACL section 2.3)."""
     return out_channels * columns // (out_channels + columns)
 
 
 class FactorisedConv2d(TaskConditional):
-    """What the factorisations share: a bank of fixed factors, trainable ones beside it, and a kernel for each task.
+    """Base of the factorisations: a bank of fixed factors, trainable factors beside it, and a kernel for each task.
 
-    The bank holds the factors of finished tasks as buffers, so that no optimiser can move them; ranks[t] says how much of it
-    task t uses. While a task is learnt, `residual_<factor>` are its trainable factors. The kernel is summed task by task,
-    M_t = M_{t-1} + (what t added), so that training starts from exactly the kernel that the earlier tasks left, and M_i is the
-    same bits for ever.
+    The bank holds the factors of finished tasks as buffers, so no optimiser can change them. Task t uses its first ranks[t].
+    While a task is learnt, `residual_<factor>` are its trainable factors. The kernel is summed task by task,
+    M_t = M_{t-1} + (what t added), so training starts from exactly the kernel of the earlier tasks, and M_i stays bit-identical.
 
-    grows: {factor: the dimension along which later tasks append to it}. modes: how many numbers make a rank. scale: the
-    factor of one number for each component, where there is one mode.
+    grows: {factor: the dimension along which later tasks append to it}. modes: how many numbers a rank has. scale: with
+    one mode, the factor that holds one number per component.
     form: how a finished task is computed: "composed" (one convolution), "chain" (its factors one after the other) or
-    "cheaper", whichever needs fewer multiply-accumulates for the image at hand.
+    "cheaper" (the one with fewer multiply-accumulates for the image).
     """
 
     grows: ClassVar[dict[str, int]]
@@ -51,7 +50,7 @@ class FactorisedConv2d(TaskConditional):
     _kernel: Tensor
 
     def __init__(self, conv: nn.Conv2d, *, bias: bool = False) -> None:
-        """bias: keep the convolution's own as a parameter, which no bank protects."""
+        """bias: keep the convolution's bias as a parameter. No bank protects it."""
         super().__init__()
         if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ValueError("a factorised convolution needs groups=1 and zero padding given in pixels")
@@ -64,45 +63,45 @@ class FactorisedConv2d(TaskConditional):
             self.register_buffer(name, empty.to(conv.weight))
             self.register_parameter(f"residual_{name}", None)
         self._task = -1
-        # of the task told last: its kernel, or the kernels of its chain
+        # of the task that was set last: its kernel, or the kernels of its chain
         self.register_buffer("_kernel", torch.empty(0, device=conv.weight.device), persistent=False)
         self._links: tuple[Tensor, ...] = ()
 
-    # What a factorisation says of itself
+    # Each factorisation defines these
 
     def fresh(self, pool: Rank, source: torch.Generator) -> Factors:
-        """`pool` trainable components for the next task, drawn from `source`."""
+        """`pool` trainable components for the next task, initialised from `source`."""
         raise NotImplementedError
 
     def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
-        """onto (O, I kh kw) + the kernel that the factors `added` by task `task` make."""
+        """onto (O, I kh kw) plus the kernel of the factors `added` by task `task`."""
         raise NotImplementedError
 
     def strengths(self) -> list[Tensor]:
-        """For each mode, how much each trainable component carries: its square is an energy."""
+        """For each mode, the strength of each trainable component. Its square is an energy."""
         return [self.residual[self.scale].detach()]
 
     def energy(self) -> float:
-        """What the bank carries, by the same measure."""
+        """The energy of the bank, by the same measure."""
         return float(getattr(self, self.scale).double().square().sum())
 
     @torch.no_grad()
     def consolidate(self, *keep: Tensor) -> None:
-        """End a task: append its components `keep` (for each mode indices, in order) to the bank and drop the rest."""
+        """End a task: append its components `keep` (ascending indices for each mode) to the bank and drop the rest."""
         kept = {name: factor.index_select(self.grows[name], keep[0]) for name, factor in self.residual.items()}
         self.append(self.normalised(kept), (len(getattr(self, self.scale)) + len(keep[0]),))
 
     def normalised(self, factors: Factors) -> Factors:
-        """The factors as the bank holds them."""
+        """The factors in the form in which the bank holds them."""
         return factors
 
     def whole(self) -> Rank:
-        """The rank of a bank that one task filled, by its shapes."""
+        """The rank of a bank that one task filled, from its shapes."""
         leading = list(self.grows.items())[: self.modes]
         return tuple(getattr(self, name).shape[dim] for name, dim in leading)
 
     def extent(self, name: str, rank: Rank) -> int:
-        """How much of the factor `name`, along the dimension in which it grows, belongs to a bank of that rank."""
+        """The length of the factor `name`, along its growing dimension, in a bank of that rank."""
         return rank[0]
 
     def links(self, task: int) -> tuple[Tensor, ...]:
@@ -110,35 +109,35 @@ class FactorisedConv2d(TaskConditional):
         raise NotImplementedError
 
     def chain(self, x: Tensor, *links: Tensor) -> Tensor:
-        """The convolution through these, one after the other."""
+        """The convolution as a chain of these kernels."""
         raise NotImplementedError
 
     def elements(self, rank: Rank) -> int:
-        """Numbers in the factors of a kernel of that rank, the bias left out."""
+        """Numbers in the factors of a kernel of that rank, without the bias."""
         raise NotImplementedError
 
     def chain_macs(self, rank: Rank, inner: int, outer: int, rows: int) -> int:
-        """Multiply-accumulates of `chain`. inner, outer: pixels that go in and come out; rows: those after the vertical
-        convolution of a CP chain, of all columns that go in."""
+        """Multiply-accumulates of `chain`. inner, outer: pixels of the input and the output; rows: pixels after the vertical
+        convolution of a CP chain, with all columns of the input."""
         raise NotImplementedError
 
-    # What they share
+    # Shared by all factorisations
 
     @property
     def residual(self) -> Factors:
-        """The trainable factors; none between two tasks."""
+        """The trainable factors; empty between tasks."""
         found = {name: getattr(self, f"residual_{name}") for name in self.grows}
         return {name: factor for name, factor in found.items() if factor is not None}
 
     @property
     def pool(self) -> Rank:
-        """How many trainable components there are."""
+        """The number of trainable components."""
         leading = list(self.residual.items())[: self.modes]
         return tuple(factor.shape[self.grows[name]] for name, factor in leading) or (0,) * self.modes
 
     def absorb(self) -> None:
-        """End the training of a task: give the trainable factors the form in which `strengths` are energies. The kernel stays
-        the same."""
+        """End the training of a task: bring the trainable factors to the form in which `strengths` measures energies. The kernel
+        stays the same."""
 
     def set_residual(self, factors: Factors) -> None:
         for name, factor in factors.items():
@@ -146,12 +145,12 @@ class FactorisedConv2d(TaskConditional):
         self._task = -1
 
     def draw_residual(self, pool: Rank, source: torch.Generator, share: float = 1.0) -> None:
-        """Fresh components for the next task. share: of the variance that `fresh` gives their kernel."""
+        """Initialise components for the next task. share: of the variance that `fresh` gives their kernel."""
         factors = self.fresh(pool, source)
         self.set_residual({**factors, self.scale: math.sqrt(share) * factors[self.scale]})
 
     def append(self, kept: Factors, rank: Rank) -> None:
-        """End a task: put `kept` at the end of the bank, which is then of rank `rank`, and drop the trainable factors."""
+        """End a task: append `kept` to the bank, which then has rank `rank`, and drop the trainable factors."""
         for name, dim in self.grows.items():
             setattr(self, name, torch.cat([getattr(self, name), kept[name].detach()], dim))
             setattr(self, f"residual_{name}", None)
@@ -163,9 +162,9 @@ class FactorisedConv2d(TaskConditional):
         return self.ranks[task - 1] if task else (0,) * self.modes
 
     def added(self, task: int) -> Factors:
-        """What a finished task added to the bank.
+        """The factors that a finished task added to the bank.
 
-        In memory of their own: neither the length of the bank nor its place can change how a product is rounded."""
+        They are copies, so neither the length of the bank nor its address can change how a product is rounded."""
         parts = {}
         for name, dim in self.grows.items():
             start, end = self.extent(name, self.before(task)), self.extent(name, self.ranks[task])
@@ -174,7 +173,7 @@ class FactorisedConv2d(TaskConditional):
 
     @torch.no_grad()
     def prefix(self, task: int) -> Tensor:
-        """The kernel of a finished task, (O, I kh kw); task -1 has none, which is 0."""
+        """The kernel of a finished task, (O, I kh kw); 0 for task -1."""
         kernel = torch.zeros(self.rows, self.columns, device=self._kernel.device, dtype=next(self.buffers()).dtype)
         with torch.autocast(kernel.device.type, enabled=False):
             for t in range(task + 1):
@@ -183,7 +182,7 @@ class FactorisedConv2d(TaskConditional):
         return kernel
 
     def upto(self, name: str, task: int) -> Tensor:
-        """All of a factor that a finished task uses."""
+        """The part of a factor that a finished task uses."""
         return getattr(self, name).narrow(self.grows[name], 0, self.extent(name, self.ranks[task]))
 
     def set_task(self, task: int) -> None:
@@ -191,7 +190,7 @@ class FactorisedConv2d(TaskConditional):
             self._task, self._kernel, self._links = task, self._kernel.new_empty(0), ()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._links = ()  # buffers and parameters move, these would not
+        self._links = ()  # buffers and parameters move to the device, these would not
         return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,7 +211,7 @@ class FactorisedConv2d(TaskConditional):
         return self.chain_macs(self.ranks[self._task], inner, outer, rows) < self.rows * self.columns * outer
 
     def pixels(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Of an image (H, W): pixels that go in, that come out, and after the vertical half of a separable window."""
+        """Pixels of an image (H, W): at the input, at the output, and after the vertical half of a separable window."""
         out = [
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, p, d, k, s in zip(size, self.padding, self.dilation, self.shape[2:], self.stride, strict=True)
@@ -269,7 +268,7 @@ class SVDConv2d(FactorisedConv2d):
 class CPConv2d(FactorisedConv2d):
     """Kernel sum_r |weight_r| a_r o b_r o d_r o e_r of unit-norm factors: A (O, R), B (I, R), D (kh, R), E (kw, R).
 
-    The trainable factors have any norm and are normalised on the way, so that the weight alone carries a term's energy.
+    The trainable factors may have any norm. They are normalised on use, so that the weight alone carries a term's energy.
     """
 
     grows: ClassVar = {"A": 1, "B": 1, "D": 1, "E": 1, "weight": 0}
@@ -301,7 +300,7 @@ class CPConv2d(FactorisedConv2d):
         return b.T[:, :, None, None], d.T[:, None, :, None], e.T[:, None, None, :], outer[:, :, None, None]
 
     def chain(self, x: Tensor, *links: Tensor) -> Tensor:
-        """1x1 to R channels, a vertical and a horizontal window for each, 1x1 to O channels."""
+        """1x1 to R channels, a vertical and a horizontal window per channel, 1x1 to O channels."""
         inner, vertical, horizontal, outer = links
         (s, t), (p, q), (v, w), rank = self.stride, self.padding, self.dilation, len(inner)
         x = F.conv2d(x, inner)
@@ -320,10 +319,10 @@ class CPConv2d(FactorisedConv2d):
 class TuckerConv2d(FactorisedConv2d):
     """Tucker-2: kernel sum_pq core_pq a_p o b_q, with A (O, P), B (I, Q) and a core of P x Q windows (kh, kw).
 
-    A rank is (P, Q). Task t appends columns to A and B and, to the core, the windows that its new columns need:
+    A rank is (P, Q). Task t appends columns to A and B, and windows for its new columns to the core:
 
-    core="nested"   between new and old columns too: (old, new), (new, old), (new, new); what is learnt reuses old columns
-    core="block"    (new, new) alone: a sum of one Tucker block for each task
+    core="nested"   also between new and old columns: (old, new), (new, old), (new, new); new tasks reuse old columns
+    core="block"    (new, new) alone: a sum of one Tucker block per task
 
     `core` (windows, kh, kw) holds them task by task in that order, each block row by row.
     """
@@ -375,8 +374,8 @@ class TuckerConv2d(FactorisedConv2d):
 
     @torch.no_grad()
     def absorb(self) -> None:
-        """Make the trainable columns orthonormal and turn them into the principal axes of the windows that they carry; what
-        is taken from them goes into the windows, so that the kernel stays the same."""
+        """Make the trainable columns orthonormal and rotate them to the principal axes of their windows. The windows absorb the
+        change, so the kernel stays the same."""
         a, b, core = (factor.detach().double() for factor in self.residual.values())
         before = self.before(len(self.ranks))
         on, no, nn = self.blocks(core, before, a.shape[1], b.shape[1])
@@ -390,14 +389,14 @@ class TuckerConv2d(FactorisedConv2d):
         self.set_residual({"A": a, "B": b, "core": torch.cat([block.flatten(0, 1) for block in (on, no, nn)])})
 
     def strengths(self) -> list[Tensor]:
-        """Norms of the windows of each new row, and of each new column: the kernel's own, once the columns are orthonormal."""
+        """Norms of the windows of each new row and column. They are norms of the kernel once the columns are orthonormal."""
         return [norms.detach() for norms in self.slice_norms()]
 
     def energy(self) -> float:
         return float(self.core.double().square().sum())
 
     def slice_norms(self) -> tuple[Tensor, Tensor]:
-        """The same (P,) and (Q,), differentiable."""
+        """The same norms, (P,) and (Q,), differentiable."""
         a, b, core = self.residual.values()
         on, no, nn = self.blocks(core, self.before(len(self.ranks)), a.shape[1], b.shape[1])
         rows = torch.cat([no, nn], 1).square().sum((1, 2, 3))
@@ -406,7 +405,7 @@ class TuckerConv2d(FactorisedConv2d):
 
     @torch.no_grad()
     def consolidate(self, *keep: Tensor) -> None:
-        """Append the rows keep[0] and columns keep[1]; a task that keeps none of either, without old ones, adds nothing."""
+        """Append the rows keep[0] and columns keep[1]. Without old ones, a task that keeps no row or no column adds nothing."""
         a, b, core = self.residual.values()
         before = self.before(len(self.ranks))
         on, no, nn = self.blocks(core, before, a.shape[1], b.shape[1])
@@ -425,7 +424,7 @@ class TuckerConv2d(FactorisedConv2d):
         return sum(steps[: ends.index(rank)])
 
     def whole_core(self, task: int) -> Tensor:
-        """The core (P, Q, kh, kw) of a finished task, zero where it has no window."""
+        """The core (P, Q, kh, kw) of a finished task, zero where there is no window."""
         core = self.core.new_zeros(*self.ranks[task], *self.shape[2:])
         for t in range(task + 1):
             (p, q), (end_p, end_q) = self.before(t), self.ranks[t]
@@ -455,7 +454,7 @@ class TuckerConv2d(FactorisedConv2d):
 class KroneckerConv2d(FactorisedConv2d):
     """Kernel sum_r |weight_r| A_r (x) B_r with A (R, o1, i1) and B (R, o2, i2, kh, kw) of unit norm, O = o1 o2, I = i1 i2.
 
-    (o1, i1) are the divisors of O and I for which A_r and B_r come closest to equal size (Hameed et al., AAAI 2022).
+    (o1, i1) are the divisors of O and I for which the sizes of A_r and B_r are closest (Hameed et al., AAAI 2022).
     """
 
     grows: ClassVar = {"A": 0, "B": 0, "weight": 0}
@@ -487,7 +486,7 @@ class KroneckerConv2d(FactorisedConv2d):
         return unit(self.upto("A", task)) * self.upto("weight", task).abs()[:, None, None], unit(self.upto("B", task))
 
     def chain(self, x: Tensor, *links: Tensor) -> Tensor:
-        """B's windows on each of i1 groups of channels, R o2 of them, then mixed by A."""
+        """R o2 windows of B on each of i1 groups of channels, then mixed by A."""
         a, b = links
         folded = x.reshape(-1, self.inner[1], *x.shape[2:])
         y = F.conv2d(folded, b.flatten(0, 1), None, self.stride, self.padding, self.dilation)
@@ -503,12 +502,12 @@ class KroneckerConv2d(FactorisedConv2d):
 
 
 def unit(factor: Tensor) -> Tensor:
-    """Each of its entries along the first dimension divided by its norm."""
+    """Each entry along the first dimension divided by its norm."""
     return F.normalize(factor.flatten(1), dim=1).view_as(factor)
 
 
 class KernelBank(TaskConditional):
-    """The same convolution served from composed kernels (D, O, I, kh, kw); index[t] is the kernel of task t."""
+    """The same convolution with composed kernels (D, O, I, kh, kw); index[t] is the kernel of task t."""
 
     def __init__(self, conv: nn.Conv2d, kernels: Tensor, index: list[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The one way in which entries of a trainable parameter are frozen."""
+"""Freezing entries of trainable parameters."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .normalisation import FirstTaskBatchNorm
 
 
 class FrozenGuard(SupervisedPlugin):
-    """Entries that keep their values bit for bit, whatever the optimiser does.
+    """Keeps the values of frozen entries bit for bit, whatever the optimiser does.
 
-    A zero gradient does not freeze: momentum, weight decay and Adam's moments move a weight all the same. So the guard also
-    writes the kept values back after every step. Every run has one, which acts after the method's own hooks; the heads of
-    finished tasks are frozen through it for methods that forget nothing, and normalisation that belongs to the first task for
-    all. What is no parameter needs no guard: no optimiser sees a buffer.
+    A zero gradient does not freeze a weight: momentum, weight decay and Adam's moments still change it. So the guard also
+    restores the frozen values after every step. Every run has one guard, which acts after the method's own hooks. It
+    freezes the heads of finished tasks for methods that forget nothing, and the normalisation that belongs to the first task
+    for all methods. Buffers need no guard, because no optimiser changes them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.frozen: dict[str, tuple[Tensor, Tensor]] = {}  # parameter name: (True where frozen, the values to keep)
+        self.frozen: dict[str, tuple[Tensor, Tensor]] = {}  # by parameter: (True where frozen, the frozen values)
 
     @torch.no_grad()
     def freeze(self, name: str, where: Tensor | None = None) -> None:
-        """From now on parameter `name` keeps its present values where `where` is True, and is free elsewhere. None: everywhere;
-        then it gets no gradient at all, and leaves the optimiser's work."""
+        """Freeze parameter `name` at its present values where `where` is True; the others are free. None freezes all of it: then it
+        gets no gradient at all, and the optimiser skips it."""
         parameter = self.model.get_parameter(name)
         self.frozen.pop(name, None)
         parameter.requires_grad_(where is not None)

@@ -22,7 +22,7 @@ def per_sample_gradients(
     """Gradients of loss(logits (K,), target) for each sample alone, with respect to the shared parameters of the backbone.
 
     batches: (x (B, C, H, W), targets (B, ...)). Yields {name: (B, *shape)} batch by batch. The network is in evaluation mode
-    meanwhile (no dropout, fixed normalisation) and is left as it was: no gradient, buffer or mode of it changes.
+    (no dropout, fixed normalisation) during the computation. Its gradients, buffers and mode are left unchanged.
     """
     names = shared_parameters(model.backbone)
     own = {f"backbone.{name}": p.detach() for name, p in names.items()}
@@ -38,7 +38,7 @@ def per_sample_gradients(
 
 
 def no_image_alone(recipe: Recipe) -> str | None:
-    """Why a method that takes gradients image by image cannot run under a recipe."""
+    """Why a method that uses per-image gradients cannot run under a recipe."""
     if recipe.batchnorm == "batch_stats" and has_batchnorm(recipe.backbone):
         return (
             "it looks at one image at a time, and batchnorm=batch_stats has statistics of whole batches only; use another policy"
@@ -47,16 +47,16 @@ def no_image_alone(recipe: Recipe) -> str | None:
 
 
 class Quadratic:
-    """sum_k sum_i A_k,i (theta_i - a_k,i)^2 over any number of terms k, kept as one quadratic and a number.
+    """sum_k sum_i A_k,i (theta_i - a_k,i)^2 over any number of terms k, stored as one quadratic and a number.
 
-    Adding a term merges it: A = A' + A_k, anchor = a' + A_k / A (a_k - a'), rest += A' A_k / A (a_k - a')^2. So neither cost
-    nor memory grows with the number of terms, and the anchor of a single term is that term's own, bit for bit.
+    Adding a term merges it: A = A' + A_k, anchor = a' + A_k / A (a_k - a'), rest += A' A_k / A (a_k - a')^2. Neither cost nor
+    memory grows with the number of terms. The anchor of a single term is bit-identical to that term's own.
     """
 
     def __init__(self) -> None:
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
-        self.rest = 0.0  # does not depend on theta; only the value needs it
+        self.rest = 0.0  # independent of theta; only the value needs it
 
     @torch.no_grad()
     def add(self, importance: dict[str, Tensor], anchor: dict[str, Tensor]) -> None:

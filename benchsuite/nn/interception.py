@@ -20,11 +20,11 @@ from .multihead import MultiHead
 
 
 class Read(NamedTuple):
-    """What a layer has read and kept in a pass."""
+    """What a layer has read and stored in a pass."""
 
     map: weakref.ref[Tensor]
-    version: int  # of the map, which may be changed in place afterwards
-    shape: torch.Size  # as the layer saw it, which may have padded it
+    version: int  # of the activations, which may be changed in place later
+    shape: torch.Size  # as the layer read it, possibly padded
     layer: int
     linear: bool
     learns: bool
@@ -33,13 +33,13 @@ class Read(NamedTuple):
 
 
 class Interception(TorchFunctionMode):
-    """Lets a modifier act on the layers of a network, in training passes through it."""
+    """Lets a modifier act on the layers of a network in its training passes."""
 
     def __init__(self, modifier: Modifier, model: MultiHead) -> None:
         super().__init__()
         self.modifier = modifier
-        self.bytes = 0  # what the paper's formula counts: kept inputs of the compressed layers, summed until somebody resets it
-        self._first: int | None = 0 if modifier.compressed == "all" else None  # of the layers that are compressed
+        self.bytes = 0  # the paper's formula: stored inputs of the compressed layers, summed until reset
+        self._first: int | None = 0 if modifier.compressed == "all" else None  # of the compressed layers
         self._inside = self._counting = False
         self._reads: list[Read] = []  # in this pass
         self._layers = 0
@@ -64,7 +64,7 @@ class Interception(TorchFunctionMode):
             self._inside, self._reads = False, []
 
     def _count(self, model: nn.Module, given: Any, named: Any) -> int:
-        """How many layers a pass comes to, found by one that changes nothing."""
+        """The number of layers in a forward pass, counted by a pass that changes nothing."""
         self._inside = self._counting = True
         self._layers, self._reads = 0, []
         try:
@@ -81,8 +81,7 @@ class Interception(TorchFunctionMode):
         return handler(self, partial(func, *args, **(kwargs or {})), *args, **(kwargs or {}))
 
     def _kept(self, given: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Kept | None:
-        """What to keep of x, which is made from a layer's input `given`. Linear layers that read the same input, which are heads,
-        count as one layer."""
+        """What to store of x, which comes from a layer's input `given`. Linear layers with the same input (heads) are one."""
         now, linear = given._version, geometry is None
         reads = [read for read in self._reads if read.version == now and read.map() is given]
         heads = [read.layer for read in reads if read.linear and linear]
@@ -93,12 +92,12 @@ class Interception(TorchFunctionMode):
         compressed, learns = not self._counting and self._first is not None and layer >= self._first, weight.requires_grad
         kept: Kept | None = None
         if not learns:
-            if compressed and not linear:  # a plain convolution would keep its input all the same
+            if compressed and not linear:  # a plain convolution would still store its input
                 kept = Decomposed(x.new_empty(0), ())
         elif shared:
             kept = shared[0].kept
         elif compressed:
-            with torch.autocast(x.device.type, enabled=False):  # what is kept may be bfloat16, its decomposition is not
+            with torch.autocast(x.device.type, enabled=False):  # stored tensors may be bfloat16, their decomposition is not
                 kept = self.modifier.keep(x.detach(), layer, weight.detach(), geometry)
         counted = learns and compressed
         if counted and not any(read.counted for read in shared):
@@ -201,7 +200,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 
 def lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As autocast would have them: a layer that is computed in bfloat16 keeps bfloat16."""
+    """Cast as by autocast: a layer that computes in bfloat16 stores bfloat16."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         return x, weight, bias

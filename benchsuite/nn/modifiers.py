@@ -1,9 +1,9 @@
-"""Modifiers: under any method, less is kept for the backward pass. `cacl+hosvd` names CACL with HOSVD-compressed maps.
+"""Modifiers: they reduce what any method stores for the backward pass. `cacl+hosvd` is CACL with HOSVD-compressed activations.
 
-A modifier looks at every convolution, linear layer, ReLU and pooling while the network that a method prepared is run, however
-deep inside a module the call is made, and puts in its place one that keeps less (`benchsuite.nn.compressed`). The names of
-weights and what is stored to serve stay the same. Only training passes are touched: evaluation, consolidation (EWC's Fisher,
-say) and teachers run as they are.
+While the network prepared by a method runs, a modifier intercepts every convolution, linear layer, ReLU and pooling, however deep
+inside a module the call is made, and replaces it by one that stores less (`benchsuite.nn.compressed`). Parameter names and the
+artifact stay the same. Only training passes are modified; evaluation, consolidation (EWC's Fisher, for example) and teachers are
+not.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from .compressed import Filtered, Geometry, Kept, Probed
 
 @dataclass
 class Modifier:
-    """Base of the modifiers. Fields become settings of the method that is modified."""
+    """Base of the modifiers. Its fields become settings of the modified method."""
 
     compressed = "last:0"  # see CompressedActivations
     relu = "plain"
-    by_input = True  # what is kept depends on the input alone, so that layers which read the same one share it
+    by_input = True  # what is stored depends on the input alone, so that layers with the same input share it
     seed = 0
 
     def __post_init__(self) -> None:
         check(self)
 
     def begin_task(self, model: nn.Module, task: int) -> None:
-        """Before the first step of a task, on the network that is about to learn it."""
+        """Called before the first step of a task, with the network that learns it."""
 
     def keep(self, x: Tensor, layer: int, weight: Tensor, geometry: Geometry | None) -> Kept | None:
-        """What is kept of the input of a layer (counted from 0) for its weight's gradient; None: the input itself.
+        """What to store of the input of a layer (counted from 0) for its weight gradient; None: the input itself.
 
         geometry: stride, padding, dilation and groups of a convolution, None for a linear layer."""
         return None
@@ -46,12 +46,12 @@ class Modifier:
 
 @dataclass
 class CompressedActivations(Modifier):
-    """What keeps activation maps in another form.
+    """Base of the modifiers that store activations in another form.
 
-    compressed: "all" convolutions and linear layers, or "last:N" of them in the order in which a forward pass comes to them;
-    heads that read the same features count as one. Of them, one whose weight does not learn keeps nothing.
-    relu: "mask" keeps one bit for each element at a ReLU, two bits for each output of a 2x2 max pooling and nothing at an
-    average pooling, with the same result to the bit; "plain" leaves them as they are, and with them most of what was kept.
+    compressed: "all" convolutions and linear layers, or the "last:N" of them in the order of a forward pass. Heads that read the
+    same features count as one. A layer whose weight is not trained stores nothing.
+    relu: "mask" stores one bit per element at a ReLU, two bits per output of a 2x2 max pooling and nothing at an average pooling,
+    with bit-identical results. "plain" leaves these layers, and most of what is stored, unchanged.
     """
 
     compressed: str = "all"
@@ -66,22 +66,22 @@ class CompressedActivations(Modifier):
 
 @dataclass
 class Decomposition(CompressedActivations):
-    """epsilon: the share of a map's energy that each mode keeps. mode_ranks: so many directions of each mode instead, the last
-    number standing for all further modes. factors: how singular vectors are computed; "svd" is the plain and slow way."""
+    """epsilon: the share of the energy that each mode keeps. mode_ranks: fixed ranks in place of epsilon, one per mode; the last
+    number stands for all further modes. factors: how singular vectors are computed; "svd" is the slow reference."""
 
     epsilon: float = setting(0.8, above=0, most=1)
     mode_ranks: tuple[int, ...] = setting((), least=1)
     factors: Literal["gram", "svd"] = "gram"
 
     def modes(self, x: Tensor) -> Sequence[int]:
-        """Which modes get a factor."""
+        """The modes that get a factor."""
         return range(x.dim())
 
     def keep(self, x: Tensor, layer: int, weight: Tensor, geometry: Geometry | None) -> Kept | None:
         if self.mode_ranks:
             choose = compressed.by_rank([*self.mode_ranks, *[self.mode_ranks[-1]] * x.dim()])
         elif self.epsilon == 1:
-            return None  # everything, so there is nothing to compute
+            return None  # all energy: nothing to compress
         else:
             choose = compressed.by_energy(self.epsilon)
         return compressed.hosvd(x, choose, self.modes(x), exact=self.factors == "svd")
@@ -89,7 +89,7 @@ class Decomposition(CompressedActivations):
 
 @dataclass
 class SVD(Decomposition):
-    """Truncated SVD of each map as a matrix with a row for each image (SVD_epsilon of arXiv 2411.06346)."""
+    """SVD: stores a truncated SVD of the activations as a matrix with one row per image (SVD_epsilon of arXiv 2411.06346)."""
 
     def modes(self, x: Tensor) -> Sequence[int]:
         return [0]
@@ -97,12 +97,12 @@ class SVD(Decomposition):
 
 @dataclass
 class HOSVD(Decomposition):
-    """Truncated higher-order SVD of each map: images, channels, rows, columns (HOSVD_epsilon of arXiv 2411.06346)."""
+    """HOSVD: stores a truncated higher-order SVD of the activations in all modes (HOSVD_epsilon of arXiv 2411.06346)."""
 
 
 @dataclass
 class GradientFilter(CompressedActivations):
-    """Gradient filtering (Yang et al., CVPR 2023): gradients are averaged over r x r patches, inputs summed over them."""
+    """Gradient filtering: averages gradients and sums inputs over r x r patches (Yang et al., CVPR 2023)."""
 
     radius: int = setting(2, least=1)
 
@@ -110,17 +110,17 @@ class GradientFilter(CompressedActivations):
 
     def keep(self, x: Tensor, layer: int, weight: Tensor, geometry: Geometry | None) -> Kept | None:
         if geometry is None or geometry[2] != (1, 1):
-            return None  # a linear layer has no pixels; dilated windows overlap no patch evenly
+            return None  # a linear layer has no pixels; dilated windows do not overlap patches evenly
         return Filtered.of(x, weight.shape[2:], geometry, self.radius)
 
 
 @dataclass
 class ASI(CompressedActivations):
-    """Activation subspace iteration (Nguyen et al., ICML 2025): fixed ranks, factors refreshed by one power step a batch.
+    """ASI: stores activations at fixed ranks, with factors updated by one power step per batch (Nguyen et al., ICML 2025).
 
-    With each task it begins anew: its first batch sets the ranks, at which HOSVD keeps a share epsilon of each mode's energy;
-    or, with activation_mb > 0, for each layer one of the shares 0.4, 0.5, ..., 0.9, chosen together so that the errors
-    ||dW - dW'|| of that batch's gradients are smallest in sum and all maps take at most so many MB (1e6 bytes).
+    The first batch of each task sets the ranks at which HOSVD keeps a share epsilon of each mode's energy. With activation_mb > 0
+    each layer gets one of the shares 0.4, 0.5, ..., 0.9 in place of epsilon, chosen so that the sum of the errors ||dW - dW'|| of
+    that batch's gradients is smallest while all stored activations take at most so many MB (1e6 bytes).
     """
 
     epsilon: float = setting(0.8, above=0, below=1)
@@ -136,7 +136,7 @@ class ASI(CompressedActivations):
         self.task = task
         self.ranks: dict[int, list[int]] = {}
         self.bases: dict[tuple[int, torch.Size], list[Tensor]] = {}
-        self.probes: dict[int, list[tuple[float, int, list[int]]]] = {}  # by layer: error, bytes, ranks of each share
+        self.probes: dict[int, list[tuple[float, int, list[int]]]] = {}  # by layer: (error, bytes, ranks) for each share
 
     @torch.no_grad()
     def keep(self, x: Tensor, layer: int, weight: Tensor, geometry: Geometry | None) -> Kept | None:
@@ -144,7 +144,7 @@ class ASI(CompressedActivations):
             if layer not in self.probes:
                 self.probes[layer] = []
                 return Probed(x, self.shares, self.probes[layer])
-            if not all(self.probes.values()):  # another pass before the first one's gradients
+            if not all(self.probes.values()):  # a second forward pass before the first backward pass
                 return None
             chosen = within(int(self.activation_mb * 1e6), list(self.probes.values()))
             self.ranks = dict(zip(self.probes, chosen, strict=True))
@@ -164,10 +164,10 @@ class ASI(CompressedActivations):
 
 
 def within(budget: int, layers: list[list[tuple[float, int, list[int]]]]) -> list[list[int]]:
-    """For each layer the ranks of one of its (error, bytes, ranks), so that the errors are smallest in sum and the bytes at
-    most `budget`; the smallest of each where even they are more. Bytes are rounded up to thousandths of the budget."""
+    """For each layer the ranks of one of its options (error, bytes, ranks): the choice with the smallest sum of errors whose
+    bytes are at most `budget`. If none fits, the smallest option of each. Bytes are rounded up to thousandths of the budget."""
     cells = 1000
-    best = np.zeros(cells + 1)  # the smallest error of the layers so far, by how much of the budget they may take
+    best = np.zeros(cells + 1)  # the smallest error of the layers so far, by the part of the budget that they may use
     picks = []
     for options in layers:
         reach: np.ndarray = np.full(cells + 1, np.inf)
@@ -191,8 +191,10 @@ def within(budget: int, layers: list[list[tuple[float, int, list[int]]]]) -> lis
 
 @dataclass
 class Checkpointing(Modifier):
-    """Recomputation, the rival that is exact: of `segments` parts of the network all but the last keep their inputs alone and run
-    again in the backward pass (Chen et al., arXiv 1604.06174)."""
+    """Activation checkpointing, the exact baseline: recomputes activations in the backward pass (Chen et al., arXiv 1604.06174).
+
+    The network is split into `segments` parts; all but the last store only their inputs.
+    """
 
     segments: int = setting(3, least=1)
 

@@ -1,4 +1,4 @@
-"""One backbone, one linear head for each task; the task is known at training and at test."""
+"""One backbone and one linear head per task; the task is known in training and at test time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .normalisation import BatchNormPolicy, apply_policy
 class MultiHead(MultiTaskModule):
     """y = head_task(backbone(x)), with a head of exactly K_task outputs for each task.
 
-    classes: K_t for every task t of the sequence. Heads are made when their task is first met, and their weights depend on
-    (seed, task) alone, so that no evaluation schedule can change them.
+    classes: K_t for every task t of the sequence. A head is created when its task first appears. Its initial weights depend on
+    (seed, task) alone, so no evaluation schedule can change them.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MultiHead(MultiTaskModule):
         batchnorm: BatchNormPolicy = "per_task",
         width: float = 1.0,
     ) -> MultiHead:
-        """The protocol's dense network; every layer's weights come from a generator of their own."""
+        """The protocol's dense network. The weights of each layer come from a generator of their own."""
         described: dict[str, Any] = {"backbone": backbone, "image": list(image)}
         if has_batchnorm(backbone):
             described["batchnorm"] = batchnorm
@@ -55,7 +55,7 @@ class MultiHead(MultiTaskModule):
         return cls(network, classes=classes, seed=seed, described=described)
 
     def describe(self) -> dict[str, Any]:
-        """What `from_description` needs: plain JSON."""
+        """The plain JSON that `from_description` needs."""
         return {**self._described, "classes": self.classes, "heads": sorted(int(t) for t in self.heads)}
 
     @classmethod
@@ -67,8 +67,8 @@ class MultiHead(MultiTaskModule):
         return model
 
     def adaptation(self, experience: CLExperience) -> None:
-        """Avalanche's call before an experience is trained on or evaluated: make the heads it needs."""
-        super().adaptation(experience)  # keeps the tasks trained so far, which `forward_all_tasks` goes through
+        """Called by Avalanche before an experience is trained on or evaluated: create the heads that it needs."""
+        super().adaptation(experience)  # records the tasks trained so far for `forward_all_tasks`
         for task in experience.task_labels:
             self.add_task(int(task))
 
@@ -82,12 +82,12 @@ class MultiHead(MultiTaskModule):
 
     def forward(self, x: Tensor, task_labels: int | Tensor | None) -> Tensor | dict[int, Tensor]:
         """x: (B, C, H, W). task_labels: one task for the whole batch, or (B,) tasks, one for each image.
-        Returns (B, K_task); for (B,) tasks (B, max K), where columns beyond a task's own head hold the lowest finite number;
-        with None, as Avalanche's distillation asks, {task: (B, K_task)} for every task trained so far."""
+        Returns logits (B, K_task). For (B,) tasks: (B, max K), with the lowest finite number in columns beyond a task's head.
+        For None, which Avalanche's distillation uses: {task: (B, K_task)} for every task trained so far."""
         if task_labels is None:
             return self.forward_all_tasks(x)
         if isinstance(task_labels, Tensor):
-            labels = task_labels.to(x.device)  # Avalanche's A-GEM leaves those of its memory on the CPU
+            labels = task_labels.to(x.device)  # Avalanche's A-GEM keeps the labels of its memory on the CPU
             if not self._conditional():
                 return self._gather(self.backbone(x), labels)
             tasks = labels.unique().tolist()
@@ -105,12 +105,12 @@ class MultiHead(MultiTaskModule):
         return self.backbone(x)
 
     def _gather(self, features: Tensor, labels: Tensor) -> Tensor:
-        """All heads at once, then each row's own: nothing is read back from the device."""
+        """Compute all heads, then select each row's: nothing is read back from the device."""
         known = sorted(int(task) for task in self.heads)
         heads, width = [self.heads[str(task)] for task in known], max(self.classes[task] for task in known)
         every = torch.stack([nn.functional.pad(head(features), (0, width - head.out_features)) for head in heads], 1)
         key = (tuple(known), labels.device)
-        if self._table is None or self._table[0] != key:  # copied to the device once, not in every step
+        if self._table is None or self._table[0] != key:  # copied to the device once, not at every step
             widths = torch.tensor([head.out_features for head in heads], device=labels.device)
             self._table = (key, torch.tensor(known, device=labels.device), widths)
         _, positions, widths = self._table
@@ -120,7 +120,7 @@ class MultiHead(MultiTaskModule):
         return out.masked_fill(beyond, torch.finfo(out.dtype).min)
 
     def _mixed(self, x: Tensor, labels: Tensor, tasks: list[int]) -> Tensor:
-        """The backbone changes with the task: one forward for each."""
+        """One forward pass per task, because the backbone depends on the task."""
         width = max(self.classes[t] for t in tasks)
         rows = [(labels == task).nonzero().squeeze(1) for task in tasks]
         logits = [self.forward_single_task(x[r], task) for r, task in zip(rows, tasks, strict=True)]

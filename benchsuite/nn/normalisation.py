@@ -1,4 +1,4 @@
-"""Batch normalisation under a policy: what of it belongs to a task, and what changes when later tasks are learnt."""
+"""Policies for batch normalisation: which parts belong to a task, and which change when later tasks are learnt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BatchNormPolicy = Literal["per_task", "frozen_after_first", "batch_stats", "shar
 
 
 class PerTaskBatchNorm(TaskConditional):
-    """Scale, shift and running statistics of each task's own: 4 C numbers a task. A new task starts at the identity."""
+    """Separate scale, shift and running statistics for each task: 4 C numbers per task. A new task starts at the identity."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ class PerTaskBatchNorm(TaskConditional):
 
 
 class FirstTaskBatchNorm(nn.Module):
-    """Scale and shift are learnt with the first task; the guard freezes them when it ends.
+    """Learns scale and shift with the first task; the guard freezes them at its end.
 
-    running: normalise by the running statistics, which are fixed from then on too ("frozen_after_first"); without, by the
-    batch's own, in evaluation as well ("batch_stats"), so that a class score depends on the rest of its batch.
+    running: normalise by the running statistics, which are then frozen too ("frozen_after_first"). Otherwise normalise by the
+    statistics of the batch, also in evaluation ("batch_stats"), so that logits depend on the other images of the batch.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, running: bool) -> None:
@@ -48,7 +48,7 @@ class FirstTaskBatchNorm(nn.Module):
 
 
 def apply_policy(network: nn.Module, policy: BatchNormPolicy) -> None:
-    """Put every batch normalisation of `network` under `policy`."""
+    """Apply `policy` to every batch normalisation of `network`."""
     if policy == "per_task":
         replace_modules(network, nn.BatchNorm2d, lambda _, norm: PerTaskBatchNorm(norm))
     elif policy != "shared":

@@ -1,4 +1,4 @@
-"""Serving a gated network as it is: each task by the small dense network of the units that its mask leaves."""
+"""Serving a gated network: each task by the small dense network of the units in its mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .normalisation import FirstTaskBatchNorm, PerTaskBatchNorm
 
 
 class SlicedNetwork(nn.Module):
-    """model(x, task): for each task a backbone and a head of its own, without the units that the task does not use."""
+    """model(x, task): a separate backbone and head for each task, without the units that the task does not use."""
 
     def __init__(self, backbones: Mapping[int, nn.Module], heads: Mapping[int, nn.Linear]) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class SlicedNetwork(nn.Module):
 
 @torch.no_grad()
 def slice_network(model: MultiHead, masks: Mapping[int, Mapping[str, Tensor]]) -> SlicedNetwork:
-    """masks: for each task, for each `Units` of the backbone, which units it uses, bool (n,). model: dense, in eval mode."""
+    """masks: for each task and each `Units` of the backbone, the units that it uses, bool (n,). model: dense, in eval mode."""
     backbones, heads = {}, {}
     for task, used in masks.items():
         backbone = copy.deepcopy(model.backbone)
@@ -37,7 +37,7 @@ def slice_network(model: MultiHead, masks: Mapping[int, Mapping[str, Tensor]]) -
             small = _convolution(layer, None if reads is None else used[reads], rows) if isinstance(layer, nn.Conv2d) else None
             setattr(backbone.get_submodule(parent), leaf, small or _normalisation(layer, task, rows))
         last = used[model.backbone.last_units]
-        columns = last.repeat_interleave(model.features // len(last))  # a channel's places lie side by side in the flat features
+        columns = last.repeat_interleave(model.features // len(last))  # positions of a channel are adjacent in flat features
         head = model.heads[str(task)]
         small_head = nn.Linear(int(columns.sum()), head.out_features)
         small_head.weight, small_head.bias = nn.Parameter(head.weight[:, columns]), head.bias
