@@ -186,3 +186,13 @@ def test_the_protocol_of_the_docs_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(protocols, "_known", dict(protocols.all()))
     names = typed_in(tmp_path, monkeypatch, (ROOT / "docs" / "adding-a-protocol.md").read_text())
     assert (names["record"].job.protocol, len(names["record"].tasks)) == ("digit-halves", 2)
+
+
+def test_the_python_snippets_run(tmp_path, monkeypatch):
+    names = typed_in(tmp_path, monkeypatch, (ROOT / "docs" / "python-api.md").read_text())
+    assert names["failed"] == {}
+    assert {*names["board"].accuracy["method"]} == {"finetune", "cacl"}
+    assert {int(label) for label in names["classes"]} <= {*names["served"].tasks[0]["classes"]}
+    (board,) = [block for _, block in BLOCK.findall(README) if "benchsuite.plan" in block]
+    again = typed_in(tmp_path, monkeypatch, f"```python\n{board}```")
+    assert again["plan"].missing() == []
