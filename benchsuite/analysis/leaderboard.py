@@ -94,7 +94,7 @@ class Leaderboard:
 def leaderboard(
     records: Sequence[RunRecord],
     published: Sequence[Published] = (),
-    match: str | Job = "",
+    match: str | Job | None = None,
     files: Mapping[str, str] = MappingProxyType({}),
 ) -> Leaderboard:
     """Rank the runs of one protocol and tier.

@@ -117,8 +117,8 @@ def _measured(run: RunRecord, measure: str) -> float:
     return float(getattr(run, measure))
 
 
-def _why_not(figure: Published, runs: list[RunRecord]) -> str:
-    """Why these runs cannot reproduce the figure, or fail to; "" where they can."""
+def _why_not(figure: Published, runs: list[RunRecord]) -> str | None:
+    """Why these runs can neither reproduce the figure nor fail to; None if they can."""
     job = runs[0].job
     # Runs of one configuration have the same settings, wherever these were written.
     changed = min((sorted(name for name, origin in r.job.origins.items() if origin == "command line") for r in runs), key=len)
@@ -129,7 +129,7 @@ def _why_not(figure: Published, runs: list[RunRecord]) -> str:
         "a method from a file of its own" if job.method_source else "",
         "" if all(entry.complete for r in runs for entry in r.data) else "incomplete images",
     ]
-    return "; ".join(filter(None, reasons))
+    return "; ".join(filter(None, reasons)) or None
 
 
 def _verdict(published: float, measure: str, mean: float, half: float) -> tuple[str, str]:

@@ -112,8 +112,8 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
         raise UserError("--no-run ranks every record that is there", f"{words} can only choose what to run, leave it out")
     protocol = protocols.get(arguments.protocol)
     protocol.recipe(arguments.tier)
-    match = arguments.match_size or ""
-    if ".py" in match:
+    match = arguments.match_size
+    if match and ".py" in match:
         from ..method.registered import methods
 
         match = methods.find(match)

@@ -88,13 +88,13 @@ def download(
     address.
     """
 
-    def mismatch(file: Path) -> str:
-        """What is wrong with the file, or ""."""
+    def mismatch(file: Path) -> str | None:
+        """What is wrong with the file, if anything."""
         if size is not None and file.stat().st_size != size:
             return f"has {file.stat().st_size:,} bytes, expected {size:,}"
         if md5 is not None and (found := _md5(file)) != md5:
             return f"has md5 {found}, expected {md5}"
-        return ""
+        return None
 
     part = path.with_name(path.name + ".part")
     try:

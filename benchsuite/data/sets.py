@@ -247,8 +247,8 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
     )
 
 
-def _shortfall(official: Official, arrays: Arrays) -> str:
-    """How the numbers of images fall short of the official distribution, "" where they do not."""
+def _shortfall(official: Official, arrays: Arrays) -> str | None:
+    """How the numbers of images fall short of the official distribution; None if they do not."""
     counts = [np.bincount(y, minlength=official.classes) for y in (arrays.train_y, arrays.test_y)]
     expected = (official.train, official.test)
     found = tuple(int(count.sum()) for count in counts)
@@ -256,7 +256,7 @@ def _shortfall(official: Official, arrays: Arrays) -> str:
     if found[1] % official.test_multiple:
         return f"{found[1]:,} test images, which is no multiple of {official.test_multiple} as published accuracies need"
     if not uneven and all(n is None or n == f for n, f in zip(expected, found, strict=True)):
-        return ""
+        return None
     what = " and ".join(f"{f:,} of {n:,} {part}" for f, n, part in zip(found, expected, ("training", "test"), strict=True))
     return f"{what} images" + ", unevenly over the classes" * uneven
 

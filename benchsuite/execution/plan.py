@@ -126,9 +126,8 @@ class Plan:
     def leaderboard(self) -> Leaderboard:
         """All finished runs of this protocol and tier, ranked."""
         records = read_board(self.results, self.protocol.name, self.tier)
-        there = self.reference and any(record.job.config == self.reference.config for record in records)
-        match = self.reference if self.reference and there else ""
-        return leaderboard(records, self.protocol.published, match=match, files=registered.sources())
+        there = self.reference is not None and any(record.job.config == self.reference.config for record in records)
+        return leaderboard(records, self.protocol.published, match=self.reference if there else None, files=registered.sources())
 
     def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:
         return resolve(self.protocol.name, self.tier, method, seed, overrides=settings, precision=self.precision)
