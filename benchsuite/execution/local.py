@@ -18,11 +18,6 @@ from .messages import Ending, Killed, Message
 from .worker import RunContext, outcome
 
 
-def cores() -> int:
-    """The cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Local:
     """Processes of this machine, `slots` at once; several share one GPU."""
 

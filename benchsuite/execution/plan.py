@@ -27,13 +27,13 @@ from ..protocol import Protocol, Recipe, protocols
 from ..record.schema import Job
 from ..record.store import read_all, read_board
 from ..registry import suggest
-from ..training.device import device_named, slow_precision
+from ..training.device import cores, device_named, slow_precision
 from ..training.events import Event, Note
 from ..training.runner import identify
 from ..training.settings import Unsupported, method_of, recipe_of, refuse_tuning_seeds, resolve
 from . import grid
 from .grid import run_all
-from .local import Local, cores
+from .local import Local
 from .match import matching_width, stored_bytes
 from .messages import Begun
 from .ray import Cluster

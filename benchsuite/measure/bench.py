@@ -43,7 +43,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.sets import verify
 from ..errors import UserError, one_line
-from ..execution.local import cores
 from ..files import write_atomic
 from ..method.registered import methods
 from ..nn.backbones import reseed_dropout
@@ -54,7 +53,7 @@ from ..record.schema import Job
 from ..registry import suggest
 from ..training.assemble import assemble
 from ..training.batches import Batches
-from ..training.device import configure_process
+from ..training.device import configure_process, cores
 from ..training.environment import environment, source_revision
 from ..training.optimizer import make_optimizer
 from ..training.settings import Unsupported, recipe_of, resolve

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from ..errors import UserError
@@ -17,6 +19,11 @@ def device_named(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: no usable GPU was found", "use --device cpu or auto")
     return torch.device(device)
+
+
+def cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def configure_process(device: str, precision: str = "fp32", threads: int | None = None) -> torch.device:

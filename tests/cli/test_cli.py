@@ -13,9 +13,9 @@ import torch
 import benchsuite
 from benchsuite.cli.main import main
 from benchsuite.data.sets import load as load_images
-from benchsuite.execution.local import cores
 from benchsuite.fields import convert
 from benchsuite.record.store import read, read_all
+from benchsuite.training.device import cores
 
 TINY = ["--tier", "smoke", "--set", "tasks=3", "--set", "train_per_class=24", "--set", "batch_size=16"]
 

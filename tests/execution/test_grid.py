@@ -22,12 +22,13 @@ from test_leaderboard import run as leaderboard_run
 from benchsuite import files
 from benchsuite.cli.arguments import seeds
 from benchsuite.execution.grid import missing, run_all
-from benchsuite.execution.local import Local, cores
+from benchsuite.execution.local import Local
 from benchsuite.execution.messages import Failed, Finished, Killed
 from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
 from benchsuite.record.folder import failure, write_failure
 from benchsuite.record.schema import Job
+from benchsuite.training.device import cores
 from benchsuite.training.events import Event, Note
 from benchsuite.training.settings import resolve
 
