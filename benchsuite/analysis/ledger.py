@@ -23,20 +23,20 @@ ROUNDING = 0.005  # figures are printed with two decimals
 VERDICTS = ("not reproduced", "undecided", "reproduced", "no run yet", "not comparable")
 
 RULE = (
-    "A figure is reproduced where our mean differs from it by at most 1.5 points, or 15 % of a size. Further off it is not"
-    " reproduced where it lies outside the 95 % interval of our seeds (Student's t), undecided inside; a single seed further"
-    " off, which has no interval, does not reproduce it. Only `paper` runs on complete data, with no setting changed, are"
-    " compared, and only with figures that were measured under the same protocol."
+    "A figure is reproduced if our mean differs from it by at most 1.5 points (sizes: 15 %). Otherwise it is undecided if it lies"
+    " inside the 95 % confidence interval over our seeds (Student's t), and not reproduced if it lies outside or if there is only"
+    " one seed. Only `paper` runs on complete data with unchanged settings are compared, and only with figures measured under the"
+    " same protocol."
 )
 
 
 def ledger(records: Iterable[RunRecord], published: Mapping[str, Sequence[Published]]) -> pd.DataFrame:
-    """One row for each published figure and each configuration of ours that stands beside it; one more where none of them counts.
+    """One row for each published figure and each of our configurations of that method; one more if none of them can be compared.
 
     records: of any protocols and tiers. published: the figures of each protocol, by its name.
-    Columns: protocol, published (the method as its source calls it), source, measure (accuracy in per cent, bwt in points,
-    megabytes), value, ours (the row's label, None where there is no run), tier, precision, n, mean, ci (half the 95 %
-    interval; NaN for one seed), verdict: one of reproduced, not reproduced, undecided, not comparable, no run yet; reason.
+    Columns: protocol, published (the method's name in its source), source, measure (accuracy in per cent, bwt in points,
+    megabytes), value, ours (the row's label, None without a run), tier, precision, n, mean, ci (half-width of the 95 % interval;
+    NaN for one seed), verdict (one of `VERDICTS`), reason.
     """
     runs: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for record in records:
@@ -59,15 +59,16 @@ def ledger(records: Iterable[RunRecord], published: Mapping[str, Sequence[Publis
 
 
 def summary(frame: pd.DataFrame) -> list[str]:
-    """In plain words, what is reproduced and what is not: one line for each verdict that there is.
+    """What is reproduced and what is not: one line for each verdict that occurs.
 
-    A figure with several rows counts once, by the strongest of its verdicts; what one run contradicts no other hides."""
+    A figure with several rows counts once, by the first of its verdicts in the order of `VERDICTS`: a contradiction is never
+    hidden by another run."""
     said: dict[str, dict[str, list[str]]] = {verdict: {} for verdict in VERDICTS}
     for (protocol, method, measure), group in frame.groupby(["protocol", "published", "measure"], sort=False):
         strongest = next(verdict for verdict in VERDICTS if (group["verdict"] == verdict).any())
         said[strongest].setdefault(f"{method} on {protocol}", []).append(NAMES[str(measure)])
     total = sum(len(measures) for which in said.values() for measures in which.values())
-    words = {"no run yet": "without a run that could show it", "not comparable": "not comparable, measured under other protocols"}
+    words = {"no run yet": "no run to compare with", "not comparable": "not comparable, measured under other protocols"}
     return [
         f"{words.get(verdict, verdict)}: {sum(map(len, which.values()))} of {total} figures ("
         + "; ".join(f"{who}: {', '.join(measures)}" for who, measures in which.items())
@@ -89,7 +90,7 @@ def _nothing(figure: Published) -> dict[str, object]:
         verdict, reason = "not comparable", "measured under another protocol"
     else:
         verdict = "no run yet"
-        reason = "no `paper` run with the published settings" if figure.ours else "no method here corresponds to it"
+        reason = "no `paper` run with the published settings" if figure.ours else "no such method here"
     return {
         "ours": None,
         "tier": None,
@@ -118,15 +119,15 @@ def _measured(run: RunRecord, measure: str) -> float:
 
 
 def _why_not(figure: Published, runs: list[RunRecord]) -> str | None:
-    """Why these runs can neither reproduce the figure nor fail to; None if they can."""
+    """Why these runs cannot be compared with the figure; None if they can."""
     job = runs[0].job
-    # Runs of one configuration have the same settings, wherever these were written.
+    # Runs of one configuration have the same settings, wherever their values came from.
     changed = min((sorted(name for name, origin in r.job.origins.items() if origin == "command line") for r in runs), key=len)
     reasons = [
         "" if figure.comparable else "measured under another protocol",
         "" if job.tier == "paper" else f"tier {job.tier}",
         f"settings changed: {', '.join(changed)}" if changed else "",
-        "a method from a file of its own" if job.method_source else "",
+        "user-defined method" if job.method_source else "",
         "" if all(entry.complete for r in runs for entry in r.data) else "incomplete images",
     ]
     return "; ".join(filter(None, reasons)) or None

@@ -247,7 +247,7 @@ def _why_not(name: str, run: RunRecord, reference: str) -> str:
     if len(run.tasks) == 1:
         return "n/a: needs at least two tasks"
     if any(row[i] is None for i, row in enumerate(run.correct)):
-        return "n/a: trains all tasks at once"
+        return "n/a: joint training"
     return f"n/a: no matching run of {reference}" if name == "forward_gain" else "n/a: not measured after every task"
 
 

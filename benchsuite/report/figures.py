@@ -36,10 +36,10 @@ LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 
 
 
 def accuracy_vs_size(board: Leaderboard) -> Figure:
-    """Accuracy (%) against stored MB (log axis), one point per row with its 95 % intervals, and the Pareto front.
+    """Accuracy (%) against stored MB (log axis): one point per row with its 95 % intervals, and the Pareto front.
 
-    A line joins the rows of a method at several widths; the largest has its name, the others their width. Where there are more
-    than `FEW` methods the names stand in a legend."""
+    A line joins a method's rows at several widths: the largest is labelled with its name, the others with their width. With more
+    than `FEW` methods the names are in a legend."""
     frame = board.parameter_efficiency.rename(columns={"megabytes": "x", "megabytes_ci": "x_ci"})
     return _trade_off(frame, "stored for all tasks (MB)", board)
 
@@ -84,7 +84,7 @@ def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard) -> Figure:
             markersize=5,
             elinewidth=0.8,
             capsize=1.5,
-            zorder=4 if row["pareto"] else 2,  # what the figure is about is not covered
+            zorder=4 if row["pareto"] else 2,  # the Pareto front is never covered
         )
     axes.set_xscale("log")
     axes.margins(0.2, 0.12)
@@ -99,9 +99,9 @@ def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard) -> Figure:
 
 
 def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
-    """What compressing every map does at each epsilon: relative gradient error, step time, bytes held and peak relative to the
-    unmodified step's. A line for each family of `frame` (columns family, epsilon, error, time, held, formula, peak in MB; its
-    first row is the unmodified step's); epsilon 1, which keeps the maps themselves, is a point beside it."""
+    """What compressing all activations does at each epsilon: relative gradient error; step time, bytes held and peak relative to
+    the unmodified step. A line for each family of `frame` (columns family, epsilon, error, time, held, formula, peak in MB; the
+    first row is the unmodified step); epsilon 1, which keeps the activations themselves, is a point beside it."""
     figure = _blank(provenance, height=4.2)
     plain = frame.iloc[0]
     known = frame.dropna(subset=["epsilon"])
@@ -195,7 +195,7 @@ def stored_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) ->
 def _over_tasks(
     series: dict[str, list[np.ndarray]], heading: str, provenance: str, scale: Literal["linear", "per cent", "log"] = "linear"
 ) -> Figure | None:
-    """A line for each row. Bands of more than `FEW` rows would hide one another: then only the last point has its interval."""
+    """A line for each row. With more than `FEW` rows bands would hide one another: then only the last point has its interval."""
     summaries = {label: t_interval(np.stack(values)) for label, values in series.items()}
     if all(np.isnan(mean).all() for mean, _ in summaries.values()):
         return None
@@ -204,7 +204,7 @@ def _over_tasks(
     figure, axes = _figure(provenance, height=2.4 + 0.14 * -(-len(series) // columns))
     for place, (label, (mean, half)) in enumerate(summaries.items()):
         k = np.arange(1, len(mean) + 1)
-        every = max(1, len(k) // 5)  # markers of their own places: not all rows' on top of one another
+        every = max(1, len(k) // 5)  # rows have their markers at different tasks, so that they do not cover one another
         axes.plot(
             k,
             mean,
@@ -238,7 +238,7 @@ def step_time(board: Leaderboard) -> Figure | None:
         return None
     frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
     figure, axes = _figure(
-        f"{provenance(board.timed)}; wall clock of trainings, median over tasks; other work may have run meanwhile",
+        f"{provenance(board.timed)}; wall clock, median over tasks; other jobs may have run meanwhile",
         height=1.1 + 0.16 * len(frame),
     )
     y = np.arange(len(frame))
@@ -261,7 +261,7 @@ def step_time(board: Leaderboard) -> Figure | None:
 
 
 def rank_growth(runs: Mapping[str, list[RunRecord]], provenance: str) -> Figure | None:
-    """How many components each layer holds after task k against k, mean over seeds with 95 % bands: a panel for each row that
+    """How many components each layer has after task k against k, mean over seeds with 95 % bands: a panel for each row that
     reports its ranks, two where kernels have two (Tucker's); None where no row does."""
     lines: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}  # of each panel: of each layer the mean and half-width
     for label, group in runs.items():
@@ -401,13 +401,13 @@ def _columns(labels: Iterable[str], room: int = 62) -> int:
 
 
 def _bound(axes: Axes) -> None:
-    """No room for accuracies that cannot be, however wide an interval is."""
+    """No room for impossible accuracies, however wide an interval is."""
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -2), min(high, 102))
 
 
 def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str, dict[str, Any]]) -> None:
-    """Write each row's text beside its point, in the place around it that covers the least of what stands there."""
+    """Write each row's text beside its point, in the position around it that covers the least."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 

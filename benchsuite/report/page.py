@@ -1,7 +1,7 @@
-"""Leaderboards as one HTML page that stands alone: no network, no other file, only links to the records behind it.
+"""Leaderboards as one self-contained HTML page: no network, no other file, only links to the records behind it.
 
-`page.html` is the whole page but for its data, which is put in as JSON. The script there sorts, filters and draws; numbers
-come as computed, beside the text that `tables` makes of them, so that there is one place where numbers are formatted.
+`page.html` is the page without its data, which is inserted as JSON. The script there sorts, filters and draws. Every number comes
+as computed, with the text that `tables` makes of it, so that numbers are formatted in one place only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..record.schema import Job, RunRecord
 from . import tables
 from .looks import looks_by_position, looks_of
 
-OTHER = "other"  # the family of a method that says nothing of it
+OTHER = "other"  # the family of a method that declares none
 MODIFIED = "compressed activations"  # a further family of `method+modifier`
 FIGURES = [
     {
@@ -47,11 +47,10 @@ FIGURES = [
 def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = None, base: str = ".") -> str:
     """The page with every board.
 
-    families: method -> family, by which rows are filtered (`Method.family` of every registered one); a method that is not
-        among them is "other". A row under a modifier is also in the family "compressed activations".
-    base: where the results folder lies, seen from the page: links lead to base/<job folder>/record.json.
-    The same boards give the same text. Raises UserError without boards, and for two of one
-    protocol and tier.
+    families: method -> family, by which rows are filtered (`Method.family` of every registered method); any other method is
+        "other". A row under a modifier is also in the family "compressed activations".
+    base: the results folder as seen from the page: links lead to base/<job folder>/record.json.
+    The same boards give the same text. Raises UserError without boards, and for two of one protocol and tier.
     """
     if not boards:
         raise UserError("no finished runs to show", "run `benchsuite leaderboard` or `benchsuite run` first")
@@ -68,13 +67,13 @@ def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = Non
         "boards": [_board(board, families or {}, base) for board in boards],
     }
     html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    for name in ("style", "script"):  # the only ones that a browser may apply
+    for name in ("style", "script"):  # the page's content security policy allows these two only
         found = re.search(f"<{name}>(.*?)</{name}>", html, re.DOTALL)
         assert found is not None
         sha = base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
         html = html.replace(f"{{{{{name}}}}}", f"'sha256-{sha}'", 1)
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return html.replace("{{data}}", text.replace("<", r"\u003c"))  # no text of a record may end the element it stands in
+    return html.replace("{{data}}", text.replace("<", r"\u003c"))  # no text of a record may close the element that it is in
 
 
 def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[str, Any]:
@@ -117,9 +116,9 @@ def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[s
 
 
 def _of_each_run(records: Sequence[RunRecord]) -> dict[Path, dict[str, str]]:
-    """What the boards would say of every run alone: texts by column, by the run's folder.
+    """What a board would show for each run alone: texts by column, by the run's folder.
 
-    A board of one seed has all that a run is compared with, since a run is compared with those of its own seed."""
+    A board of one seed is enough, since a run is compared only with runs of its own seed."""
     texts: dict[Path, dict[str, str]] = {}
     for seed in sorted({record.job.seed for record in records}):
         same = [record for record in records if record.job.seed == seed]
@@ -189,7 +188,7 @@ def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequen
 
 
 def _number(value: Any) -> Any:
-    """As JSON has it, which knows no NaN."""
+    """For JSON, which has no NaN."""
     if value is None or pd.isna(value):
         return None
     if isinstance(value, bool):

@@ -1,8 +1,8 @@
 """Leaderboards and the ledger as LaTeX (booktabs), Markdown, CSV, parquet and on the screen: written, not computed.
 
-Best and second are decided by what is printed: rows whose numbers read alike share bold or underline, whatever digits were cut
-off, and the interval does not matter. Rows that do not compete (all tasks at once, other tasks, published ones, on the board of
-training memory those without it) have neither.
+Best and second best are decided by the printed numbers: rows that print the same number share bold or underline. Rows that are
+not ranked (joint training, other tasks or images, published figures, no memory measurement on the board of training memory) have
+neither.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ..analysis.significance import ALPHA
 class Column:
     """How a statistic is printed.
 
-    digits: decimals; None for two, three below 1 (sizes and ratios span orders of magnitude).
-    optional: left out where no row has it.
-    screen: whether it is among the columns of the screen and of LaTeX, which are narrow.
+    digits: decimals; None for two, or three below 1 (sizes and ratios span orders of magnitude).
+    optional: left out where no row has a value.
+    screen: whether it appears on the screen and in LaTeX, which are narrow.
     """
 
     heading: str
@@ -89,34 +89,34 @@ COLUMNS = {
         Column("n", "n", 0),
     ],
 }
-SAYS = {  # what the columns are, and the order of rows where it is not that of the first column
+SAYS = {  # what the columns mean, and the order of rows where it is not that of the first column
     "accuracy": (
-        "Accuracy: mean over the tasks after the last one; learning accuracy: of each task when it had been learnt; forward gain:"
-        " the latter from the second task on, less that of a network of its own."
+        "Accuracy: mean over all tasks after the last one. Learning accuracy: mean over tasks, each measured right after it was"
+        " learned. Forward gain: learning accuracy minus that of a separate network per task, from the second task on."
     ),
     "backward_transfer": (
-        "Backward transfer: mean change in accuracy of the tasks but the last since each was learnt; forgetting: mean fall"
-        " from the best accuracy that each had."
+        "Backward transfer: mean change in a task's accuracy from when it was learned to the end. Forgetting: mean drop from a"
+        " task's best accuracy to its final one. Both without the last task."
     ),
     "parameter_efficiency": (
-        "MB: of the file that serves all tasks; individual: a network for each task; Pareto: none that competes is as small and"
-        " as accurate: these first, then by size."
+        "MB: size of the file that serves all tasks. Individual: a separate network per task. Pareto: no ranked row dominates it"
+        " in size and accuracy. Order: Pareto front, then by size."
     ),
     "training_memory": (
-        "Memory of a training step: held for its backward pass, the most allocated, and what papers count; Pareto: none that"
-        " competes holds as little and is as accurate: these first, then by what is held."
+        "Memory of a training step. Held: for the backward pass. Peak: most allocated at once. Formula: what papers count."
+        " Pareto: no ranked row dominates it in held MB and accuracy. Order: Pareto front, then by held MB."
     ),
 }
 DAGGER = "†"
 ABOUT_SIZES = ("parameter_efficiency", "training_memory")
-TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of words, not of numbers
-ARTICLE = 345  # points: the width of a line
-TYPES = (("footnotesize", 4.3, 6), ("footnotesize", 4.3, 3), ("scriptsize", 4.0, 3))  # a character, half a gap: in points
+TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of text, aligned left
+ARTICLE = 345  # points: the width of a line in LaTeX's article class
+TYPES = (("footnotesize", 4.3, 6), ("footnotesize", 4.3, 3), ("scriptsize", 4.0, 3))  # size; points a character, half a gap
 LEDGER_WIDTHS = {"Published": 0.15, "Ours": 0.12, "Verdict": 0.1, "Reason": 0.19}  # shares of a line
 
 
 def numbers(board: Leaderboard, kind: str) -> pd.DataFrame:
-    """One board (`kind` is a key of TITLES), unformatted, in full precision; each row says where it is from."""
+    """One board (`kind` is a key of TITLES), unformatted, in full precision; each row has its provenance."""
     return getattr(board, kind).assign(protocol=board.protocol, tier=board.tier, provenance=board.provenance)
 
 
@@ -129,44 +129,43 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def parquet(frame: pd.DataFrame) -> bytes:
-    """The same numbers for other tools (`pandas.read_parquet`): typed, no parsing."""
+    """The same numbers, typed (`pandas.read_parquet`)."""
     file = io.BytesIO()
     frame.to_parquet(file, index=False)
     return file.getvalue()
 
 
 def caption(board: Leaderboard, kind: str) -> str:
-    """What a reader must know of the marks of one table: n, the interval, the test and what it can tell."""
+    """What the numbers and marks of one table mean: n, intervals, columns, which rows are not ranked, the test."""
     frame = getattr(board, kind)
     statistics = [c.name for c in shown(board, kind) if c.best and c.name not in SIZES]
     rivals = frame[frame["competes"]]
     n = sorted(int(n) for n in frame["n"].dropna().unique())
-    text = f"{TITLES[kind]} on {board.protocol}, tier {board.tier}; "
+    text = f"{TITLES[kind]} on {board.protocol}, tier {board.tier}: "
     if n[-1] == 1:
         text += "one seed, so no intervals or tests. "
     else:
-        text += f"mean ± 95 % interval (Student's t) over n = {span(n)} seeds"
-        text += ", of two as wide as 12.7 standard errors. " if 2 in n else ". "
+        text += f"mean ± {confidence_interval(n)} over n = {span(n)} seeds. "
     text += f"{SAYS[kind]} "
-    if others := [row for row in board.elsewhere if row in set(frame["method"])]:
-        text += f"Not compared: {', '.join(others)}, on other tasks or images. "
+    others = [row for row in board.elsewhere if row in set(frame["method"])]
+    unranked = frame[~frame["competes"] & ~frame["method"].isin(others)]
+    blank = unranked["held"].isna() if kind == "training_memory" else pd.Series(False, index=unranked.index)
+    reasons = [
+        words
+        for applies, words in (
+            ((~unranked["published"] & ~blank).any(), "joint training"),
+            (unranked["published"].any(), "published figures"),
+            (bool(others), f"rows on other tasks or images ({', '.join(others)})"),
+            (blank.any(), "rows without a memory measurement"),
+        )
+        if applies
+    ]
+    text += f"Not ranked: {'; '.join(reasons)}. " if reasons else ""
     if len(rivals) < 2:
         return text.strip()
-    text += "Best in bold, second underlined, by the numbers as printed"
-    absent = frame[~frame["competes"] & ~frame["method"].isin(others)]
-    blank = absent["held"].isna() if kind == "training_memory" else pd.Series(False, index=absent.index)
-    out = [
-        words
-        for there, words in (
-            (~absent["published"] & ~blank, "trained on all tasks at once"),
-            (blank, "whose memory was not measured"),
-            (absent["published"], "published"),
-        )
-        if there.any()
-    ]
-    text += f"; rows {' or '.join(out)} do not compete. " if out else ". "
+    text += "Bold: best; underlined: second best, by the printed numbers. "
 
-    compared: dict[int, dict[str, None]] = {}  # rows, by how many seeds they share with the best
+    compared: dict[int, dict[str, None]] = {}  # rows by the number of seeds that they share with the best
     for name in statistics:
         for row in rivals[rivals[f"{name}_paired"].notna()].to_dict("records"):
             compared.setdefault(int(row[f"{name}_paired"]), {})[row["method"]] = None
@@ -174,13 +173,12 @@ def caption(board: Leaderboard, kind: str) -> str:
     few = dict.fromkeys(row for n in compared if n < 2 for row in compared[n])
     if tested:
         text += (
-            f"{DAGGER} not distinguishable from the best (p > {ALPHA}), which does not mean equal to it: smoothed studentised"
-            f" bootstrap of the differences paired by seed, {span(tested)} seeds in common, Holm's correction over the methods"
-            " compared. "
+            f"{DAGGER} not significantly different from the best (p > {ALPHA}), which does not mean equal: smoothed studentised"
+            f" bootstrap of differences paired by seed, {span(tested)} shared seeds, Holm's correction over all compared. "
         )
     if few and n[-1] > 1:
-        text += "Without two seeds in common with the best nothing can be said of differences"
-        text += f": so of {', '.join(few)}." if tested else ", so nothing is marked as not distinguishable."
+        text += "No difference can be tested without two seeds shared with the best"
+        text += f": {', '.join(few)}." if tested else "."
     return text.strip()
 
 
@@ -196,17 +194,17 @@ def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
 
 
 def to_latex(board: Leaderboard, kind: str) -> str:
-    """One board as a LaTeX table for the `booktabs` package, ready for `\\input`; provenance stands below."""
-    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{\smash{{{}}}}}"}  # the line below the digits, not below the dagger
+    """One board as a LaTeX table for the `booktabs` package, ready for `\\input`, with its provenance below."""
+    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{\smash{{{}}}}}"}  # the line close below the digits
     cells, notes = _without_reasons(_marked(board, kind, wrap, _latex, narrow=True))
-    # numbers stay below one another, and narrow
+    # keeps numbers aligned and columns narrow
     cells = cells.map(lambda text: text.replace(r" $^\dagger$", r"\rlap{\,$^\dagger$}").replace(r" $\pm$ ", r"$\pm$"))
     label = f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}"
     return _booktabs(cells, _latex(caption(board, kind)), label, [*notes, _latex(board.provenance)])
 
 
 def _without_reasons(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The cells with a bare "n/a", and each reason, which is too long for a cell, with the rows that it is of."""
+    """The cells with a bare "n/a", and each reason, too long for a cell, with its rows."""
     reasons: dict[str, list[str]] = {}
     for _, row in cells.iterrows():
         for text in dict.fromkeys(text for text in row.iloc[1:] if text.startswith("n/a: ")):
@@ -257,7 +255,7 @@ def print_boards(board: Leaderboard, console: Console) -> None:
         # Text, not str: rich would read the brackets of a label as markup.
         table = Table(title=Text(title), caption=Text(caption(board, kind)), title_justify="left", caption_justify="left")
         for position, heading in enumerate(cells.columns):
-            # a name may be folded, never cut short; on a narrow screen the other columns need their room too
+            # a name may be folded, never cut short, but must leave room for the other columns
             wide = None if position else min(24, console.width // 4, max(map(len, cells["Method"])))
             table.add_column(Text(heading), justify="right" if position else "left", overflow="fold", width=wide)
         styles = {"best": "bold", "second": "underline"}
@@ -269,7 +267,7 @@ def print_boards(board: Leaderboard, console: Console) -> None:
 
 
 def ledger_markdown(frame: pd.DataFrame) -> str:
-    """The ledger as Markdown: what is and is not reproduced in words, then figure by figure, then the sources."""
+    """The ledger as Markdown: a summary of what is reproduced, then every figure, then the sources."""
     cells = _ledger_cells(frame).map(lambda text: text.replace("|", r"\|"))
     sources = "".join(f"- {text}\n" for text in _sources(frame))
     said = "".join(f"- {line}\n" for line in summary(frame))
@@ -288,6 +286,10 @@ def shown(board: Leaderboard, kind: str) -> list[Column]:
     return [column for column in COLUMNS[kind] if not column.optional or frame[column.name].notna().any()]
 
 
+def confidence_interval(seeds: Collection[int]) -> str:
+    return f"95 % confidence interval (Student's t{'; with two seeds 12.7 standard errors' if 2 in seeds else ''})"
+
+
 def span(values: Sequence[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
@@ -301,8 +303,8 @@ def _markdown(cells: pd.DataFrame) -> str:
 def _booktabs(
     cells: pd.DataFrame, caption: str, label: str, notes: Sequence[str], wide: Mapping[str, float] | None = None
 ) -> str:
-    """A table of cells that are LaTeX already. wide: columns of text that is broken into lines, with their shares of the line;
-    by default the first one, where the table does not fit the column of an article in one of `TYPES`."""
+    """A table of cells that are LaTeX already. wide: columns whose text is broken into lines, with their shares of the line;
+    by default the first one, if the table does not fit into an article's column in one of `TYPES`."""
     if wide is None:
         wide = {} if _type(cells, {}) else {"Method": 0.3}
     size, _, gap = _type(cells, wide) or TYPES[-1]
@@ -331,7 +333,7 @@ def _booktabs(
 
 
 def _type(cells: pd.DataFrame, wide: Mapping[str, float]) -> tuple[str, float, int] | None:
-    """The largest of `TYPES` in which a table fits the column of an article, by the characters of its longest cells."""
+    """The largest of `TYPES` in which a table fits into an article's column, by the characters of its longest cells."""
     characters = 0
     for heading in (heading for heading in cells.columns if heading not in wide):
         lines = [*latex_heading(heading).removeprefix(r"\shortstack[r]").split(r"\\"), *cells[heading]]
@@ -342,7 +344,7 @@ def _type(cells: pd.DataFrame, wide: Mapping[str, float]) -> tuple[str, float, i
 
 
 def latex_heading(heading: str) -> str:
-    """A heading in LaTeX, in two lines where it is long: tables must fit the columns of an article."""
+    """A heading in LaTeX, in two lines if it is long: tables must fit into an article's column."""
     words = [_latex(word) for word in heading.split(" ")]
     if len(heading) < 8 or len(words) == 1:
         return " ".join(words)
@@ -355,7 +357,7 @@ def latex_heading(heading: str) -> str:
 def _marked(
     board: Leaderboard, kind: str, wrap: dict[str, str], escape: Callable[[str], str], narrow: bool = False
 ) -> pd.DataFrame:
-    """The cells as they are read, best and second wrapped."""
+    """The cells as text, best and second best wrapped."""
     cells, marks = _cells(board, kind, narrow).map(escape), _marks(board, kind)
     for (i, heading), mark in marks.items():
         if heading in cells:
@@ -364,7 +366,7 @@ def _marked(
 
 
 def _marks(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
-    """ "best" or "second", by row and heading: among those that compete, by the printed number."""
+    """ "best" or "second", by row and heading: among the ranked rows, by the printed number."""
     frame = getattr(board, kind)
     marks: dict[tuple[int, str], str] = {}
     for column in shown(board, kind):
@@ -379,7 +381,7 @@ def _marks(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
 
 
 def _cells(board: Leaderboard, kind: str, narrow: bool = False) -> pd.DataFrame:
-    """The board as it is read: text only, headings as column names."""
+    """The board as text, with headings as column names."""
     frame, marks = getattr(board, kind), _marks(board, kind)
     columns = [column for column in shown(board, kind) if column.screen or not narrow]
     rows = list(enumerate(frame.to_dict("records")))

@@ -147,12 +147,11 @@ def _draw(board: Leaderboard) -> dict[str, tuple[Figure, str]]:
 
 
 def _averaged(counts: Collection[int], marks: str = "") -> str:
-    """What is drawn of rows of so many seeds each. marks: what shows their intervals."""
+    """How rows of so many seeds each are averaged. marks: what shows their intervals."""
     if max(counts, default=1) == 1:
         return "one seed, so no intervals" if marks else "one seed"
     mean = f"mean over n = {tables.span(sorted({*counts}))} seeds"
-    wide = ", of two as wide as 12.7 standard errors" if 2 in counts else ""
-    return f"{mean}; {marks}: 95 % intervals (Student's t){wide}" if marks else mean
+    return f"{mean}; {marks}: {tables.confidence_interval(counts)}" if marks else mean
 
 
 def _write(folder: Path, files: Mapping[str, bytes | str]) -> list[Path]:

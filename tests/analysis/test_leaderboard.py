@@ -217,8 +217,8 @@ def test_order_of_rows_and_reasons():
     assert board.backward_transfer["method"].tolist() == ["individual", "finetune", "joint"]
     last = rows(board.backward_transfer)["joint"]
     assert math.isnan(last["bwt"])
-    assert last["bwt_note"] == last["forgetting_note"] == "n/a: trains all tasks at once"
-    assert rows(board.accuracy)["joint"]["forward_gain_note"] == "n/a: trains all tasks at once"
+    assert last["bwt_note"] == last["forgetting_note"] == "n/a: joint training"
+    assert rows(board.accuracy)["joint"]["forward_gain_note"] == "n/a: joint training"
 
     single = leaderboard([run(correct=((90,),))])
     assert single.backward_transfer["bwt_note"].tolist() == ["n/a: needs at least two tasks"]

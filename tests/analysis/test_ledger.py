@@ -63,16 +63,14 @@ def test_sizes_and_backward_transfer_are_judged_too():
         ({"origins": {"epochs": "command line"}}, "settings changed: epochs"),
         ({"origins": {"strength": "command line"}}, "settings changed: strength"),
         ({"data": [{**COMPLETE, "complete": False}]}, "incomplete images"),
-        ({"method_source": "abc"}, "a method from a file of its own"),
+        ({"method_source": "abc"}, "user-defined method"),
     ],
 )
 def test_other_runs_never_count(changes, reason):
     assert verdicts(paper(80)) == [("reproduced", "one seed, off by 0.00 points, within 1.5 points")]  # control
     none = ("no run yet", "no `paper` run with the published settings")
     assert verdicts(paper(80, **changes)) == [("not comparable", reason), none]
-    assert summary(ledger(paper(80, **changes), {"split-digits": [FIGURE]}))[0].startswith(
-        "without a run that could show it: 1 of 1"
-    )
+    assert summary(ledger(paper(80, **changes), {"split-digits": [FIGURE]}))[0].startswith("no run to compare with: 1 of 1")
     both = verdicts([*paper(80, **changes), *paper(80, precision="bf16")])
     assert [verdict for verdict, _ in both].count("reproduced") == 1
     assert none not in both
@@ -86,7 +84,7 @@ def test_a_value_of_its_own_from_the_command_line_changes_nothing():
 def test_what_no_run_can_show_is_said():
     none = ("no run yet", "no `paper` run with the published settings")
     assert verdicts([run("y", tier="paper")]) == [none]
-    assert verdicts(paper(80), Published(method="Z", accuracy=1.0)) == [("no run yet", "no method here corresponds to it")]
+    assert verdicts(paper(80), Published(method="Z", accuracy=1.0)) == [("no run yet", "no such method here")]
     elsewhere = Published(method="X", ours="x", accuracy=80.0, comparable=False)
     assert verdicts(paper(80), elsewhere) == [("not comparable", "measured under another protocol")]
     assert verdicts([run("x+hosvd", tier="paper")]) == [none]  # a modifier makes another method
@@ -98,7 +96,7 @@ def test_the_summary_says_what_is_not_reproduced_first_and_plainly():
     assert summary(frame) == [
         "not reproduced: 1 of 3 figures (X on split-digits: accuracy)",
         "reproduced: 1 of 3 figures (Y on split-digits: accuracy)",
-        "without a run that could show it: 1 of 3 figures (Z on split-digits: accuracy)",
+        "no run to compare with: 1 of 3 figures (Z on split-digits: accuracy)",
     ]
     # a second configuration that fits hides nothing
     both = ledger([*paper(95), *paper(80, precision="bf16")], {"split-digits": [FIGURE]})

@@ -130,7 +130,7 @@ def test_behind_each_row_are_its_runs_each_with_its_own_numbers():
     assert [r["values"]["bwt"] for r in finetune] == ["-18.00", "-16.00"]
     assert [r["values"]["forward_gain"] for r in finetune] == ["-5.00", "-5.00"]  # against `individual` of the same seed
     assert "n" not in finetune[0]["values"]
-    assert rows["joint"]["runs"][0]["values"]["bwt"] == "n/a: trains all tasks at once"
+    assert rows["joint"]["runs"][0]["values"]["bwt"] == "n/a: joint training"
     assert (finetune[0]["device"], finetune[0]["revision"], finetune[0]["date"]) == (
         "cpu (Model X), fp32",
         "abcdef0",
@@ -292,7 +292,7 @@ def test_a_heading_sorts_and_says_so(browser):
 
 
 def test_the_reason_of_what_is_not_applicable_stands_below(browser):
-    assert find(browser, "#reasons")[0].text == "a n/a: trains all tasks at once."
+    assert find(browser, "#reasons")[0].text == "a n/a: joint training."
     assert column(browser, "Learning accuracy (%)")[0] == "n/aa"
     find(browser, "#search")[0].send_keys("finetune")  # where nothing needs a reason there is none
     assert find(browser, "#reasons")[0].text == ""
@@ -312,7 +312,7 @@ def test_families_and_names_filter_the_table_and_the_figures(browser):
     press(browser, "Backward transfer", "#kinds button")
     assert column(browser, "Method") == ["finetune+hosvd"]
     find(browser, "#search")[0].send_keys("x")
-    assert "No row fits these filters." in find(browser, "#board")[0].text
+    assert "No row matches these filters." in find(browser, "#board")[0].text
     assert points(browser) == []
 
 
@@ -429,9 +429,9 @@ def test_a_tooltip_names_the_points_that_hide_one_another(browser):
     (browser.folder / "twins.html").write_text(page([leaderboard(twins)]))
     show(browser, file="twins.html")
     said = {p.get_attribute("data-row"): p.get_attribute("aria-label") for p in find(browser, "figure:first-child [data-row]")}
-    assert said["upper"].endswith("close by: lower")
-    assert said["lower"].endswith("close by: upper")
-    assert "close by" not in said["other"]
+    assert said["upper"].endswith("nearby: lower")
+    assert said["lower"].endswith("nearby: upper")
+    assert "nearby" not in said["other"]
 
 
 def test_the_figure_draws_the_front_of_the_whole_board(browser):
@@ -501,7 +501,7 @@ def test_the_latex_of_the_page_is_that_of_the_report(browser):
     assert [row.rsplit(" & ", 1)[0] for row in rows(text)] == rows(expected)  # the page has a family more
     assert any("& $-$" in row for row in rows(text))
     for table in (text, expected):
-        assert r"\par\raggedright\footnotesize n/a: trains all tasks at once (joint)" in table
+        assert r"\par\raggedright\footnotesize n/a: joint training (joint)" in table
 
 
 def compile_latex(table, folder):

@@ -71,17 +71,17 @@ def test_markdown():
 | individual | **93.00 ± 0.00** | **93.00 ± 0.00** | **0.00 ± 0.00** | 2 |
 | fine_tune | <ins>80.75 ± 9.53</ins> | <ins>91.00 ± 12.71 †</ins> | <ins>-2.00 ± 12.71 †</ins> | 2 |
 
-Accuracy on split_x, tier lite; mean ± 95 % interval (Student's t) over n = 1 to 2 seeds, of two as wide as 12.7 \
-standard errors. Accuracy: mean over the tasks after the last one; learning accuracy: of each task when it had been learnt; \
-forward gain: the latter from the second task on, less that of a network of its own. \
-Best in bold, second underlined, by the numbers as printed; rows trained on all tasks at once do not compete. \
-† not distinguishable from the best (p > 0.05), which does not mean equal to it: \
-smoothed studentised bootstrap of the differences paired by seed, 2 seeds in common, Holm's correction over the methods compared.
+Accuracy on split_x, tier lite: mean ± 95 % confidence interval (Student's t; with two seeds 12.7 standard errors) \
+over n = 1 to 2 seeds. Accuracy: mean over all tasks after the last one. Learning accuracy: mean over tasks, each measured right \
+after it was learned. Forward gain: learning accuracy minus that of a separate network per task, from the second task on. \
+Not ranked: joint training. Bold: best; underlined: second best, by the printed numbers. \
+† not significantly different from the best (p > 0.05), which does not mean equal: \
+smoothed studentised bootstrap of differences paired by seed, 2 shared seeds, Holm's correction over all compared.
 
 split_x, tier lite; seeds: 1, 2; tasks: 2; cpu (Model X); fp32; torch 2.6.0, avalanche-lib 0.6.0, benchsuite 0.1.0; \
 revision abcdef0; 2026-01-02
 
-- n/a: trains all tasks at once (joint)
+- n/a: joint training (joint)
 """
     )
     text = tables.to_markdown(board, "parameter_efficiency")
@@ -122,7 +122,7 @@ def test_latex():
     assert r"fine\_tune & \underline{\smash{80.75$\pm$9.53}} & \underline{\smash{91.00$\pm$12.71\rlap{\,$^\dagger$}}}" in text
     assert r"a\&b 100\% &" in text
     assert r"joint & 95.00 & n/a & n/a &" in text  # a reference is never the best
-    assert r"n/a: trains all tasks at once (joint)" in text
+    assert r"n/a: joint training (joint)" in text
     assert r"individual & \textbf{93.00$\pm$0.00}" in text
     assert text.count(r"\textbf") == text.count(r"\underline") == 3
     assert r"& $-$2.00" in text.replace(r"\underline{\smash{", "")
@@ -149,7 +149,8 @@ def test_the_screen_shows_brackets_and_the_tier():
     tables.print_boards(leaderboard(pair), Console(file=stream, width=120))
     text = stream.getvalue()
     assert "a [file abc1234]" in text
-    assert text.count("split_x, tier lite;") == len(tables.TITLES) + 1  # below every table, and where it is from
+    assert text.count("split_x, tier lite: ") == len(tables.TITLES)  # below every table
+    assert text.count("split_x, tier lite; ") == 1  # the provenance
     assert "one seed, so no intervals" in text
 
 
@@ -317,8 +318,8 @@ def test_a_dagger_stands_at_what_the_seeds_cannot_tell_from_the_best():
     text = tables.to_latex(board, "accuracy")
     assert r"close & \underline{\smash{86.60$\pm$" in text
     assert r"\rlap{\,$^\dagger$}}" in text
-    assert r"$^\dagger$ not distinguishable from the best (p $>$ 0.05), which does not mean equal to it: smoothed" in text
-    assert "paired by seed, 5 seeds in common, Holm's correction over the methods compared" in text
+    assert r"$^\dagger$ not significantly different from the best (p $>$ 0.05), which does not mean equal: smoothed" in text
+    assert "paired by seed, 5 shared seeds, Holm's correction over all compared" in text
     # Control: with the seeds of one row in another order `bound` is no longer bound to the best.
     loose = [*five()[:10], *seeds("bound", 73, 81, 75, 80, 78), *five()[15:]]
     assert any("bound" in line and "†" in line for line in tables.to_markdown(leaderboard(loose), "accuracy").splitlines())
@@ -329,9 +330,9 @@ def test_no_dagger_stands_where_nothing_can_be_said():
     assert "†" not in text
     assert "one seed, so no intervals or tests" in text
     apart = leaderboard([run("a", 1), run("a", 2), run("b", 3), run("b", 4)])
-    assert "can be said of differences, so nothing is marked as not distinguishable" in tables.to_markdown(apart, "accuracy")
+    assert "No difference can be tested without two seeds shared with the best.\n" in tables.to_markdown(apart, "accuracy")
     mixed = tables.to_markdown(leaderboard([*five(), run("new", 1, 85, 85)]), "accuracy")
-    assert "nothing can be said of differences: so of new." in mixed
+    assert "No difference can be tested without two seeds shared with the best: new." in mixed
     assert "†" not in next(line for line in mixed.splitlines() if line.startswith("| new"))
 
 
@@ -342,11 +343,10 @@ def test_rows_on_other_tasks_have_no_marks_and_are_named():
     text = tables.to_markdown(board, "accuracy")
     assert "| a | **85.00** |" in text
     assert "| c | 90.00 |" in text
-    assert "Not compared: c, on other tasks or images. Best in bold" in text
-    assert "; rows trained on all tasks at once do not compete." in text
+    assert "Not ranked: joint training; rows on other tasks or images (c). Bold: best" in text
     alone = tables.caption(leaderboard([run("a"), run("c", tasks=1)]), "accuracy")
-    assert alone.endswith("Not compared: c, on other tasks or images.")
-    assert "Not compared" not in tables.caption(leaderboard([run("a"), run("c")]), "accuracy")  # control
+    assert alone.endswith("Not ranked: rows on other tasks or images (c).")
+    assert "Not ranked" not in tables.caption(leaderboard([run("a"), run("c")]), "accuracy")  # control
 
 
 def test_best_and_second_are_what_is_printed():
@@ -537,7 +537,7 @@ def test_panels_do_not_cover_one_another_nor_what_stands_around_them(methods):
 
 def test_captions_of_figures_say_what_is_averaged_and_what_bars_are(report, tmp_path, undrawn):
     text = (report[0].parent / "report.tex").read_text()
-    intervals = r"95 \% intervals (Student's t), of two as wide as 12.7 standard errors"
+    intervals = r"95 \% confidence interval (Student's t; with two seeds 12.7 standard errors)"
     assert text.count(f"each seed in its own order; mean over n = 1 to 2 seeds; bands and bars: {intervals}.}}") == 3
     assert f"mean over n = 1 to 2 seeds; bars: {intervals}; dashed: Pareto front of the ranked rows.}}" in text
     assert r"on task k of each seed's order after t tasks; mean over n = 1 to 2 seeds.}" in text
@@ -548,7 +548,9 @@ def test_captions_of_figures_say_what_is_averaged_and_what_bars_are(report, tmp_
     assert "95 %" not in text
     many = [*one, *(run(f"b{i}", 2, tasks=3) for i in range(figures.FEW))]
     write_report(leaderboard(many), tmp_path)
-    assert "mean over n = 1 to 2 seeds; bars at the last task: 95 % intervals" in (tmp_path / "leaderboard.md").read_text()
+    assert (
+        "mean over n = 1 to 2 seeds; bars at the last task: 95 % confidence interval" in (tmp_path / "leaderboard.md").read_text()
+    )
 
 
 def test_stored_sizes_and_forgetting_over_tasks():
