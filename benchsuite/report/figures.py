@@ -148,7 +148,7 @@ def accuracy_matrices(runs: Mapping[str, list[RunRecord]], provenance: str) -> F
         return None
     figure, panels = _panels(provenance, list(means), gap=0.06, above=0.6, below=0.25)
     alike = len({len(mean) for mean in means.values()}) == 1
-    for axes, mean in zip(panels, means.values(), strict=True):
+    for position, (axes, mean) in enumerate(zip(panels, means.values(), strict=True)):
         n = len(mean)
         image = axes.pcolormesh(np.arange(n), np.arange(n), mean, vmin=0, vmax=100, cmap="cividis")  # an image would be pixels
         axes.invert_yaxis()
@@ -156,8 +156,9 @@ def accuracy_matrices(runs: Mapping[str, list[RunRecord]], provenance: str) -> F
         axes.set_xticks(ticks, ticks + 1)
         axes.set_yticks(ticks, ticks + 1)
         axes.grid(False)
-        if alike:
-            axes.label_outer(remove_inner_ticks=True)
+        if alike:  # the first of each row and the last of each column are enough
+            left, low = position % PANELS == 0, position >= len(panels) - PANELS
+            axes.tick_params(left=left, labelleft=left, bottom=low, labelbottom=low)
         for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True) if n <= 5 else ():
             colour = "black" if mean[t, i] > 50 else "white"
             axes.text(i, t, f"{mean[t, i]:.0f}", ha="center", va="center", fontsize=FONT, color=colour)
@@ -281,7 +282,7 @@ def rank_growth(runs: Mapping[str, list[RunRecord]], provenance: str) -> Figure 
     looks = looks_by_position(list(dict.fromkeys(name for panel in lines.values() for name in panel)))
     columns = _columns(looks, room=62 if len(lines) <= 2 else 130)
     above = 0.25 + 0.16 * -(-len(looks) // columns)
-    figure, panels = _panels(provenance, list(lines), gap=0.38, above=above, below=0.35)
+    figure, panels = _panels(provenance, list(lines), gap=0.44, above=above, below=0.35)
     for axes, layers in zip(panels, lines.values(), strict=True):
         for name, (mean, half) in layers.items():
             k = np.arange(1, len(mean) + 1)
