@@ -1,4 +1,4 @@
-"""?"""
+"""The four boards of one protocol and tier, computed from run records."""
 
 from __future__ import annotations
 
@@ -14,50 +14,35 @@ import pandas as pd
 
 from ..errors import UserError
 from ..protocol import Published
-from ..record.schema import PARTS, Job, RunRecord
+from ..record.schema import MB, PARTS, Job, RunRecord
 from ..record.store import no_collection
-from .notes import _footnotes, _size_notes
-from .provenance import _machine, provenance
-from .rows import (
-    MB,
-    RECIPE,
-    _by,
-    _elsewhere,
-    _may_be_reference,
-    _network,
-    _pair,
-    _pair_of_method,
-    _reference,
-    _row,
-    _statistics,
-    _unmodified,
-    _versions,
-    configurations,
-    reference_of,
-)
+from .notes import footnotes_of, size_notes_of
+from .provenance import machine_kind, provenance
+from .rows import RECIPE, configurations, on_other_data, one_version_each, reference_name
 from .significance import bootstrap_p, holm
+from .statistics import plain_network, statistics_by_row, summarise
 
-BETTER = {  # which end of a ranked statistic is the better one
+BETTER = {  # the better direction of each ranked statistic
     **dict.fromkeys(("accuracy", "learning_accuracy", "forward_gain", "bwt", "compression", "matched_accuracy"), "max"),
     **dict.fromkeys(("forgetting", "megabytes", "ratio", "added", "macs", "held", "peak"), "min"),
 }
 
-SIZES = ("megabytes", "ratio", "compression", "added", "macs", "held", "peak")  # counted: known where seeds do not change them
+SIZES = ("megabytes", "ratio", "compression", "added", "macs", "held", "peak")  # counts: exact if all seeds agree
 
-NEAR = 0.9  # a row is of matched size from this share of the size on
+NEAR = 0.9  # a row is of matched size if it stores at least this share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard:
     """Four boards, best row first, of numbers as computed: `benchsuite.report` formats them.
 
-    Beside a statistic `x` stand `x_ci`, half the width of its 95 % interval over seeds (Student's t; NaN for one seed),
-    `x_note`, why it is not applicable, and `x_n` where it may rest on fewer seeds than the row's `n`. Beside a ranked one
-    (`BETTER` says which end is the better) stand `x_p`, the p-value of "as good as the best row", by `significance.bootstrap_p`,
-    corrected by Holm's method over all rows compared with it, and `x_paired`, on how many seeds that both rows have it rests.
-    x_p is NaN for the best row and with fewer than two seeds in common; of sizes that are the same for every
-    seed it is 0 or 1. Only rows that `compete` are compared: measured ones that learn task after task, on the tasks and images
-    that most rows have; `elsewhere` has the labels of those on others.
+    With a statistic `x` come `x_ci`, the half-width of its 95 % confidence interval over seeds (Student's t; NaN for one seed),
+    `x_note`, why it is not applicable, and `x_n`, if it may be known for fewer seeds than the row's `n`. With a ranked statistic
+    (`BETTER` says in which direction) come `x_p`, the p-value of "as good as the best row" (`significance.bootstrap_p`, Holm's
+    correction over all rows compared), and `x_paired`, the number of seeds that it shares with the best row. x_p is NaN for the
+    best row and with fewer than two shared seeds, and 0 or 1 for sizes that are the same for every seed. Only rows that `compete`
+    are ranked: our own runs that learn one task after another, on the tasks and images of most rows; `elsewhere` has the labels
+    of rows on other tasks or images.
 
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
@@ -66,14 +51,14 @@ class Leaderboard:
         (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
         matched_accuracy (where sizes are matched); pareto marks the competing rows that no other such row beats in size
         without losing accuracy.
-    training_memory: step_seconds, wall clock per training step, the median over tasks, of the runs on one kind of machine, if
-        half of all are and their records say so; megabytes of one training step as `RunRecord.memory` has them, the largest
-        over tasks: held, peak (not where a CPU computed bf16 in fp32), formula; step_time relative to the unmodified method,
-        from the wall clock of both trainings where they ran on the same kind of machine; training_megabytes, what is there
-        between two steps; accuracy; pareto as above, with held for the size. A row without held does not compete here.
-    provenance: one line; it belongs under every table and figure. footnotes: what a reader must know before comparing rows;
-        size_notes: those of them that matter to the last two boards alone.
-    runs: those behind each row, by its label, in the order of seeds. timed: those of them that step_seconds are of.
+    training_memory: megabytes of one training step (`RunRecord.memory`), the largest over tasks: held, peak (unless a CPU
+        emulated bf16 in fp32), formula; step_seconds, wall clock per training step, median over tasks, of the runs on the one
+        kind of machine that made at least half of them; step_time, relative to the unmodified method on the same kind of machine;
+        training_megabytes, what stays between two steps; accuracy; pareto as above, with held for the size. A row without held
+        does not compete here.
+    provenance: one line for under every table and figure. footnotes: what a reader must know before comparing rows;
+        size_notes: those of them that matter to the last two boards only.
+    runs: the runs of each row, by its label, in the order of seeds. timed: the runs behind step_seconds.
     """
 
     accuracy: pd.DataFrame
@@ -99,36 +84,32 @@ def leaderboard(
 ) -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
-    match: a job, of which the seed does not matter, or a method, which stands for its row with the fewest settings changed from
-    their defaults; of every other method the row on the same tasks and in the same precision whose size comes closest to that
-    from below, by at most a tenth, is marked, and its accuracy stands in a column of its own.
-    files: method -> SHA-256 of its file: that version of it is ranked; without, or where it has no record, the one that ran last.
-    Raises UserError without records, without any of `match`, or when they mix protocols or tiers or hold the same run twice.
+    match: a method (its row with the fewest settings changed from their defaults) or a job (any seed) whose size is to be
+    matched: of every other method the largest row that stores at most as much, and at least nine tenths of it, on the same tasks
+    and in the same precision, has its accuracy in a column of its own.
+    files: method -> SHA-256 of its file: the version that is ranked; by default, or if it has no record, the one that ran last.
+    Raises UserError without records, without a record of `match`, for several protocols or tiers, or for the same run twice.
     """
     if not records:
         raise UserError("no finished runs to rank", "run `benchsuite leaderboard` or `benchsuite run` first")
     if len({(r.job.protocol, r.job.tier) for r in records}) > 1:
         raise UserError("records of several protocols or tiers cannot share a leaderboard", "rank those of one folder at a time")
-    records, left_out = _versions(records, files)
+    records, left_out = one_version_each(records, files)
     rows = configurations(records)
     tier = records[0].job.tier
     changed = any(r.job.origins.get(name) == "command line" for r in records for name in RECIPE)
     if tier != "paper" or changed or not all(entry.complete for r in records for entry in r.data):
         published = ()
 
-    references, plain = _by(_pair, (r for r in records if _may_be_reference(r))), _by(_pair_of_method, records)
-    machines = Counter(map(_machine, records))
+    machines = Counter(map(machine_kind, records))
     half = [kind for kind, n in machines.items() if kind and 2 * n >= len(records)]
     most = max(half, default=None)
-    samples = {
-        label: pd.DataFrame([_statistics(run, _reference(run, references), _unmodified(run, plain), most) for run in runs])
-        for label, runs in rows.items()
-    }
-    reference = reference_of(records)
-    dense = {_network(r): r.dense_macs for r in records if r.dense_macs is not None}
+    samples = statistics_by_row(rows, most)
+    reference = reference_name(records)
+    dense = {plain_network(r): r.dense_macs for r in records if r.dense_macs is not None}
     board = pd.DataFrame(
         [
-            _row(label, runs, samples[label], reference) | {"dense_macs": dense.get(_network(runs[0]), np.nan) / MB}
+            summarise(label, runs, samples[label], reference) | {"dense_macs": dense.get(plain_network(runs[0]), np.nan) / MB}
             for label, runs in rows.items()
         ]
         + [
@@ -143,7 +124,7 @@ def leaderboard(
             for p in published
         ]
     )
-    elsewhere = _elsewhere(rows)
+    elsewhere = on_other_data(rows)
     board["competes"] &= ~board["method"].isin(elsewhere)
     seeds = [[run.job.seed for run in runs] for runs in rows.values()]
 
@@ -157,8 +138,8 @@ def leaderboard(
 
     accuracy = board[~board["published"] | board["accuracy"].notna()]
     transfer = board[~board["published"] | board["bwt"].notna()]
-    size_notes = _size_notes(rows, board)
-    notes = [*_footnotes(rows, board), *left_out]
+    size_notes = size_notes_of(rows, board)
+    notes = [*footnotes_of(rows, board), *left_out]
     measured = board[~board["published"]].copy()
     measured["competes"] &= measured["held"].notna()
     for name in ("accuracy", "peak") if measured["held"].isna().any() else ():
@@ -172,11 +153,11 @@ def leaderboard(
             "matched_accuracy", efficiency, by_seed("accuracy")
         )
         size_notes.append(
-            f"matched size: between {NEAR:.0%} and all of the {reference['megabytes']:.3f} MB of {reference['method']}; of each"
-            " method the row that comes closest, on the same tasks and in the same precision"
+            f"matched size: of each method the largest row that stores no more than {reference['method']}"
+            f" ({reference['megabytes']:.3f} MB) and at least {NEAR:.0%} of it, on the same tasks and in the same precision"
         )
     if measured["step_time"].notna().any():
-        size_notes.append("step time: from the wall clock of trainings, on machines that may have had other work meanwhile")
+        size_notes.append("step time: wall clock of whole trainings; other jobs may have run meanwhile")
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
@@ -206,7 +187,7 @@ def leaderboard(
         size_notes=size_notes,
         elsewhere=elsewhere,
         runs=rows,
-        timed=[run for runs in rows.values() for run in runs if _machine(run) == most],
+        timed=[run for runs in rows.values() for run in runs if machine_kind(run) == most],
     )
 
 
@@ -215,9 +196,9 @@ def _published(figure: Published) -> str:
 
 
 def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """For each row of `board` the p-value against the best one, and how many seeds it rests on, as `Leaderboard` describes.
+    """For each row of `board` the p-value against the best one and the number of shared seeds (see `Leaderboard`).
 
-    values: of each run, one column for each row, by seed; NaN where a row has no run of a seed.
+    values: one column for each row, by seed; NaN if a row has no run of a seed.
     """
     answer = pd.DataFrame(np.nan, index=board.index, columns=["p", "paired"])
     rivals = board.index[board["competes"] & board[name].notna()]
@@ -225,7 +206,7 @@ def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.Da
         return answer
     best = getattr(board.loc[rivals, name], f"idx{BETTER[name]}")()
     others = rivals.drop(best)
-    # Rounded: where only the last bits differ, as sums in another order do, there is no difference.
+    # Rounded: sums in another order differ in their last bits, which is no difference.
     differences = values[others].rsub(values[best], axis=0).round(9)
     answer.loc[others, "paired"] = differences.notna().sum()
     if name in SIZES:
@@ -243,7 +224,7 @@ def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.Da
 
 
 def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str | Job) -> tuple[Any, list[Any]]:
-    """The row whose size is to be matched, and of each method the one that comes closest to it from below, if any comes near."""
+    """The row whose size is to be matched, and of each method its largest row within reach (`NEAR`), if any."""
     name = match if isinstance(match, str) else match.method
     measured = efficiency[~efficiency["published"]]
     runs = measured["method"].map(first)
@@ -260,9 +241,9 @@ def _matched(efficiency: pd.DataFrame, first: dict[str, RunRecord], match: str |
 
 
 def _pareto(board: pd.DataFrame, size: str = "megabytes") -> pd.Series:
-    """Rows that no other row dominates: at most its size, as printed, and at least its accuracy, one of them strictly.
+    """Rows that no other row dominates by at most its size (as printed) and at least its accuracy, one of them strictly.
 
-    Only rows that compete take part: a reference that sees all tasks at once would leave no one else.
+    Only rows that compete take part: joint training would leave no others.
     """
     part = board["competes"] & board[size].notna()
     sizes, accuracy = as_printed(board[size]).where(part), board["accuracy"].where(part).astype(float)
@@ -273,13 +254,13 @@ def _pareto(board: pd.DataFrame, size: str = "megabytes") -> pd.Series:
 
 
 def as_printed(sizes: pd.Series) -> pd.Series:
-    """Megabytes to the decimals of the tables, two, or three below 1: the few bytes of a method's name, in the header
-    of its file, decide nothing."""
+    """Megabytes to the decimals of the tables, two, or three below 1: the few bytes of a method's name in the header of its
+    file must not decide a rank."""
     return sizes.round(2).where(sizes >= 1, sizes.round(3))
 
 
 def _smallest_first(board: pd.DataFrame, size: str) -> pd.DataFrame:
-    """The Pareto front, then the others; of one size the more accurate first."""
+    """The Pareto front, then the others by size; of equal size the more accurate first."""
     by = [~board["pareto"], as_printed(board[size]), -board["accuracy"].astype(float), board["method"]]
     return board.loc[pd.DataFrame(dict(enumerate(by))).sort_values([*range(len(by))]).index]
 

@@ -9,7 +9,8 @@ import pandas as pd
 
 from ..protocol import Published
 from ..record.schema import RunRecord
-from .rows import configurations, t_interval
+from .rows import configurations
+from .statistics import t_interval
 
 TOLERANCE = {"accuracy": "1.5 points", "bwt": "1.5 points", "megabytes": "15 %"}
 

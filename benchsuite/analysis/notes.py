@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from ..files import digest
-from ..record.schema import RunRecord
+from ..record.schema import MB, RunRecord
 from ..source import stale
-from .provenance import VERSIONS, _device, _emulated, _revision, _version
-from .rows import MB, NEUTRAL, reference_of, setting_of
+from .provenance import VERSIONS, emulates_bf16, library_version
+from .rows import NEUTRAL, reference_name, setting_of
 
-NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # that stands by itself: not the 2 of conv2, no version
+NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # a number of its own: not the 2 of conv2, not a version
 
 
 def _short(value: Any) -> str:
@@ -27,12 +27,12 @@ def _images(name: str, run: RunRecord) -> str:
     return next((entry.digest[:7] for entry in run.data if entry.name == name), "none")
 
 
-def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
+def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
     """What a reader must know before comparing two rows."""
     records = [run for runs in rows.values() for run in runs]
 
     def differing(title: str, get: Callable[[RunRecord], Any]) -> list[str]:
-        """One note that says which rows have which value, if there is more than one."""
+        """One note on which rows have which value, if there is more than one."""
         who: dict[str, dict[str, None]] = {}
         for label, runs in rows.items():
             for run in runs:
@@ -53,10 +53,10 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     notes = [f"{', '.join(labels)}: {text}" for text, labels in same.items()]
     for name in dict.fromkeys(name for r in records for name in r.job.settings):
         if name in NEUTRAL or all(name in r.job.settings for r in records):  # of other settings it is not known
-            notes += differing(f"runs with different settings: {name}", partial(setting_of, name))
-    notes += differing("runs with different settings: precision", lambda r: r.job.precision)
+            notes += differing(f"settings differ: {name}", partial(setting_of, name))
+    notes += differing("settings differ: precision", lambda r: r.job.precision)
 
-    notes += differing("runs on different tasks", lambda r: ", ".join(r.task_names))
+    notes += differing("tasks differ", lambda r: ", ".join(r.task_names))
 
     images = {entry.name: None for r in records for entry in r.data}
     for name in images:
@@ -64,19 +64,19 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
         for note in dict.fromkeys((entry.note, entry.complete) for entry in entries):
             text = "; ".join(filter(None, [note[0], "" if note[1] else "not the published benchmark"]))
             notes += [f"{name}: {text}"] if text else []
-        notes += differing(f"runs on different images of {name}", partial(_images, name))
+        notes += differing(f"images of {name} differ", partial(_images, name))
 
-    notes += differing("runs on different devices", _device)
+    notes += differing("devices differ", lambda r: r.environment.hardware)
     for library in VERSIONS:
-        notes += differing(f"runs with different versions of {library}", partial(_version, library))
-    notes += differing("runs of different source revisions", _revision)
-    seeds = {label: [str(run.job.seed) for run in runs if _emulated(run)] for label, runs in rows.items()}
+        notes += differing(f"{library} versions differ", partial(library_version, library))
+    notes += differing("source revisions differ", lambda r: r.environment.source.short)
+    seeds = {label: [str(run.job.seed) for run in runs if emulates_bf16(run)] for label, runs in rows.items()}
     if emulated := [f"{label} (seed {', '.join(found)})" for label, found in seeds.items() if found]:
-        words = "bf16 computed in fp32, on a CPU without bf16 arithmetic; no peak of a step, as fp32 copies would be in it"
+        words = "bf16 emulated in fp32 by a CPU without bf16 arithmetic; no peak memory, since it would include the fp32 copies"
         notes.append(f"{words}: {', '.join(emulated)}")
     dirty = [label for label, runs in rows.items() if any(r.environment.source.dirty for r in runs)]
     if dirty:
-        notes.append(f"from an uncommitted revision: {', '.join(dirty)}")
+        notes.append(f"made from uncommitted code: {', '.join(dirty)}")
     codes = {label: {digest(run.made_by): run for run in runs} for label, runs in rows.items()}
     if old := [label for label, runs in codes.items() if any(map(stale, runs.values()))]:  # one look for all of the same code
         notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
@@ -86,14 +86,14 @@ def _footnotes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[st
     for row in board[~board["published"]].to_dict("records"):
         if 0 < row["ratio_n"] < row["n"]:
             notes.append(
-                f"{row['method']}: forward gain and ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds, "
-                f"{reference_of(records)} has no matching run of the others"
+                f"{row['method']}: forward gain and size ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds; "
+                f"{reference_name(records)} has no matching run for the others"
             )
     return notes
 
 
-def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
-    """What stored sizes and memory are beside the numbers of the boards."""
+def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
+    """What a reader must know about stored sizes and memory."""
     notes = []
     for label, runs in rows.items():
         sizes: dict[str, list[int]] = {}
@@ -108,20 +108,16 @@ def _size_notes(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[s
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
     measured = board.loc[~board["published"]].set_index("method")
     if (absent := measured["held"].isna()).any():
-        which = (
-            "for any row" if absent.all() else f"for {', '.join(measured.index[absent])}; on its board only the others compete"
-        )
-        notes.append(f"memory of a step was not measured {which}")
+        which = "of any row" if absent.all() else f"of {', '.join(measured.index[absent])}, not ranked by it"
+        notes.append(f"no measurement of training memory {which}")
     for label, row in measured.iterrows():
         if 0 < row["held_n"] < row["n"]:
-            notes.append(
-                f"{label}: memory of a step over {row['held_n']:.0f} of {row['n']:.0f} seeds, the others were not measured"
-            )
+            notes.append(f"{label}: training memory measured for {row['held_n']:.0f} of {row['n']:.0f} seeds")
     return notes
 
 
 def ranged(remarks: Iterable[str]) -> list[str]:
-    """One line for remarks that differ in their numbers alone, from the lowest to the highest of each: those of several seeds."""
+    """One line for remarks of several seeds that differ only in their numbers, with the range of each number."""
     alike: dict[str, list[list[str]]] = {}
     for remark in remarks:
         alike.setdefault(re.sub(NUMBER, "#", remark), []).append(re.split(f"({NUMBER})", remark))

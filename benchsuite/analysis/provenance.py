@@ -11,16 +11,16 @@ from ..record.schema import RunRecord
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
 
 
-def _machine(run: RunRecord) -> tuple[str, ...]:
-    """The kind of machine that a run was made on, and with which torch; empty where an older record says too little of it."""
+def machine_kind(run: RunRecord) -> tuple[str, ...]:
+    """Device, threads, instructions and torch version of a run, which decide rounding and speed; empty if not on record."""
     e = run.environment
     if e.instructions is None:
         return ()
-    return e.device, e.device_name, str(e.threads), e.instructions, _version("torch", run)
+    return e.device, e.device_name, str(e.threads), e.instructions, library_version("torch", run)
 
 
-def _emulated(run: RunRecord) -> bool:
-    """Whether its bf16 convolutions were computed in fp32 (`benchsuite.nn.bfloat16`), whose copies are in the peak of a step."""
+def emulates_bf16(run: RunRecord) -> bool:
+    """Whether bf16 convolutions were computed in fp32 (`benchsuite.nn.bfloat16`), whose copies add to the peak of a step."""
     native = run.environment.native_bf16
     if native is None:  # a record of an earlier version
         words = (run.environment.instructions or "").split()
@@ -28,16 +28,8 @@ def _emulated(run: RunRecord) -> bool:
     return run.job.precision == "bf16" and not native
 
 
-def _version(library: str, run: RunRecord) -> str:
+def library_version(library: str, run: RunRecord) -> str:
     return run.environment.versions.get(library, "unknown")
-
-
-def _device(run: RunRecord) -> str:
-    return f"{run.environment.device} ({run.environment.device_name})"
-
-
-def _revision(run: RunRecord) -> str:
-    return run.environment.source.revision[:7] or "unknown"
 
 
 def provenance(records: Sequence[RunRecord]) -> str:
@@ -48,16 +40,16 @@ def provenance(records: Sequence[RunRecord]) -> str:
 
     dates = sorted({r.environment.date[:10] for r in records})
     incomplete = sorted({entry.name for r in records for entry in r.data if not entry.complete})
-    revisions = {_revision(r) for r in records}
+    revisions = {r.environment.source.short for r in records}
     return "; ".join(
         [
             f"{records[0].job.protocol}, tier {records[0].job.tier}",
             f"seeds: {every(lambda r: r.job.seed)}",
             f"tasks: {every(lambda r: len(r.tasks))}",
-            every(_device),
+            every(lambda r: r.environment.hardware),
             every(lambda r: r.job.precision),
-            ", ".join(f"{library} {every(partial(_version, library))}" for library in VERSIONS),
-            f"revision {every(_revision)}" if len(revisions) <= 3 else f"{len(revisions)} revisions (see the notes)",
+            ", ".join(f"{library} {every(partial(library_version, library))}" for library in VERSIONS),
+            f"revision {', '.join(sorted(revisions))}" if len(revisions) <= 3 else f"{len(revisions)} revisions (see the notes)",
             dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
             *([f"not the published benchmark: incomplete images of {', '.join(incomplete)}"] if incomplete else []),
         ]

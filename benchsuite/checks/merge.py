@@ -23,7 +23,7 @@ from ..record.folder import artifact_of
 from ..record.schema import PARTS, RunRecord
 from ..source import stale
 from ..training.settings import TUNING_SEEDS, method_of, recipe_of
-from .verify import check_job, machine, revision
+from .verify import check_job
 
 APART = ("tune", "verify")  # of a results folder: trials and re-runs, which no leaderboard ranks
 
@@ -229,5 +229,5 @@ def _agree(record: RunRecord, own: Path) -> None:
 
 def _provenance(record: RunRecord) -> str:
     e = record.environment
-    made = f"torch {e.versions.get('torch')}, revision {revision(e.source)}, {e.date[:10]}"
-    return f"on {machine(e)}, {made}"
+    made = f"torch {e.versions.get('torch')}, revision {e.source}, {e.date[:10]}"
+    return f"on {e.machine}, {made}"

@@ -40,7 +40,7 @@ from ..fields import field_types, neutral_values
 from ..method.registered import methods
 from ..protocol import Recipe, protocols
 from ..record import schema, store
-from ..record.schema import Environment, Job, RunRecord, Source
+from ..record.schema import Environment, Job, RunRecord
 from ..registry import suggest
 from ..training.device import configure_process
 from ..training.environment import source_revision
@@ -230,10 +230,6 @@ def intervals(record: RunRecord, again: RunRecord) -> list[tuple[str, float, flo
     return found
 
 
-def machine(e: Environment) -> str:
-    return f"{e.device} ({e.device_name}), {e.threads} thread{'s' * (e.threads != 1)}"
-
-
 def same_kind(one: Environment, other: Environment) -> bool:
     """Whether two environments round alike. An older record does not say which instructions its processor has."""
     alike = all(getattr(one, name) == getattr(other, name) for name in ("device", "device_name", "threads", "instructions"))
@@ -245,18 +241,14 @@ def _machines(record: RunRecord, again: RunRecord) -> list[str]:
     """Where both were made, if not on the same kind of machine by the same code."""
     found = []
     for what, get in (
-        ("machine", machine),
+        ("machine", lambda e: e.machine),
         ("instructions", lambda e: "unknown" if e.instructions is None else e.instructions),
         ("torch", lambda e: e.versions.get("torch")),
-        ("source revision", lambda e: revision(e.source)),
+        ("source revision", lambda e: str(e.source)),
     ):
         old, new = get(record.environment), get(again.environment)
         if old != new or "uncommitted" in str(new):
             found.append(f"{what}: {old} on record, {new} here")
     if earlier := again.environment.earlier_sources:
-        found.append(f"the re-run was resumed after the code had changed, from {', '.join(map(revision, earlier))}")
+        found.append(f"the re-run was resumed after the code had changed, from {', '.join(map(str, earlier))}")
     return found
-
-
-def revision(source: Source) -> str:
-    return (source.revision[:7] or "unknown") + (" with uncommitted changes" if source.dirty else "")

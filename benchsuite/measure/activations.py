@@ -106,7 +106,7 @@ def main() -> None:
     provenance = (
         f"{arguments.protocol}, first task of seed 4 after {arguments.epochs} epochs, batches of {recipe.batch_size}, "
         f"{arguments.precision}, {where.threads} threads, {where.device_name}, torch {where.versions['torch']}, "
-        f"revision {where.source.revision[:7] or 'unknown'}, {where.date[:10]}; rounds: {arguments.rounds}, "
+        f"revision {where.source}, {where.date[:10]}; rounds: {arguments.rounds}, "
         f"steps in each: {arguments.steps}"
     )
     table = markdown(frame, provenance)

@@ -539,8 +539,7 @@ def provenance(bench: Bench, load: tuple[float, ...]) -> str:
     loads = ", ".join(f"{value:.1f}" for value in (load[0], os.getloadavg()[0]))
     return (
         f"{bench.protocol}, lite, {bench.precision}, {where.device_name}, {where.threads} threads, {cores()} cores, "
-        f"torch {where.versions['torch']}, revision {where.source.revision[:7] or 'unknown'}"
-        f"{' with uncommitted changes' if where.source.dirty else ''}, {where.date[:10]}; rounds: {bench.rounds}, "
+        f"torch {where.versions['torch']}, revision {where.source}, {where.date[:10]}; rounds: {bench.rounds}, "
         f"steps in each: {bench.steps}; load average (one minute) before and after: {loads}"
     )
 

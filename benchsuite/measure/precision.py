@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.rows import t_interval
+from ..analysis.statistics import t_interval
 from ..fields import parse_assignments
 from ..record.schema import RunRecord
 from ..training.runner import run

@@ -123,6 +123,13 @@ class Source(Part, frozen=True):
     revision: str
     dirty: bool
 
+    @property
+    def short(self) -> str:
+        return self.revision[:7] or "unknown"
+
+    def __str__(self) -> str:
+        return f"{self.short}{' with uncommitted changes' if self.dirty else ''}"
+
 
 class Environment(Part, frozen=True):
     """Where, when and by which versions a run was made.
@@ -141,6 +148,14 @@ class Environment(Part, frozen=True):
     earlier_sources: list[Source] = []
     instructions: str | None = None
     native_bf16: bool | None = None
+
+    @property
+    def hardware(self) -> str:
+        return f"{self.device} ({self.device_name})"
+
+    @property
+    def machine(self) -> str:
+        return f"{self.hardware}, {self.threads} thread{'s' * (self.threads != 1)}"
 
 
 class Seconds(Part, frozen=True):

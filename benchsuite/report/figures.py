@@ -16,9 +16,10 @@ import pandas as pd
 
 from ..analysis.leaderboard import Leaderboard
 from ..analysis.provenance import provenance
-from ..analysis.rows import MB, series, t_interval
+from ..analysis.rows import series
+from ..analysis.statistics import t_interval
 from ..record import metrics
-from ..record.schema import RunRecord
+from ..record.schema import MB, RunRecord
 from .looks import COLOURS, OUTSIDE, looks_by_position, looks_of
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import: only drawing needs it

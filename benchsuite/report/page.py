@@ -62,7 +62,7 @@ def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = Non
         "titles": tables.TITLES,
         "headings": {column.name: column.heading for column in columns},
         "hidden": sorted({column.name for column in columns if not column.screen}),
-        "latex": {chr(code): text for code, text in tables._LATEX.items()},
+        "latex": {chr(code): text for code, text in tables.LATEX.items()},
         "figures": FIGURES,
         "boards": [_board(board, families or {}, base) for board in boards],
     }
@@ -129,7 +129,7 @@ def _of_each_run(records: Sequence[RunRecord]) -> dict[Path, dict[str, str]]:
                 found = texts.setdefault(folders[row["method"]], {})
                 for column in tables.shown(board, kind):
                     if column.name not in ("n", "pareto", "matched_accuracy"):  # of a row among others, not of a run
-                        found[column.name] = tables._cell(row, column)
+                        found[column.name] = tables.cell_text(row, column)
     return texts
 
 
@@ -145,14 +145,13 @@ def _settings(run: RunRecord) -> str:
 
 def _run(run: RunRecord, values: dict[str, str], base: str) -> dict[str, Any]:
     environment = run.environment
-    source = environment.source
     return {
         "seed": run.job.seed,
         "record": f"{quote(base)}/{quote(run.job.folder.as_posix())}/record.json",
         "date": environment.date[:10],
-        "device": f"{environment.device} ({environment.device_name}), {run.job.precision}",
+        "device": f"{environment.hardware}, {run.job.precision}",
         "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()) or "unknown",
-        "revision": (source.revision[:7] or "unknown") + (" with changes" if source.dirty else ""),
+        "revision": str(environment.source),
         "values": values,
     }
 
@@ -160,7 +159,7 @@ def _run(run: RunRecord, values: dict[str, str], base: str) -> dict[str, Any]:
 def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One board: columns, and rows of cells, each [value, text, half-width of its interval]."""
     frame = getattr(board, kind)
-    texts, columns, marks = tables._cells(board, kind), tables.shown(board, kind), tables._marks(board, kind)
+    texts, columns, marks = tables.cell_texts(board, kind), tables.shown(board, kind), tables.best_and_second(board, kind)
     entries = [{"name": "method", "heading": "Method", "text": True, "best": [], "second": []}]
     for column in columns:
         marked = {

@@ -196,11 +196,11 @@ def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
 def to_latex(board: Leaderboard, kind: str) -> str:
     """One board as a LaTeX table for the `booktabs` package, ready for `\\input`, with its provenance below."""
     wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{\smash{{{}}}}}"}  # the line close below the digits
-    cells, notes = _without_reasons(_marked(board, kind, wrap, _latex, narrow=True))
+    cells, notes = _without_reasons(_marked(board, kind, wrap, latex_text, narrow=True))
     # keeps numbers aligned and columns narrow
     cells = cells.map(lambda text: text.replace(r" $^\dagger$", r"\rlap{\,$^\dagger$}").replace(r" $\pm$ ", r"$\pm$"))
     label = f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}"
-    return _booktabs(cells, _latex(caption(board, kind)), label, [*notes, _latex(board.provenance)])
+    return _booktabs(cells, latex_text(caption(board, kind)), label, [*notes, latex_text(board.provenance)])
 
 
 def _without_reasons(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -223,13 +223,13 @@ def latex_document(
     def drawn(name: str, share: str) -> str:
         return (
             f"\\begin{{minipage}}[t]{{{share}\\linewidth}}\\vspace{{0pt}}\\centering\\includegraphics{{{{{name}}}.pdf}}"
-            f"\\captionof{{figure}}{{{_latex(figures[name])}}}\\end{{minipage}}"
+            f"\\captionof{{figure}}{{{latex_text(figures[name])}}}\\end{{minipage}}"
         )
 
     halves = [drawn(name, "0.49") for name in figures if name not in wide]
     pairs = ["\\hfill\n".join(halves[i : i + 2]) for i in range(0, len(halves), 2)]
     rows = [row + "\\par\\bigskip" for row in [*pairs, *(drawn(name, "") for name in figures if name in wide)]]
-    listed = "".join(f"\\item {_latex(note)}\n" for note in notes)
+    listed = "".join(f"\\item {latex_text(note)}\n" for note in notes)
     listed = (
         f"\\section*{{Notes}}\n\\renewcommand{{\\labelitemi}}{{$\\bullet$}}\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n"
         "\\clearpage\n"
@@ -237,7 +237,7 @@ def latex_document(
         else ""
     )
     body = "\n".join([*tabular, "\\clearpage\\small\\setlength{\\parindent}{0pt}", *rows])
-    title = _latex(title)
+    title = latex_text(title)
     return (
         "\\documentclass{article}\n\\usepackage{booktabs,caption,graphicx}\n"
         "\\usepackage[margin=2cm]{geometry}\n\\sloppy\n"
@@ -249,9 +249,9 @@ def print_boards(board: Leaderboard, console: Console) -> None:
     """The four boards on the screen, each with its caption, then provenance and footnotes."""
     every: dict[str, None] = {}
     for kind, title in TITLES.items():
-        cells, reasons = _without_reasons(_cells(board, kind, narrow=True))
+        cells, reasons = _without_reasons(cell_texts(board, kind, narrow=True))
         every |= dict.fromkeys(reasons)
-        marks = _marks(board, kind)
+        marks = best_and_second(board, kind)
         # Text, not str: rich would read the brackets of a label as markup.
         table = Table(title=Text(title), caption=Text(caption(board, kind)), title_justify="left", caption_justify="left")
         for position, heading in enumerate(cells.columns):
@@ -276,9 +276,9 @@ def ledger_markdown(frame: pd.DataFrame) -> str:
 
 def ledger_latex(frame: pd.DataFrame) -> str:
     """The same as a LaTeX table for `booktabs`."""
-    cells = _ledger_cells(frame).map(_latex)
-    notes = [_latex(text) for text in [*summary(frame), *_sources(frame)]]
-    return _booktabs(cells, f"Reproduction ledger. {_latex(RULE)}", "tab:ledger", notes, wide=LEDGER_WIDTHS)
+    cells = _ledger_cells(frame).map(latex_text)
+    notes = [latex_text(text) for text in [*summary(frame), *_sources(frame)]]
+    return _booktabs(cells, f"Reproduction ledger. {latex_text(RULE)}", "tab:ledger", notes, wide=LEDGER_WIDTHS)
 
 
 def shown(board: Leaderboard, kind: str) -> list[Column]:
@@ -345,7 +345,7 @@ def _type(cells: pd.DataFrame, wide: Mapping[str, float]) -> tuple[str, float, i
 
 def latex_heading(heading: str) -> str:
     """A heading in LaTeX, in two lines if it is long: tables must fit into an article's column."""
-    words = [_latex(word) for word in heading.split(" ")]
+    words = [latex_text(word) for word in heading.split(" ")]
     if len(heading) < 8 or len(words) == 1:
         return " ".join(words)
     above, below = min(
@@ -358,14 +358,14 @@ def _marked(
     board: Leaderboard, kind: str, wrap: dict[str, str], escape: Callable[[str], str], narrow: bool = False
 ) -> pd.DataFrame:
     """The cells as text, best and second best wrapped."""
-    cells, marks = _cells(board, kind, narrow).map(escape), _marks(board, kind)
+    cells, marks = cell_texts(board, kind, narrow).map(escape), best_and_second(board, kind)
     for (i, heading), mark in marks.items():
         if heading in cells:
             cells.loc[i, heading] = wrap[mark].format(cells.loc[i, heading])
     return cells
 
 
-def _marks(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
+def best_and_second(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
     """ "best" or "second", by row and heading: among the ranked rows, by the printed number."""
     frame = getattr(board, kind)
     marks: dict[tuple[int, str], str] = {}
@@ -380,16 +380,16 @@ def _marks(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
     return marks
 
 
-def _cells(board: Leaderboard, kind: str, narrow: bool = False) -> pd.DataFrame:
+def cell_texts(board: Leaderboard, kind: str, narrow: bool = False) -> pd.DataFrame:
     """The board as text, with headings as column names."""
-    frame, marks = getattr(board, kind), _marks(board, kind)
+    frame, marks = getattr(board, kind), best_and_second(board, kind)
     columns = [column for column in shown(board, kind) if column.screen or not narrow]
     rows = list(enumerate(frame.to_dict("records")))
-    cells = {c.heading: [_cell(row, c, best=marks.get((i, c.heading)) == "best") for i, row in rows] for c in columns}
+    cells = {c.heading: [cell_text(row, c, best=marks.get((i, c.heading)) == "best") for i, row in rows] for c in columns}
     return pd.DataFrame({"Method": frame["method"].astype(str), **cells}, dtype=object)
 
 
-def _cell(row: dict, column: Column, best: bool = False) -> str:
+def cell_text(row: dict, column: Column, best: bool = False) -> str:
     value, interval = row[column.name], row.get(f"{column.name}_ci")
     if isinstance(value, bool):
         return "yes" if value else ""
@@ -439,7 +439,7 @@ def _sources(frame: pd.DataFrame) -> list[str]:
     return [f"{', '.join(who)}: {source}" for source, who in groups.items() if source]
 
 
-_LATEX = str.maketrans(
+LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
         "~": r"\textasciitilde{}",
@@ -457,7 +457,7 @@ _LATEX = str.maketrans(
 )
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
     minus = "$-$" if text[:1] == "-" and text[1:2].isdigit() else ""
-    plain = text[1 if minus else 0 :].translate(_LATEX)
+    plain = text[1 if minus else 0 :].translate(LATEX)
     return minus + "".join(c if ord(c) < 256 else "?" for c in plain)  # pdflatex stops at what its fonts lack

@@ -10,7 +10,8 @@ import pytest
 from records import ENVIRONMENT, changed, record_of
 
 from benchsuite.analysis.leaderboard import leaderboard
-from benchsuite.analysis.rows import RECIPE, configurations, t_interval
+from benchsuite.analysis.rows import RECIPE, configurations
+from benchsuite.analysis.statistics import t_interval
 from benchsuite.errors import UserError
 from benchsuite.protocol import Published
 from benchsuite.record.schema import Job
@@ -90,7 +91,7 @@ def test_the_board_of_training_memory():
     assert found["finetune"]["held"] == 5
     assert [found["finetune+hosvd"][name] for name in ("held", "peak", "formula", "step_time")] == [1, 9, 0.2, 2]
     assert np.isnan([found["finetune"]["formula"], found["finetune"]["step_time"], found["er+hosvd"]["step_time"]]).all()
-    assert any(note.startswith("step time: from the wall clock") for note in leaderboard(runs).footnotes)
+    assert any(note.startswith("step time: wall clock") for note in leaderboard(runs).footnotes)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_the_peak_of_emulated_bf16_is_left_out():
     found = leaderboard([here, there])
     row = rows(found.training_memory)["finetune"]
     assert (row["held"], row["peak"], row["n"]) == (4, 8, 2)
-    said = "bf16 computed in fp32, on a CPU without bf16 arithmetic; no peak of a step, as fp32 copies would be in it"
+    said = "bf16 emulated in fp32 by a CPU without bf16 arithmetic; no peak memory, since it would include the fp32 copies"
     assert f"{said}: finetune (seed 2)" in found.footnotes
     plain = leaderboard([here, changed(there, job=changed(there.job, precision="fp32"))])  # control: in fp32 it counts
     assert rows(plain.training_memory)["finetune [precision=fp32]"]["peak"] == 90
@@ -178,10 +179,10 @@ def test_rows_whose_memory_was_not_measured_do_not_compete_there():
     assert found["b"]["accuracy_p"] < 0.05
     assert np.isnan(found["c"]["accuracy_p"])
     assert rows(board.accuracy)["a"]["accuracy_p"] < 0.05  # control: there it is not
-    assert board.size_notes == ["memory of a step was not measured for c; on its board only the others compete"]
+    assert board.size_notes == ["no measurement of training memory of c, not ranked by it"]
     some = leaderboard([run(**measured), run(seed=2)])
-    assert some.size_notes == ["finetune: memory of a step over 1 of 2 seeds, the others were not measured"]
-    assert leaderboard([run()]).size_notes == ["memory of a step was not measured for any row"]
+    assert some.size_notes == ["finetune: training memory measured for 1 of 2 seeds"]
+    assert leaderboard([run()]).size_notes == ["no measurement of training memory of any row"]
 
 
 def test_every_statistic_of_two_seeds():
@@ -292,12 +293,12 @@ def test_of_a_file_one_version_is_ranked():
     # the file says again what it said before
     back = leaderboard([*old, new], files={"mine": "a" * 64, "yours": ""})
     assert rows(back.accuracy)["mine"]["n"] == 2
-    assert any("that is here (aaaaaaa); left out: bbbbbbb" in note for note in back.footnotes)
+    assert any("current version of its file (aaaaaaa); left out: bbbbbbb" in note for note in back.footnotes)
     # under a modifier it is the same file
     assert list(leaderboard([*old, version("b" * 64, 3, method="mine+hosvd")]).runs) == ["mine+hosvd"]
     unknown = leaderboard(old, files={"mine": "c" * 64})  # it has not run yet
     assert rows(unknown.accuracy)["mine"]["n"] == 2
-    assert any("ran last (aaaaaaa); the one that is here (ccccccc) has no record" in note for note in unknown.footnotes)
+    assert any("ran last (aaaaaaa); the current version (ccccccc) has no record" in note for note in unknown.footnotes)
     assert not any("version of its file" in note for note in leaderboard(old).footnotes)
 
 
@@ -308,7 +309,7 @@ def test_other_tasks_or_images_are_never_averaged():
     board = leaderboard([whole, other_images, other_tasks, run(seed=4)])
     assert sorted(board.accuracy["n"]) == [1, 1, 2]
     assert all(re.fullmatch(r"finetune \[data [0-9a-f]{7}\]", label) for label in board.accuracy["method"])
-    assert any(note.startswith("runs on different tasks: digits task 0, digits task 1 (") for note in board.footnotes)
+    assert any(note.startswith("tasks differ: digits task 0, digits task 1 (") for note in board.footnotes)
 
     fewer = run(seed=2, correct=((90,),))
     assert list(configurations([whole, fewer])) == ["finetune [tasks=1]", "finetune [tasks=2]"]
@@ -360,7 +361,9 @@ def test_fewer_seeds_of_individual_are_stated():
     board = leaderboard([run(), run(seed=2), individual()])
     row = rows(board.accuracy)["finetune"]
     assert (row["n"], row["forward_gain_n"], row["forward_gain"]) == (2, 1, -5)
-    assert "finetune: forward gain and ratio over 1 of 2 seeds, individual has no matching run of the others" in (board.footnotes)
+    assert "finetune: forward gain and size ratio over 1 of 2 seeds; individual has no matching run for the others" in (
+        board.footnotes
+    )
 
 
 def test_published_figures_stand_only_beside_complete_paper_runs():
@@ -386,7 +389,7 @@ def test_published_figures_stand_only_beside_complete_paper_runs():
     assert math.isnan(row["n"])
     assert board.backward_transfer["method"].tolist() == ["finetune", "A-GEM (published)"]
     assert board.parameter_efficiency["method"].tolist() == ["finetune", "CACL (published)"]
-    said = ["memory of a step was not measured for any row", "CACL (published): its README", "A-GEM (published): Table 1"]
+    said = ["no measurement of training memory of any row", "CACL (published): its README", "A-GEM (published): Table 1"]
     assert board.footnotes == said
     for name in ("accuracy", "forward_gain", "n"):
         assert board.accuracy[name].dtype.kind == "f"
@@ -429,14 +432,14 @@ def test_footnotes():
     )
     assert board.footnotes == [
         "cacl: energy = 0.01 (found on lite)",
-        "runs with different settings: epochs: 10 (finetune); 20 (cacl)",
+        "settings differ: epochs: 10 (finetune); 20 (cacl)",
         "notmnist: 10 of 459 images; not the published benchmark",
-        "runs on different images of notmnist: eeeeeee (cacl); none (finetune)",
-        "runs on different devices: cpu (Model X) (finetune); cuda (Model Y) (cacl)",
-        "runs with different versions of torch: 2.6.0 (finetune); 2.7.0 (cacl)",
-        "from an uncommitted revision: cacl",
+        "images of notmnist differ: eeeeeee (cacl); none (finetune)",
+        "devices differ: cpu (Model X) (finetune); cuda (Model Y) (cacl)",
+        "torch versions differ: 2.6.0 (finetune); 2.7.0 (cacl)",
+        "made from uncommitted code: cacl",
         "cacl: 2.500 MB as kernels",  # as factors it is as large as the table says
-        "memory of a step was not measured for any row",
+        "no measurement of training memory of any row",
     ]
     assert board.size_notes == board.footnotes[-2:]
 
@@ -597,4 +600,4 @@ def test_many_revisions_are_counted_in_the_line_and_named_in_a_note():
     assert "revision 0bcdef0, 1bcdef0, 2bcdef0;" in leaderboard([made(k) for k in range(3)]).provenance
     board = leaderboard([made(k) for k in range(4)])
     assert "4 revisions (see the notes);" in board.provenance
-    assert any(note.startswith("runs of different source revisions: 0bcdef0 (m0)") for note in board.footnotes)
+    assert any(note.startswith("source revisions differ: 0bcdef0 (m0)") for note in board.footnotes)

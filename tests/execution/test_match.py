@@ -130,6 +130,6 @@ def test_the_board_of_matched_sizes_is_one_command(tmp_path, monkeypatch, capsys
         stored, whole = float(wide["megabytes"]), float(target["megabytes"])
         assert f"{name}: width {float(wide['width']):g}, {stored:.3f} of {whole:.3f} MB" in said.err
     assert all(float(row["ratio"]) > 0 for row in rows if row is not larger)
-    assert "matched size: between 90% and all of the" in " ".join(said.out.split())
+    assert "matched size: of each method the largest row that stores no more than" in " ".join(said.out.split())
     assert main([*command, "--set", "width=2"]) == 2
     assert "leave width out" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_the_best_of_a_column_is_marked_as_in_latex():
     latex = tables.to_latex(board, "accuracy")
     for mark, wrap in (("best", r"\textbf"), ("second", r"\underline")):
         (row,) = (shown["rows"][i]["label"] for i in columns["accuracy"][mark])
-        assert re.search(rf"^(\\raggedright )?{re.escape(tables._latex(row))} & {re.escape(wrap)}{{", latex, re.MULTILINE)
+        assert re.search(rf"^(\\raggedright )?{re.escape(tables.latex_text(row))} & {re.escape(wrap)}{{", latex, re.MULTILINE)
         assert row != "joint"  # which does not compete
     assert columns["n"]["best"] == columns["n"]["second"] == []
     assert shown["captions"]["accuracy"] == tables.caption(board, "accuracy")

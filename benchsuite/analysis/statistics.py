@@ -1,0 +1,172 @@
+"""The statistics of a run and of a row of runs, and which runs are compared with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from msgspec.structs import asdict
+from scipy.special import stdtrit
+
+from ..record import metrics
+from ..record.schema import MB, PARTS, RunRecord
+from .provenance import emulates_bf16, machine_kind
+from .rows import NEUTRAL, setting_of
+
+
+def summarise(label: str, runs: list[RunRecord], values: pd.DataFrame, reference: str) -> dict[str, Any]:
+    """One row with every statistic of every board. values: those of each run. reference: the name of the size reference."""
+    first = runs[0]
+    at_once = any(row[i] is None for i, row in enumerate(first.correct))
+    row: dict[str, Any] = {"method": label, "published": False, "competes": not at_once}
+    row |= {"n": len(runs), "width": setting_of("width", first)}
+    for name, column in values.items():
+        known = column.to_numpy(dtype=float)
+        known = known[~np.isnan(known)]
+        row[name], row[f"{name}_ci"] = t_interval(known)
+        row[f"{name}_n"] = len(known)
+    # Scaled last: the mean of equal byte counts is exact, so that equal sizes stay equal.
+    for name in ("megabytes", *PARTS, "added", "macs", "training_megabytes", "held", "peak", "formula"):
+        row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
+    row["compression"] = 1 / row["ratio"]
+    for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
+        row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, first, reference)
+    return row
+
+
+def t_interval(values: np.ndarray) -> tuple[Any, Any]:
+    """Mean over the first axis (n seeds) and the half-width of its 95 % interval, t_{0.975, n-1} s / sqrt(n).
+
+    The half-width is NaN for one seed; both are NaN for none.
+    """
+    n = len(values)
+    mean = values.mean(axis=0) if n else np.full(values.shape[1:], np.nan)[()]
+    if n < 2:
+        return mean, np.full_like(mean, np.nan)[()]
+    return mean, stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
+
+
+def _why_not(name: str, run: RunRecord, reference: str) -> str:
+    if name == "ratio":
+        return f"n/a: no matching run of {reference}"
+    if len(run.tasks) == 1:
+        return "n/a: needs at least two tasks"
+    if any(row[i] is None for i, row in enumerate(run.correct)):
+        return "n/a: joint training"
+    return f"n/a: no matching run of {reference}" if name == "forward_gain" else "n/a: not measured after every task"
+
+
+def statistics_by_row(rows: Mapping[str, list[RunRecord]], timed: tuple[str, ...] | None) -> dict[str, pd.DataFrame]:
+    """The statistics of every run, one after another, by the label of its row. timed: the kind of machine whose seconds count."""
+    records = [run for runs in rows.values() for run in runs]
+    references, plain = group_by(pairing, filter(may_be_reference, records)), group_by(method_pairing, records)
+    return {
+        label: pd.DataFrame(
+            [statistics_of(run, reference_run(run, references), unmodified_run(run, plain), timed) for run in runs]
+        )
+        for label, runs in rows.items()
+    }
+
+
+def statistics_of(
+    run: RunRecord, reference: RunRecord | None, unmodified: RunRecord | None, timed: tuple[str, ...] | None
+) -> dict[str, float]:
+    """The statistics of one run; sizes in bytes, MACs as counted. timed: the kind of machine whose seconds count."""
+    R = run.R
+    return {
+        "accuracy": metrics.average_accuracy(R),
+        "learning_accuracy": metrics.learning_accuracy(R),
+        "forward_gain": metrics.forward_gain(R, reference.R) if reference else np.nan,
+        "bwt": metrics.backward_transfer(R),
+        "forgetting": metrics.forgetting(R),
+        "megabytes": run.stored_bytes,
+        **asdict(run.final_sizes),
+        "ratio": run.stored_bytes / reference.stored_bytes if reference else np.nan,
+        "added": _added(run),
+        "macs": float(np.mean(run.macs)),
+        "training_megabytes": run.training_state_bytes,
+        **{name: max(getattr(run.memory, name), default=np.nan) for name in ("held", "peak", "formula")},
+        **({"peak": np.nan} if emulates_bf16(run) else {}),
+        "step_seconds": _step_seconds(run) if machine_kind(run) == timed else np.nan,
+        "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
+    }
+
+
+def _step_seconds(run: RunRecord) -> float:
+    """Wall clock per training step, the median over tasks, since other jobs may have slowed some of them; NaN if it is 0."""
+    return float(np.median([seconds / n for seconds, n in zip(run.seconds.train, run.iterations, strict=True) if n])) or np.nan
+
+
+def _added(run: RunRecord) -> float:
+    """Mean bytes that each task after the first adds."""
+    first, last = run.stored[0], run.stored[-1]
+    if first is None or last is None or len(run.tasks) == 1:
+        return np.nan
+    return (last.total - first.total) / (len(run.tasks) - 1)
+
+
+def plain_network(run: RunRecord) -> tuple[Any, Any]:
+    """What determines the plain network, within a protocol."""
+    return setting_of("backbone", run), setting_of("width", run)
+
+
+def group_by(key: Callable[[RunRecord], Any], records: Iterable[RunRecord]) -> dict[Any, list[RunRecord]]:
+    """Records by what they must share to be compared at all, so that each is looked up and not searched for."""
+    groups: dict[Any, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def pairing(run: RunRecord) -> tuple[Any, ...]:
+    return run.job.seed, run.job.precision
+
+
+def method_pairing(run: RunRecord) -> tuple[Any, ...]:
+    return run.job.method, *pairing(run)
+
+
+def may_be_reference(run: RunRecord) -> bool:
+    return run.size_reference and "width" not in run.job.settings
+
+
+def reference_run(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRecord | None:
+    """The run of the size reference to compare with: same seed, precision, tasks and images, same value of every setting that
+    both have or that has a neutral value, except that the reference has the protocol's own width. Of several, the one with the
+    fewest settings changed from their defaults. references: by `pairing`."""
+
+    def agree(other: RunRecord) -> bool:
+        common = run.job.settings.keys() & other.job.settings.keys() | NEUTRAL.keys() - {"width"}
+        return (
+            run.tasks == other.tasks
+            and [entry.digest for entry in run.data] == [entry.digest for entry in other.data]
+            and all(setting_of(name, run) == setting_of(name, other) for name in common)
+        )
+
+    if may_be_reference(run):
+        return run
+    matches = [other for other in references.get(pairing(run), []) if agree(other)]
+    return min(matches, key=lambda r: (r.job.method_source, len(r.job.origins), r.job.config), default=None)
+
+
+def unmodified_run(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecord | None:
+    """The run of the same method without its modifier: same seed, precision, tasks, images and settings, on the same kind of
+    machine (both records must name it), with as many threads and the same torch. Settings that only the modified run has are the
+    modifier's, or the other run is at their neutral value: of several, the one with the most settings in common.
+    records: by `method_pairing`."""
+    if run.job.base == run.job.method:
+        return None
+
+    def agree(other: RunRecord) -> bool:
+        return (
+            other.job.method_source == run.job.method_source
+            and all(run.job.settings.get(name) == value for name, value in other.job.settings.items())
+            and all(setting_of(name, run) == setting_of(name, other) for name in NEUTRAL)
+            and other.sample == run.sample
+            and machine_kind(other) == machine_kind(run) != ()
+        )
+
+    matches = [other for other in records.get((run.job.base, *pairing(run)), []) if agree(other)]
+    return max(matches, key=lambda other: len(other.job.settings), default=None)
