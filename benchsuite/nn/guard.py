@@ -27,8 +27,8 @@ class FrozenGuard(SupervisedPlugin):
 
     @torch.no_grad()
     def freeze(self, name: str, where: Tensor | None = None) -> None:
-        """Freeze parameter `name` at its present values where `where` is True; the others are free. None freezes all of it: then it
-        gets no gradient at all, and the optimiser skips it."""
+        """Freeze parameter `name` at its present values where `where` is True; the others are free. None freezes all of it: it
+        then gets no gradient at all, and the optimiser skips it."""
         parameter = self.model.get_parameter(name)
         self.frozen.pop(name, None)
         parameter.requires_grad_(where is not None)
