@@ -8,7 +8,7 @@ from ..errors import UserError
 
 
 def script(main: Callable[[], None]) -> None:
-    """Run it as a command: what the user can mend is one line, and a non-zero exit code."""
+    """Run `main` as a command: a UserError is printed in one line, and the exit code is not zero."""
     try:
         main()
     except UserError as error:

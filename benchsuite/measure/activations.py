@@ -1,13 +1,15 @@
-"""What keeping less for the backward pass saves, costs and spoils: memory measured three ways, step time, gradient error.
+"""What storing less for the backward pass saves and what it costs: memory measured three ways, step time, gradient error.
 
-A network learns the first task for a while, so that its maps are those of training; then every variant starts from its weights.
-Over the same batches each is asked for
-- formula: MB of kept inputs of the compressed layers, or of all where none is (the "activation memory" of arXiv 2411.06346),
-- held: MB that autograd keeps for the backward pass, each storage once, parameters and buffers aside,
-- peak: MB, the most that is allocated at any moment of the step beyond what was when it began,
-- error: ||g - g'|| / ||g|| over all weights of convolutions and linear layers, g the gradient of the unmodified network,
-means over batches but for peak, which is the largest. Then all take turns in training; a step's time is the median over rounds of
-the ratios to the unmodified one's within a round, with the lowest and the highest of them. MB are 10^6 bytes.
+A network is first trained on the first task for some epochs, so that its activations are typical of training; every variant then
+starts from its weights. Measured for each variant on the same batches:
+- formula: MB of the inputs that compressed layers store, or all layers if none is compressed (the "activation memory" of
+  arXiv 2411.06346),
+- held: MB that autograd stores for the backward pass, each storage counted once, without parameters and buffers,
+- peak: MB, the most allocated at any moment of the step beyond what was allocated when it began,
+- error: ||g - g'|| / ||g|| over all weights of convolutions and linear layers, where g is the gradient of the unmodified network.
+Figures are means over the batches, except peak, which is the maximum. The variants then take turns training. Step time is the
+median over rounds of the ratio to the unmodified network's time in the same round, with the lowest and the highest ratio.
+1 MB = 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -55,11 +57,11 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--protocol", default="split-cifar100")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--epochs", type=int, default=10, help="of training before anything is measured")
+    parser.add_argument("--epochs", type=int, default=10, help="training epochs before anything is measured")
     parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT", help="these alone")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT", help="only these")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=2, help="steps of each variant in each round; 0 times nothing")
+    parser.add_argument("--steps", type=int, default=2, help="steps of each variant in each round; 0: no timing")
     parser.add_argument("--output", type=Path, help="folder for the table (Markdown, CSV) and the figure")
     arguments = parser.parse_args()
     stream = None
@@ -119,7 +121,7 @@ def main() -> None:
 
 
 def measure(strategy: Any, x: Tensor, y: Tensor) -> tuple[dict[str, float], list[Tensor]]:
-    """Memory of one training step without its update, and the gradients of all weights."""
+    """Memory of one training step without the weight update, and the gradients of all weights."""
     model, compression = strategy.model.train(), getattr(strategy.method, "compression", None)
     reseed_dropout(model, 0)
     model.zero_grad()

@@ -1,23 +1,24 @@
-"""What this machine makes of the suite, in one run, as ratios: where a step's time goes, and which settings would change it.
+"""Speed of the suite on this machine: where the time of a training step goes, and which settings would change it.
 
-loop        a training step of ours (fine-tuning, its first task: augmentation, counting, Avalanche's template and all) beside a
-            bare PyTorch loop (same network, batch, optimiser, precision and memory layout, on images normalised beforehand),
-            the bare loop on our batches, ours without its metrics, and Avalanche's own Naive with its usual transforms and
-            DataLoader, always in fp32; from these, what batches, template and hooks, and metrics take of a step
-methods     each method's step relative to fine-tuning's, early and late in the sequence. It learns the tasks before from a
-            handful of images, so that heads, penalties, masks and memories are those of that task; CACL's bank is filled as
-            wide as the released model's was. Methods that cut their networks to factors have a second row, `recovery`
-evaluation  a pass over a task's test images, beside a bare loop and Naive's
-data        setting up the tasks from the cache, and decoding everything afresh
-settings    the bare loop under other settings of this machine: precision, memory layout, optimiser, compiler. The check: the
-            same first batch without dropout, the distance of its gradient and of the weights' change after three steps from the
-            plain ones', relative to their length. And a process of ours on each core, beside one on all of them and beside Naive
-            on all of them: a board that runs several jobs at once beside the same jobs one after another, in Avalanche's loop
-profile     the operations of a step of ours by kind, as shares of its wall clock, by PyTorch's profiler, which slows small ones;
-            how near its convolutions come to the operations a second of a large matrix product, and what bf16 makes of that one
+loop        one training step of the suite (fine-tuning on its first task, with augmentation, counting and Avalanche's template),
+            beside a bare PyTorch loop (same network, batch, optimiser, precision and memory layout, on images normalised in
+            advance), the bare loop on the suite's batches, the suite without its metrics, and Avalanche's own Naive with its
+            usual transforms and DataLoader, always in fp32. The differences are the shares of batches, of the template with its
+            hooks, and of metrics in a step
+methods     each method's step relative to fine-tuning's, early and late in the sequence. Earlier tasks are learnt from a few
+            images each, so that heads, penalties, masks and memories are those of the task that is timed; CACL's bank is filled
+            to the width of the released model. Methods that factorise a trained dense network have a second row, `recovery`
+evaluation  a pass over the test images of one task, beside the same pass in a bare loop and by Naive
+data        setting up the tasks from the cache, and decoding all images again
+settings    the bare loop with another precision, memory layout, optimiser or compiler. As a check, on the same first batch and
+            without dropout: how far the gradient, and the change of the weights in three steps, are from those of the plain
+            loop, relative to their norm. Also one process of the suite on each core, beside one process on all cores and Naive on
+            all cores: several jobs at once, beside the same jobs one after another, and beside Avalanche's loop
+profile     the operations of a step by kind, as shares of its wall-clock time, by PyTorch's profiler (which slows down small
+            operations); the convolutions' operations per second relative to those of a large matrix product; that product in bf16
 
-The contenders take turns, a few steps each; a figure is the median over rounds of the ratios within a round, with the lowest
-and the highest of them. Seconds are those of one step, of one pass, or of one set-up.
+The contenders take turns, a few steps each. A figure is the median over rounds of the ratios within a round, with the lowest and
+the highest ratio. Seconds are those of one step, one pass or one set-up.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ from .race import Contender, held, race, ratio
 COLUMNS = ["section", "what", "relative_to", "ratio", "lowest", "highest", "seconds", "gradient_error", "update_error"]
 SECTIONS = ("loop", "methods", "evaluation", "data", "settings", "profile")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SIDE = 1024  # of the matrices whose product shows what the machine can do
-KINDS = {  # of operations, by what their names contain; the first that fits
+SIDE = 1024  # of the square matrices whose product is taken as the speed that the machine can reach
+KINDS = {  # of operations, by words in their names; the first match counts
     "optimiser": ("adam", "sgd", "optimizer", "lerp", "addcdiv", "_foreach"),
     "convolutions": ("conv",),
     "matrix products": ("mm", "linear", "bmm"),
@@ -78,7 +79,7 @@ KINDS = {  # of operations, by what their names contain; the first that fits
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What is measured: the lite recipe of a protocol, first seed, with `overrides` where given."""
+    """What is measured: the lite recipe of a protocol with seed 1 and `overrides`."""
 
     protocol: str = "split-digits"
     data_dir: Path | None = None
@@ -111,7 +112,7 @@ class Bench:
         return self.stream(train_per_class=8)
 
     def run(self) -> pd.DataFrame:
-        """One row for each figure, as COLUMNS have it."""
+        """One row for each figure, with the columns COLUMNS."""
         for section in self.sections:
             if section not in SECTIONS:
                 raise UserError(f"no section is called {section!r}", suggest(section, SECTIONS))
@@ -127,7 +128,7 @@ class Bench:
     def compared(
         self, contenders: Mapping[str, Callable[[], Contender]], pairs: Sequence[tuple[str, str]], steps: int = 0
     ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-        """Make the contenders that are not skipped, let them race, and give one row for each pair of (what, relative to)."""
+        """Make the contenders that are not skipped, time them in turns, and return one row for each pair (what, relative to)."""
         made = {}
         for name, make in contenders.items():
             if not any(name.startswith(skipped) for skipped in self.skip):
@@ -146,7 +147,7 @@ class Bench:
     # The sections
 
     def time_loop(self) -> list[dict[str, Any]]:
-        bare, batches, silent, ours = "bare loop", "bare loop, our batches", "ours without metrics", "ours"
+        bare, batches, ours, silent = "bare loop", "bare loop, benchsuite's batches", "benchsuite", "benchsuite without metrics"
         naive = "Avalanche's Naive, fp32"
         rows, seconds = self.compared(
             {
@@ -159,7 +160,7 @@ class Bench:
             [*((name, bare) for name in (bare, batches, silent, ours, naive)), (ours, naive)],
         )
         for what, one, other in (
-            ("share of batches, augmented and normalised", batches, bare),
+            ("share of batches (augmentation, normalisation)", batches, bare),
             ("share of Avalanche's template and hooks", silent, batches),
             ("share of metrics", ours, silent),
         ):
@@ -209,7 +210,7 @@ class Bench:
             strategy = self.naive()
             return lambda: strategy.eval(test)
 
-        names = ["bare pass", "ours", "Avalanche's Naive, fp32"]
+        names = ["bare pass", "benchsuite", "Avalanche's Naive, fp32"]
         makers = dict(zip(names, (lambda: plain, ours, naive), strict=True))
         return self.compared(makers, [*((name, names[0]) for name in names), (names[1], names[2])], steps=1)[0]
 
@@ -219,7 +220,7 @@ class Bench:
                 verify(images.name, self.data_dir)
             self.stream()
 
-        warm, cold = "set-up from the cache", "decoded afresh"
+        warm, cold = "set-up from the cache", "set-up with images decoded again"
         return self.compared({warm: lambda: lambda: void(self.stream()), cold: lambda: decode}, [(warm, warm), (cold, warm)], 1)[
             0
         ]
@@ -229,8 +230,8 @@ class Bench:
         variants: dict[str, dict[str, Any]] = {
             "plain": {},
             other: {"precision": other},
-            "rows of pixels (NCHW)": {"layout": torch.contiguous_format},
-            "optimiser not fused": {"fused": False},
+            "contiguous layout (NCHW)": {"layout": torch.contiguous_format},
+            "unfused optimiser": {"fused": False},
             "compiled": {"compiled": True},
         }
         plain, errors, contenders = Bare(self, dropout=False).trial(), {}, {}
@@ -240,7 +241,7 @@ class Bench:
             try:
                 errors[name] = distances(plain, Bare(self, dropout=False, **options).trial())
                 contenders[name] = Bare(self, **options)
-            except Exception as error:  # a compiler that is not there, an operation that this machine does not have
+            except Exception as error:  # no compiler, or an operation that this machine lacks
                 self.say(f"n/a: {name}: {one_line(error)[:200]}")
         makers = {name: partial(contenders.__getitem__, name) for name in contenders}
         rows, _ = self.compared(makers, [(name, "plain") for name in contenders])
@@ -249,13 +250,13 @@ class Bench:
         return rows + self.processes()
 
     def processes(self) -> list[dict[str, Any]]:
-        """One process with every core beside one process for each, and beside Avalanche's Naive with every core: the seconds in
-        which each makes a step, by the number of processes."""
+        """One process on all cores, one process on each core, and Avalanche's Naive on all cores: seconds per step, divided by
+        the number of processes."""
         threads, count = torch.get_num_threads(), cores()
         if count == 1 or self.device.type != "cpu" or any("processes".startswith(skipped) for skipped in self.skip):
             return []
         together, apart = Processes(self, 1, count), Processes(self, count, 1)
-        one, many = f"1 process of ours x {count} threads", f"{count} processes of ours x 1 thread, for each image"
+        one, many = f"1 process x {count} threads", f"{count} processes x 1 thread, per image"
         naive = f"Avalanche's Naive x {count} threads, fp32"
         configure_process("cpu", self.precision, count)
         try:
@@ -281,20 +282,20 @@ class Bench:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        for _ in range(2):  # the first time, much is made ready
+        for _ in range(2):  # the first pass warms up
             profile = torch.profiler.profile(activities=activities)
             wall = profiled(strategy, self.full.train[0], self.steps, profile)
         shares: dict[str, float] = dict.fromkeys([*KINDS, "other operations"], 0.0)
         for event in profile.key_averages():
             if event.device_type != torch.autograd.DeviceType.CPU:
-                continue  # a kernel, whose time is with the operation that launched it
+                continue  # a kernel: its time counts for the operation that launched it
             kind = next((kind for kind, words in KINDS.items() if any(w in event.key.lower() for w in words)), "other operations")
             taken = event.self_device_time_total if self.device.type == "cuda" else event.self_cpu_time_total
             shares[kind] += taken / 1e6 / wall
-        shares["Python, and waiting"] = 1 - sum(shares.values())
+        shares["Python and waiting"] = 1 - sum(shares.values())
         ordered = sorted(shares.items(), key=lambda item: -item[1])
-        self.say(f"a step of ours is bound by {ordered[0][0]}: {ordered[0][1]:.0%} of its wall clock")
-        rows = [{"what": kind, "relative_to": "a step of ours", "ratio": share} for kind, share in ordered]
+        self.say(f"largest share of a step: {ordered[0][0]}, {ordered[0][1]:.0%} of its wall-clock time")
+        rows = [{"what": kind, "relative_to": "one step", "ratio": share} for kind, share in ordered]
 
         bare, products = Bare(self), {}
         for name, dtype in DTYPES.items():
@@ -303,12 +304,14 @@ class Bench:
         with FlopCounterMode(display=False) as counter:
             bare()
         seconds = race(products, self.rounds, self.steps)
-        named = {name: f"a matrix product of {SIDE} in {name}" for name in DTYPES}
+        named = {name: f"{SIDE} x {SIDE} matrix product in {name}" for name in DTYPES}
         operations = sum(n for kind, n in counter.get_flop_counts()["Global"].items() if "conv" in str(kind))
         if shares["convolutions"]:
             rate = operations / (shares["convolutions"] * wall / self.steps)
             best = 2 * SIDE**3 * self.steps / statistics.median(seconds[self.precision])
-            rows.append({"what": "convolutions, operations a second", "relative_to": named[self.precision], "ratio": rate / best})
+            rows.append(
+                {"what": "convolutions, operations per second", "relative_to": named[self.precision], "ratio": rate / best}
+            )
         compared = timed(seconds, "bf16", "fp32", self.steps)
         return [*rows, {**compared, "what": named["bf16"], "relative_to": named["fp32"]}]
 
@@ -326,7 +329,7 @@ class Bench:
         for experience in self.few.train[:earlier] if earlier else []:
             strategy.train(experience, eval_streams=[])
         if recovery:
-            strategy.method.dense_epochs = lambda: 0  # the cut comes with the first step
+            strategy.method.dense_epochs = lambda: 0  # the network is factorised before the first step
         return held(forever(strategy), self.full.train[task - 1])
 
     def network(self, recipe: Recipe) -> MultiHead:
@@ -362,7 +365,7 @@ class Bench:
 
 
 def timed(seconds: Mapping[str, Sequence[float]], one: str, other: str, steps: int) -> dict[str, Any]:
-    """The row of `one` relative to `other`, from the seconds in which each made so many steps a round."""
+    """The row of `one` relative to `other`. seconds: of each contender for `steps` steps, by round."""
     median, lowest, highest = ratio(seconds, one, other)
     taken = statistics.median(seconds[one]) / steps
     return {"what": one, "relative_to": other, "ratio": median, "lowest": lowest, "highest": highest, "seconds": taken}
@@ -374,23 +377,24 @@ def void(value: Any) -> None:
 
 def forever(strategy: Any) -> Any:
     strategy.train_epochs = 10**6
-    run = strategy.method.run  # by whose epochs some methods time their phases
+    run = strategy.method.run  # some methods time their phases by its epochs
     strategy.method.run = replace(run, recipe=replace(run.recipe, epochs=10**6))
     return strategy
 
 
 def widen(method: Any, tasks: int) -> None:
-    """Fill the banks with random components: per task the released model's mean new ranks on 20-split CIFAR-100, lambda_s 0.1."""
+    """Fill the banks with random components: for each task as many as the released model adds on average to each layer (20-split
+    CIFAR-100, lambda_s 0.1)."""
     source = torch.Generator().manual_seed(0)
     for layer, new, name in zip(method.layers.values(), (9, 26, 27, 30, 35), method.layers, strict=False):
         layer.draw_residual((new * (tasks - 1),), source)
         layer.consolidate(torch.arange(new * (tasks - 1), device=layer.sigma.device))
-        layer.ranks = []  # so that the task about to be learnt is still called 0; its kernel costs the same
+        layer.ranks = []  # the next task is still number 0; its kernel costs the same
         method.pools[name] = [method.pools[name][0]]
 
 
 class Bare:
-    """A plain PyTorch loop over the first task: a call is a step. With `batches`, on our augmented batches."""
+    """A plain PyTorch loop over the first task; each call is one step. With `batches`, on the suite's augmented batches."""
 
     def __init__(
         self,
@@ -409,7 +413,7 @@ class Bare:
         self.optimizer = make_optimizer(self.recipe, self.model)
         if not fused:
             for group in self.optimizer.param_groups:
-                group["fused"] = None  # what PyTorch takes by itself
+                group["fused"] = None  # PyTorch's default
         self.forward: Any = torch.compile(self.model.embed) if compiled else self.model.embed
         images = bench.full.train[0].images
         self.x, self.y = normalise(images.pixels, images.mean, images.std).contiguous(memory_format=layout), images.labels
@@ -438,7 +442,7 @@ class Bare:
         self.optimizer.step()
 
     def trial(self) -> tuple[Tensor, Tensor]:
-        """The gradient of the first batch, and how the weights change in three steps, each as one vector."""
+        """The gradient of the first batch, and the change of the weights in three steps, each as one vector."""
         start = self.weights()
         self()
         gradient = torch.cat([p.grad.flatten().clone() for p in self.model.parameters() if p.grad is not None])
@@ -451,13 +455,13 @@ class Bare:
 
 
 def distances(plain: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    """||a - b|| / ||a|| of gradients, and of changes."""
+    """||a - b|| / ||a|| for the gradients, and for the changes of the weights."""
     gradient, update = (float((a - b).norm() / a.norm()) for a, b in zip(plain, other, strict=True))
     return gradient, update
 
 
 def profiled(strategy: Any, experience: Any, steps: int, profile: Any) -> float:
-    """Seconds of the first steps of a training on this thread, with the profiler at work on them alone; then it is cut short."""
+    """Seconds of the first `steps` training steps, profiled and run in this thread. Training stops after them."""
     iterate, left, start = strategy._before_training_iteration, steps, 0.0
 
     class Enough(Exception):
@@ -485,7 +489,7 @@ def profiled(strategy: Any, experience: Any, steps: int, profile: Any) -> float:
 
 
 class Processes:
-    """Some processes with fine-tuning of ours each; a call is one step of every one, at the same time."""
+    """Several processes, each fine-tuning; a call is one step in all of them at the same time."""
 
     def __init__(self, bench: Bench, count: int, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -531,7 +535,7 @@ def _serve(
             step()
             pipe.send("done")
     except (EOFError, BrokenPipeError):
-        os._exit(0)  # the training's own thread would go on waiting
+        os._exit(0)  # the training thread would wait for ever
 
 
 def provenance(bench: Bench, load: tuple[float, ...]) -> str:
@@ -545,7 +549,7 @@ def provenance(bench: Bench, load: tuple[float, ...]) -> str:
 
 
 def markdown(frame: pd.DataFrame, below: str) -> str:
-    """One table for each section, of the columns that it has."""
+    """One table for each section, with the columns that have values in it."""
     formats = {"ratio": "{:.3f}", "lowest": "{:.3f}", "highest": "{:.3f}", "ms": "{:.1f}"}
     formats |= {"gradient error": "{:.1e}", "update error": "{:.1e}"}
     frame = frame.assign(ms=frame["seconds"] * 1e3).rename(columns=lambda name: name.replace("_", " "))
@@ -564,7 +568,7 @@ def measure(bench: Bench, output: Path | None = None) -> None:
     """Run the bench, print its tables, and write them, as Markdown and CSV, into the folder `output` if one is given."""
     load = os.getloadavg()
     if load[0] > 0.5:
-        bench.say(f"note: other processes are at work, load {load[0]:.1f} on {cores()} cores; look at the spread over rounds")
+        bench.say(f"note: other processes are running (load {load[0]:.1f} on {cores()} cores); check the spread over rounds")
     frame = bench.run()
     below = provenance(bench, load)
     bench.say(markdown(frame, below))

@@ -1,13 +1,13 @@
-"""What CACL keeps at a short schedule, and what that costs: the basis of the values that it declares for the tier `lite`.
+"""How many components CACL keeps after a short schedule, and what pruning costs: the basis of its preset for the tier `lite`.
 
-For each pair of lambda_s and lambda_o the first tasks of an order that no published record has are learnt, a tenth of the
+For each pair of lambda_s and lambda_o, the first tasks are learnt in an order that no published record uses, with a tenth of the
 training images held out. Printed:
-- after the first task, for each e: the kept share of every layer's pool, the size relative to individual networks (were every
-  task to keep that share of a full pool), and the hold-out's accuracy before and after pruning;
-- after each task, pruned at --energy-drop: its hold-out's accuracy before and after, the size so far relative to individual
-  networks, and the last features' standard deviation and share above zero. Components are drawn at one scale for every task
-  and too few steps hardly shrink them, so that kernels can grow until no feature is alive.
-Heads are left out of the sizes. Test images are never read.
+- after the first task, for each e: the components kept of every layer's pool, the size relative to individual networks (if every
+  task kept that share of a full pool), and the hold-out accuracy before and after pruning;
+- after each task, pruned at --energy-drop: its hold-out accuracy before and after, the size so far relative to individual
+  networks, and of the last features the standard deviation and the share above zero. Components are initialised at the same
+  scale for every task, and a short training hardly shrinks them, so kernels can grow until all features are dead.
+Heads are not counted in the sizes. Test images are never read.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--protocol", default="split-cifar100")
     parser.add_argument("--tier", default="lite")
-    parser.add_argument("--method", default="cacl", help="any method of CACL's frame")
+    parser.add_argument("--method", default="cacl", help="cacl or a method that is built on it")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--seed", type=int, default=4, help="of the task order; none that results are reported for")
+    parser.add_argument("--seed", type=int, default=4, help="seed of the task order; not one that results are reported for")
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--sparsity-weights", type=float, nargs="+", default=[0.1, 1.0, 10.0])
     parser.add_argument("--orthogonality-weights", type=float, nargs="+", default=[1.0, 100.0])
     parser.add_argument("--energy-drops", type=float, nargs="+", default=[3e-5, 1e-2, 0.03, 0.05, 0.08, 0.1, 0.2])
-    parser.add_argument("--energy-drop", type=float, default=0.08, help="the e at which the sequence goes on")
+    parser.add_argument("--energy-drop", type=float, default=0.08, help="the e at which each task is pruned before the next one")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     for weights in itertools.product(arguments.sparsity_weights, arguments.orthogonality_weights):
@@ -122,7 +122,7 @@ def set_state(layer: FactorisedConv2d, state: tuple[list[Rank], dict[str, Tensor
 
 
 def relative_size(method: Any) -> float:
-    """The bank so far, relative to a dense network for each task so far."""
+    """The size of the bank so far, relative to one dense network for each task so far."""
     layers = method.layers.values()
     bank = sum(layer.elements(layer.ranks[-1]) for layer in layers)
     return bank / sum(len(layer.ranks) * layer.rows * layer.columns for layer in layers)

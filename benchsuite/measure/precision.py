@@ -1,8 +1,8 @@
-"""Is bf16 distinguishable from fp32? The same runs under both precisions, compared seed by seed and task by task.
+"""Is bf16 distinguishable from fp32? The same runs in both precisions, compared seed by seed.
 
-Each pair shares its seed: task order, initial weights, batches and augmentation are the same, only the arithmetic differs.
-Printed: ACC under both, and the mean difference with its 95 % interval over the seeds (Student's t). Runs are resumed and kept
-as any run is.
+The two runs of a pair share their seed: task order, initial weights, batches and augmentation are the same, only the arithmetic
+differs. Printed: ACC and learning accuracy in both, and the mean difference with its 95 % interval over the seeds (Student's t).
+The runs are stored, and resumed after an interruption, like any others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Contenders that take turns, so that a machine that slows down for a while slows all of them."""
+"""Timing contenders in turns, so that all of them are slowed when the machine slows down for a while."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def ratio(seconds: Mapping[str, Sequence[float]], one: str, other: str) -> Ratio
 
 
 def held(strategy: Any, experience: Any) -> Contender:
-    """`strategy.train`, advanced by one batch a call: it runs in a thread that waits at the end of each iteration.
+    """`strategy.train`, advanced by one batch per call: it runs in a thread that waits at the end of each iteration.
 
-    What ends the training, an error above all, is raised by the call in which it happens."""
+    Whatever ends the training, such as an error, is raised by the call during which it happens."""
     go, done = Semaphore(0), Semaphore(0)
     errors: list[BaseException] = []
 
@@ -59,7 +59,7 @@ def held(strategy: Any, experience: Any) -> Contender:
     def train() -> None:
         try:
             strategy.train(experience, eval_streams=[])
-            errors.append(RuntimeError("the training came to its end"))
+            errors.append(RuntimeError("the training has ended"))
         except BaseException as error:
             errors.append(error)
         done.release()

@@ -1,7 +1,7 @@
 """Seconds and peak memory of reading many records and of building their boards.
 
-The records are made up, in a temporary folder, but as large as those of 20 tasks are: one protocol and tier, so that every row is
-compared with every other; every method as it is and under a modifier, at several widths, with 50 seeds.
+The records are synthetic, in a temporary folder, and as large as those of 20 tasks: all of one protocol and tier, so that every
+row is compared with every other; each method with and without a modifier, at several widths, with 50 seeds.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ def main() -> None:
     print(f"{len(records):,} records, {len(board.accuracy)} rows, {loaded} torch")
     for name, since, until, most in (("read", start, read, between), ("boards", read, end, peak()), ("both", start, end, peak())):
         wall, busy = (b - a for a, b in zip(since, until, strict=True))
-        print(f"{name:6} {wall:6.2f} s ({busy:.2f} s of a core), peak {most:.0f} MB ({before:.0f} MB before)")
+        print(f"{name:6} {wall:6.2f} s ({busy:.2f} CPU s), peak {most:.0f} MB ({before:.0f} MB before)")
 
 
 def clocks() -> tuple[float, float]:
-    """Seconds on the wall and of this process: on a machine that is busy otherwise the second says more."""
+    """Wall-clock time and CPU time of this process, in seconds; on a busy machine the CPU time says more."""
     return time.perf_counter(), time.process_time()
 
 
 def peak() -> float:
-    """The most memory that this process has had, in MB (10^6 bytes)."""
+    """The peak memory of this process, in MB (10^6 bytes)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def make(folder: Path, count: int) -> None:
-    """Write `count` records below `folder`, seeds first: fewer of them have fewer configurations."""
+    """Write `count` records below `folder`, all seeds of one configuration before the next configuration."""
     everything = product(METHODS, MODIFIERS, WIDTHS, SEEDS)
     for method, modifier, width, seed in islice(everything, count):
         record = synthetic(method + modifier, width, seed)
@@ -70,9 +70,9 @@ def make(folder: Path, count: int) -> None:
 
 
 def synthetic(method: str, width: float, seed: int) -> RunRecord:
-    """A record as a run of `TASKS` tasks leaves it, of random numbers that depend on the arguments alone."""
+    """A record like that of a run of `TASKS` tasks, with random numbers that depend only on the arguments."""
     draw = random.Random(f"{method} {width} {seed}")
-    order = random.Random(seed).sample(range(TASKS), TASKS)  # a seed has one order of the tasks, whatever the method
+    order = random.Random(seed).sample(range(TASKS), TASKS)  # the seed alone decides the order of tasks
     settings = {"backbone": "cacl", "epochs": 200, "milestones": [120, 180], "lr": 1e-3, "batch_size": 64, "strength": 0.1}
     settings |= {} if width == 1 else {"width": width}
     settings |= {"epsilon": 0.9} if "+" in method else {}

@@ -1,9 +1,10 @@
-"""Served models beside the dense network: multiply-accumulates and measured time, of every form that can compute them.
+"""Served models beside the dense network: multiply-accumulates and measured time of each form that computes them.
 
 Each artifact is loaded as a user would load it and serves its last task. composed: every factorised convolution as one
-convolution with its kernel; chain: through its factors; served: as `benchsuite.load` has it, layer by layer whichever needs
-fewer multiply-accumulates. Kernels are put together once, before anything is timed. All forms of all artifacts and the dense
-network of the same shape take turns; a ratio is the median over rounds of the ratios within a round.
+convolution with the composed kernel; chain: as a chain of convolutions, one for each factor; served: as `benchsuite.load` does
+it, layer by layer in the form that needs fewer multiply-accumulates. Kernels are composed once, before anything is timed. All
+forms of all artifacts and the dense network of the same shape take turns; a ratio is the median over rounds of the ratios within
+a round.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from ..training.accounting import macs
 from . import script
 from .race import Contender, race, ratio
 
-LIMIT = 10  # times the dense network's operations
+LIMIT = 10  # a form with more than this times the dense network's operations is not timed
 FORMS: dict[str, Literal["composed", "chain", "cheaper"]] = {"composed": "composed", "chain": "chain", "served": "cheaper"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("artifacts", nargs="+", type=Path, help="files of `benchsuite export`, all of one protocol")
+    parser.add_argument("artifacts", nargs="+", type=Path, help="files written by `benchsuite export`, all of one protocol")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="images in a batch")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=4, help="batches of each contender in each round")
