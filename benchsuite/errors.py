@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """A loss, class score or activation is no longer a finite number."""
+    """A loss, logit or activation is no longer a finite number."""
 
 
 def one_line(error: BaseException) -> str:

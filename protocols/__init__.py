@@ -1,1 +1,1 @@
-"""The protocols: one file each, found by the registry."""
+"""The built-in protocols, one file each. The registry finds every file in this package."""

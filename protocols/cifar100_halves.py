@@ -6,10 +6,10 @@ from benchsuite.protocol import Protocol, Recipe, Task, register
 
 from .split_cifar100 import MEAN, STD
 
-# The second setting of arXiv 2411.06346: pretraining on one non-iid half, fine-tuning on the other. The numbers are those of its
-# first setting (batch size, rate, decay, 50 epochs, normalisation that is fixed after pretraining); the rate falls in steps where
-# the paper has a cosine. Its halves share classes unevenly, these share none; its ResNet-18 is the full one, this one is the
-# reduced one of continual learning. So none of its figures belongs beside ours.
+# The second setting of arXiv 2411.06346: pretraining on one non-iid half, fine-tuning on the other. The values are those of its
+# first setting (batch size, learning rate, weight decay, 50 epochs, normalisation fixed after pretraining), with a step schedule
+# in place of a cosine. Its halves share classes unevenly, these share none. It uses the full ResNet-18, this protocol the reduced
+# one of continual learning. So its figures are not comparable with ours.
 PAPER = Recipe(
     backbone="resnet18",
     batchnorm="frozen_after_first",

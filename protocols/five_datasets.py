@@ -1,4 +1,4 @@
-"""five-datasets: CIFAR-10, notMNIST, MNIST, SVHN and FashionMNIST as five tasks, as CACL runs it (arXiv 2009.01956)."""
+"""five-datasets: CIFAR-10, notMNIST, MNIST, SVHN and FashionMNIST as five tasks, as in CACL (arXiv 2009.01956)."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ PAPER = Recipe(backbone="cacl", epochs=200, milestones=(120, 180), lr=1e-3, batc
 
 
 def grey(name: str, dataset: str, mean: float, std: float) -> Task:
-    """28x28 grey images, padded by 2 with 0 before normalisation; three equal channels. Statistics are of padded images."""
+    """28x28 grey images, zero-padded by 2 before normalisation, with three equal channels. Statistics are of padded images."""
     return Task(name=name, dataset=dataset, classes=TEN, mean=(mean,) * 3, std=(std,) * 3, pad=2)
 
 

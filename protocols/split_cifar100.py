@@ -1,4 +1,4 @@
-"""split-cifar100: CIFAR-100 in 20 tasks of 5 classes, as CACL runs it (arXiv 2009.01956, official code)."""
+"""split-cifar100: CIFAR-100 in 20 tasks of 5 classes, as in CACL (arXiv 2009.01956, official code)."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from benchsuite.protocol import Protocol, Published, Recipe, Task, register
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 PAPER = Recipe(backbone="cacl", epochs=200, milestones=(120, 180), lr=1e-3, batch_size=64, dropout=0.15)
 
-# Printed in the comparison of ACL, whose protocol is another one: classes permuted by the seed, SGD with early stopping, no
-# augmentation, networks like AlexNet.
+# From the comparison in ACL, which has another protocol: classes permuted by the seed, SGD with early stopping, no augmentation,
+# networks like AlexNet.
 ACL_PROTOCOL = "Miao et al. (ICLR 2022), Table 1, reprinting ACL's figures; ACL's protocol, not this recipe"
 
 register(
@@ -16,7 +16,7 @@ register(
         name="split-cifar100",
         summary="20 tasks x 5 classes of 32x32 colour images, classes in label order, tasks shuffled by the seed",
         needs="CIFAR-100 (161 MB; `benchsuite data get split-cifar100`)",
-        # Class groups are fixed and contiguous in the order of the fine labels; only the order of the tasks is random.
+        # The class groups are fixed, contiguous in the order of the fine labels; only the order of the tasks is random.
         tasks=tuple(
             Task(name=str(i + 1), dataset="cifar100", classes=tuple(range(5 * i, 5 * i + 5)), mean=MEAN, std=STD)
             for i in range(20)

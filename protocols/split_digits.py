@@ -1,9 +1,9 @@
-"""split-digits: the embedded protocol, five tasks of two handwritten digits each; nothing is ever downloaded."""
+"""split-digits: the default protocol, five tasks of two handwritten digits each; needs no download."""
 
 from benchsuite.protocol import Protocol, Recipe, Task, register
 
-# Images: scikit-learn's copy of the UCI optical digits (1,797 grey 8x8 images, values 0..16 stored as 0..255). The copy keeps no
-# split into training and test, so ours is fixed: two thirds of each class for training.
+# Images: scikit-learn's copy of the UCI optical digits (1,797 grey 8x8 images, values 0..16 stored as 0..255). The copy has no
+# split into training and test images. Ours is fixed: two thirds of each class for training.
 MEAN, STD = (0.305,), (0.376,)  # of the training pixels, rounded
 
 FULL = Recipe(backbone="digits", epochs=20, milestones=(12, 18), lr=1e-3, batch_size=16, dropout=0.15)

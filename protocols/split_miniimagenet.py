@@ -1,4 +1,4 @@
-"""split-miniimagenet: miniImageNet in 20 tasks of 5 classes, as CACL runs it (arXiv 2009.01956, official code)."""
+"""split-miniimagenet: miniImageNet in 20 tasks of 5 classes, as in CACL (arXiv 2009.01956, official code)."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from benchsuite.protocol import Protocol, Published, Recipe, Task, register
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PAPER = Recipe(backbone="cacl", epochs=200, milestones=(150, 180), lr=1e-3, batch_size=64, dropout=0.15)
 
-# Printed in the comparison of ACL, whose protocol is another one: classes permuted by the seed, SGD with early stopping, no
-# augmentation, networks like AlexNet.
+# From the comparison in ACL, which has another protocol: classes permuted by the seed, SGD with early stopping, no augmentation,
+# networks like AlexNet.
 ACL_PROTOCOL = "Miao et al. (ICLR 2022), Table 1, reprinting ACL's figures; ACL's protocol, not this recipe"
 
 register(
@@ -16,7 +16,7 @@ register(
         name="split-miniimagenet",
         summary="20 tasks x 5 classes of 84x84 colour images, classes in WordNet-id order, tasks shuffled by the seed",
         needs="miniImageNet, 600 images for each of 100 classes, which you must bring (`benchsuite data get split-miniimagenet`)",
-        # The upstream numbering of the classes is not documented; ours is the sorted WordNet id.
+        # The upstream class numbering is not documented; ours is the order of the WordNet ids.
         tasks=tuple(
             Task(name=str(i + 1), dataset="miniimagenet", classes=tuple(range(5 * i, 5 * i + 5)), mean=MEAN, std=STD)
             for i in range(20)

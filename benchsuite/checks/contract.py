@@ -56,7 +56,7 @@ class Broken(Exception):
 
 
 class Watcher(SupervisedPlugin):
-    """After each task: the class scores of the fixed images under every task so far, and all heads."""
+    """After each task: the logits of the fixed images under every task so far, and all heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Watcher(SupervisedPlugin):
         self.heads.append({t: [p.clone() for p in head.parameters()] for t, head in self.model.heads.items()})
 
     def drift(self) -> list[tuple[int, int]]:
-        """(i, j): a class score of task i differs after task j from what it was after an earlier task, i or later."""
+        """(i, j): a logit of task i differs after task j from what it was after an earlier task, i or later."""
         return [
             (t, j)
             for i, now in enumerate(self.logits)
@@ -179,7 +179,7 @@ class ShortRuns:
         return self.made[job.folder]
 
     def served(self, finished: Finished) -> list[Tensor] | str:
-        """Each task's class scores of the fixed images by the exported file, in a process that knows nothing but that file and
+        """Each task's logits of the fixed images by the exported file, in a process that knows nothing but that file and
         the method's, and cannot train; or why there are none. All runs that wait for it are served by one process."""
         if finished.path not in self.answers:
             waiting = [run for run in self.made.values() if run.path not in self.answers]
@@ -247,7 +247,7 @@ def artifact_alone(runs: ShortRuns, name: str, **settings: Any) -> None:
     for t, (alone, live) in enumerate(zip(served, finished.watcher.logits[-1], strict=True)):
         # a served network may add up in another order, which is felt in the size of the largest score
         if alone.shape != live.shape or (alone - live).abs().max() > 1e-5 * max(1.0, float(live.abs().max())):
-            raise Broken(f"it gives other class scores for task {t + 1}; {advice}")
+            raise Broken(f"it gives other logits for task {t + 1}; {advice}")
         if not torch.equal(alone.argmax(1), live.argmax(1)):
             raise Broken(f"it gives other classes for task {t + 1}; {advice}")
 
@@ -330,7 +330,7 @@ def heads(runs: ShortRuns, name: str, **settings: Any) -> None:
 
 
 @rule(
-    "the class scores of old tasks stay bit-identical after every later task",
+    "the logits of old tasks stay bit-identical after every later task",
     *({**o, "epochs": 1, "reset_optimizer": reset} for o in OPTIMIZERS.values() for reset in (True, False)),
     BATCHNORM,
     {**BATCHNORM, "batchnorm": "shared"},  # methods that share anything refuse it

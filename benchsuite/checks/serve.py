@@ -1,4 +1,4 @@
-"""Class scores from exported artifacts, in a process of its own that has nothing with which to train (`benchsuite.contract`).
+"""Logits from exported artifacts, in a separate process that cannot train (`benchsuite.checks.contract`).
 
 In its working folder order.json names files of methods and artifacts, and holds images; the answers go to answers.pt: for each
 artifact the scores of every task, or in words why there are none.

@@ -72,6 +72,6 @@ class NewMethod(Method):
         """The served network, model(x, task). From the artifact alone: no attribute of a run is in reach."""
         return artifact.network()
 
-    # diagnostics(self): more for the record, as plain JSON. No times or paths: the same seed must give the same record.
+    # diagnostics(self): more for the record: {"remarks": [...], "extra": {...}}. No times or paths: a seed must give one record.
     # state(), load_state(state): what a checkpoint keeps after a task besides the network. By default every attribute,
     # made of tensors, numbers, text and containers of them; override both for anything else. Not what each task makes anew.

@@ -1,4 +1,4 @@
-"""Image sets: fetched or found in a folder, verified, decoded once into a cache of uint8 arrays."""
+"""Image sets: downloaded or found in a folder, verified, and decoded once into a cache of uint8 arrays."""
 
 from .sets import ImageSet, get, load, verify
 

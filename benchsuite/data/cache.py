@@ -1,10 +1,10 @@
-"""Decoded image sets on disk: written once, found again by what they hold, memory-mapped.
+"""Decoded image sets on disk: written once, addressed by their content, memory-mapped.
 
     <cache>/arrays/<name>/<16 hex digits of the digest>/{train_x,train_y,test_x,test_y}.npy, meta.json
     <cache>/arrays/<name>/index/<fingerprint of the source files>.json    {"digest", "note"}
 
-The entry is keyed by its content, the index by the state of the files that it was decoded from, so a changed file can
-never be answered with the labels of the old one.
+The key of an entry is its content; the key of the index is the state of the source files. So a changed file never gets the
+labels of the old one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import ELSEWHERE, locked, write_atomic
 
-READERS = 2  # raise it when a reader's output changes: what older readers decoded is then decoded again
+READERS = 2  # raise it when the output of a reader changes: older entries are then decoded again
 
 
 class Arrays(NamedTuple):
@@ -61,9 +61,9 @@ def digest(arrays: Arrays) -> str:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """What can be known of the files without reading them: path, size, times of modification and of change.
+    """The state of the files without reading them: path, size, modification time and change time.
 
-    The change time is among them because archives restore modification times: two versions of a file may share theirs.
+    The change time is included because archives restore modification times, so two versions of a file may share theirs.
     """
     h = hashlib.sha256(f"readers {READERS}".encode())
     for file in files:
@@ -87,7 +87,7 @@ def lookup(name: str, key: str) -> Entry | None:
 
 
 def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
-    """Write the entry, unless a sound one is there already, and its line in the index. Returns it memory-mapped."""
+    """Write the entry, unless a valid one exists, and its line in the index. Returns the entry memory-mapped."""
     folder = root() / "arrays" / name
     whole = digest(arrays)
     target = folder / whole[:16]
@@ -107,10 +107,10 @@ def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
 
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """One process at a time decodes a set; the others wait and then find it in the cache."""
+    """One process at a time decodes a set. The others wait and then find it in the cache."""
     folder = root() / "arrays" / name
     with locked(folder / ".lock"):
-        for left in folder.glob(".*/"):  # by a process that was killed while it wrote
+        for left in folder.glob(".*/"):  # left by a process that was killed while writing
             shutil.rmtree(left, ignore_errors=True)
         yield
 
@@ -120,7 +120,7 @@ def _meta(arrays: Arrays, whole: str) -> dict[str, Any]:
 
 
 def _open(folder: Path, whole: str) -> Arrays | None:
-    """The memory-mapped arrays if every file is there with the size and shape that meta.json states, else None."""
+    """The memory-mapped arrays if every file exists with the size and shape in meta.json, else None."""
     try:
         arrays = Arrays(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Arrays._fields))
         return arrays if json.loads((folder / "meta.json").read_text()) == _meta(arrays, whole) else None
@@ -129,7 +129,7 @@ def _open(folder: Path, whole: str) -> Arrays | None:
 
 
 def _write(target: Path, arrays: Arrays, whole: str) -> None:
-    """Write beside `target`, then rename; a damaged entry of that name is moved out of the way first."""
+    """Write beside `target`, then rename. A damaged entry of that name is moved away first."""
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         if target.exists():
@@ -142,7 +142,7 @@ def _write(target: Path, arrays: Arrays, whole: str) -> None:
         try:
             os.rename(new, target)
         except OSError:
-            if not target.exists():  # else another process was faster: it wrote the same content
+            if not target.exists():  # otherwise another process has written the same content
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

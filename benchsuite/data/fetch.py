@@ -1,4 +1,4 @@
-"""Fetching the official files: resumable, verified, from the first mirror that answers."""
+"""Downloading the official files: resumable, verified, from the first mirror that responds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..errors import UserError
 from ..files import locked
 
 CHUNK = 1 << 18  # bytes
-TIMEOUT = 60  # seconds without an answer
+TIMEOUT = 60  # seconds without a response
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch. path: where it belongs, relative to the data folder."""
+    """A file to download. path: its place relative to the data folder."""
 
     urls: tuple[str, ...]
     path: str
@@ -29,8 +29,8 @@ class Remote:
 
 
 def remotes(name: str) -> list[Remote]:
-    """The files of an image set; addresses and checksums as torchvision publishes them. Empty: no download."""
-    if name == "notmnist":  # no checksum was published, but this size is what users of the set have long checked for
+    """The files of an image set, with addresses and checksums as in torchvision. Empty if it cannot be downloaded."""
+    if name == "notmnist":  # no checksum was published; users of the set have long checked for this size
         return [
             Remote(
                 ("http://yaroslavvb.com/upload/notMNIST/notMNIST_small.tar.gz",),
@@ -38,7 +38,7 @@ def remotes(name: str) -> list[Remote]:
                 size=8_458_043,
             )
         ]
-    if name == "miniimagenet":  # ImageNet's terms forbid passing it on
+    if name == "miniimagenet":  # the terms of ImageNet forbid redistribution
         return []
     from torchvision import datasets
 
@@ -53,7 +53,7 @@ def remotes(name: str) -> list[Remote]:
 
 
 def checksums(name: str) -> dict[str, str]:
-    """md5 by file name as torchvision publishes them, for the sets of which no digest of the pixels is known."""
+    """MD5 by file name, as in torchvision, for the sets without a known digest of the pixels."""
     if name not in ("cifar10", "svhn"):
         return {}
     from torchvision.datasets import CIFAR10
@@ -63,7 +63,7 @@ def checksums(name: str) -> dict[str, str]:
 
 
 def altered(name: str, files: Iterable[Path]) -> bool:
-    """Whether any of the files is another than the official one of its name."""
+    """Whether any of the files differs from the official file of that name."""
     known = checksums(name)
     return any(file.name in known and _md5(file) != known[file.name] for file in files)
 
@@ -81,11 +81,10 @@ def download(
     size: int | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Fetch `path` from the first of `urls` that gives it whole, unless it is already there and right.
+    """Download `path` from the first of `urls` that delivers it completely, unless a correct file exists.
 
-    What has arrived is kept in `path.part`, and an interrupted transfer goes on from there, at the next attempt or in
-    the next call; a finished one with the wrong checksum is deleted. Raises UserError saying what went wrong at each
-    address.
+    Partial data is kept in `path.part`; an interrupted download resumes from there at the next attempt or call. A complete file
+    with a wrong checksum is deleted. Raises UserError with what went wrong at each address.
     """
 
     def mismatch(file: Path) -> str | None:
@@ -108,7 +107,7 @@ def download(
                 return
             report(f"{path} {wrong}: fetching it again")
         failures: dict[str, str] = {}
-        # Twice round: the second goes on where a connection broke, or starts afresh after a part that proved wrong.
+        # Two rounds: the second resumes a broken download, or starts again after a wrong checksum.
         for url in [*urls, *urls]:
             try:
                 _transfer(url, part, report)
@@ -126,7 +125,7 @@ def download(
 
 
 def _transfer(url: str, part: Path, report: Callable[[str], None]) -> None:
-    """Bring `part` to full length. Raises OSError or HTTPException when it does not get there; what arrived stays."""
+    """Complete `part`. Raises OSError or HTTPException on failure; partial data is kept."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "benchsuite", "Accept-Encoding": "identity"}
     if start:
@@ -135,7 +134,7 @@ def _transfer(url: str, part: Path, report: Callable[[str], None]) -> None:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # nothing left to send: the part is complete, or belongs to another file
+        if error.code == 416 and start:  # nothing left to send: the part is complete or belongs to another file
             if error.headers.get("Content-Range") == f"bytes */{start}":
                 return
             part.unlink()

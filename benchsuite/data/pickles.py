@@ -1,8 +1,8 @@
-"""Reading pickles of arrays and plain containers without running what they say.
+"""Reading pickles of arrays and plain containers without executing them.
 
-A pickle is a program: it names functions and calls them. Here a name is looked up in a short table and nowhere else,
-and the table holds stand-ins that build arrays of numbers or text from bytes. Even numpy's own functions are not
-handed out: an array of objects, or a type whose flags were edited, would let a pickle write pointers into memory.
+A pickle is a program: it names functions and calls them. Here names are looked up only in a short table of stand-ins, which
+build arrays of numbers or text from bytes. Even numpy's own functions are not available: an array of objects, or a type with
+edited flags, would let a pickle write pointers into memory.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ..errors import UserError
 
 
 def loads(data: bytes, file: Path | str) -> Any:
-    """The plain containers, numbers, byte strings and arrays in `data`; the str of Python 2 become bytes.
+    """The plain containers, numbers, byte strings and arrays in `data`; str of Python 2 becomes bytes.
 
-    Raises UserError, naming `file`, for any other global and for damaged data.
+    Raises UserError with the name of `file` for any other global and for damaged data.
     """
     try:
         return _Restricted(io.BytesIO(data), file).load()
     except UserError:
         raise
-    except Exception as error:  # damaged opcodes can raise nearly anything
+    except Exception as error:  # damaged opcodes can raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{file}: is not a whole pickle ({reason})", "fetch it again") from None
 
 
 class _Type:
-    """Stands in for numpy.dtype: fixed-width numbers and text only, and of the pickled state only the byte order."""
+    """Replaces numpy.dtype: fixed-width numbers and text only; uses only the byte order of the pickled state."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
         self.dtype = np.dtype(code.decode("ascii") if isinstance(code, bytes) else code)
@@ -48,7 +48,7 @@ class _Type:
 
 
 class _Array(np.ndarray):
-    """Stands in for numpy.ndarray while its state is being set."""
+    """Replaces numpy.ndarray while its state is set."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, raw = state
@@ -72,7 +72,7 @@ def _frombuffer(buffer: bytes | bytearray, kind: _Type, shape: tuple[int, ...], 
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":  # the one with which Python 3 writes bytes for Python 2
+    if encoding != "latin1":  # the encoding in which Python 3 writes bytes for Python 2
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
     return text.encode("latin1")
 
@@ -83,7 +83,7 @@ def _bytearray(data: bytes | str = b"", _: str = "latin-1") -> bytearray:
 
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): "ndarray",  # only ever an argument of _reconstruct, so it need not be callable
+    ("numpy", "ndarray"): "ndarray",  # only an argument of _reconstruct, so it need not be callable
     ("_codecs", "encode"): _encode,
     ("builtins", "bytearray"): _bytearray,
     ("__builtin__", "bytearray"): _bytearray,

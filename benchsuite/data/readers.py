@@ -1,7 +1,7 @@
-"""The official layouts of each image set, as files in a folder, and how each is decoded.
+"""The official file layouts of each image set and their decoders.
 
-`find` tells which files make up a set without reading pixels, so that a cached decoding can be recognised; `read`
-decodes them. Whatever is wrong with a file is one UserError that names it.
+`find` finds the files of a set without reading pixels, so that a cached decoding can be recognised; `read` decodes them.
+Any fault of a file is one UserError with its name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from . import pickles
 from .cache import Arrays
 
 LETTERS = "ABCDEFGHIJ"
-UNREADABLE = 5  # notMNIST was gathered from the web; two of notMNIST_small's files have never been readable
+UNREADABLE = 5  # notMNIST was collected from the web; two files of notMNIST_small have never been readable
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Source:
 
     place: the folder or archive, for messages.
     files: everything that `read` reads.
-    read: decodes them; the second value is a clause about what was left out, or "".
+    read: decodes them; the second value says what was left out, or "".
     distribution: whose official counts apply (a key of `sets.OFFICIAL`).
     """
 
@@ -48,7 +48,7 @@ class Source:
 
 
 def find(name: str, folder: Path) -> Source | None:
-    """The source of the set in `folder`, an archive before what was extracted from it; None if there is none."""
+    """The source of the set in `folder`, preferring an archive to its extracted files; None if there is none."""
     return FIND[name](folder)
 
 
@@ -204,7 +204,7 @@ def _folder_images(files: list[Path]) -> Images:
 
 
 def _is_image(path: Path) -> bool:
-    """Leaves out what operating systems strew about (`._x.png`, `.DS_Store`, `Thumbs.db`)."""
+    """Whether this is an image and not a file of the operating system (`._x.png`, `.DS_Store`, `Thumbs.db`)."""
     return path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith(".") and "__MACOSX" not in path.parts
 
 
@@ -218,8 +218,7 @@ def _images_in(place: Path, folders: Sequence[str]) -> list[Path]:
 def _letters(images: Images, place: Path) -> tuple[np.ndarray, np.ndarray, list[str], str]:
     """Decode images whose parent folder is their letter, in the order of their paths.
 
-    Returns pixels (N, 28, 28, 1), labels, for each image the name of its grandparent folder, and the clause on skipped
-    images.
+    Returns pixels (N, 28, 28, 1), labels, the name of each image's grandparent folder, and a note on skipped images.
     """
     pixels, labels, parents = [], [], []
     broken: list[Path] = []
@@ -251,16 +250,16 @@ def _acl_split(images: Images, place: Path) -> tuple[Arrays, str]:
 
 
 def _small_split(images: Images, place: Path) -> tuple[Arrays, str]:
-    """notMNIST_small has no split of its own: a tenth of each class, drawn once and for all, is the test set."""
+    """notMNIST_small has no official split: a fixed random tenth of each class is the test set."""
     x, y, _, note = _letters(images, place)
     train, test = split_classes(y, np.random.default_rng(0), lambda n: n - n // 10)
     return Arrays(x[train], y[train], x[test], y[test]), note
 
 
 def split_classes(y: np.ndarray, rng: Any, train: Callable[[int], int]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of a training and a test part: of each class, shuffled, the first train(n) of its n images and the rest.
+    """Indices of a training and a test part: the n images of each class are shuffled; the first train(n) are for training.
 
-    Both come in rising order, so that a part keeps the order of the whole.
+    Both are in ascending order, so that a part keeps the order of the whole set.
     """
     parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for label in np.unique(y):
@@ -319,7 +318,7 @@ def _mini_source(place: Path, rows: list[tuple[Path, str]], tables: list[Path], 
         x: np.ndarray = np.empty((len(rows), 84, 84, 3), np.uint8)
         for i, (file, _) in enumerate(rows):
             x[i] = _image(_bytes(file), file, (84, 84), "RGB")
-        # A class's index is the place of its WordNet id in sorted order: the numbering upstream is not documented.
+        # A class's index is the position of its WordNet id in sorted order; the upstream numbering is not documented.
         index = {wnid: i for i, wnid in enumerate(wnids)}
         y = np.array([index[wnid] for _, wnid in rows], np.int64)
         if train is None:
@@ -365,11 +364,11 @@ def _two_files(decode: Callable[[Path], tuple[np.ndarray, np.ndarray]], train: P
 
 
 class _Unreadable(UserError):
-    """An image file that no decoder takes, as against one that decodes to the wrong size."""
+    """An image file that cannot be decoded, as opposed to one of the wrong size."""
 
 
 def _image(raw: bytes, file: Path, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Pixels (H, W, 1) for mode L, (H, W, 3) for RGB. Raises UserError for another size than width x height."""
+    """Pixels (H, W, 1) for mode L, (H, W, 3) for RGB. Raises UserError if the size is not width x height."""
     from PIL import Image
 
     try:
@@ -397,7 +396,7 @@ def _labels(values: Any, classes: int, file: Path, images: int) -> np.ndarray:
 
 
 def _dict(raw: bytes, file: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """A pickled dictionary whose keys Python 2 wrote as bytes and Python 3 as text."""
+    """A pickled dictionary. Its keys are bytes if written by Python 2, text if by Python 3."""
     content = pickles.loads(raw, file)
     if isinstance(content, dict):
         content = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in content.items()}
@@ -415,7 +414,7 @@ def _bytes(file: Path) -> bytes:
 
 @contextmanager
 def _decoding(file: Path, kind: str) -> Iterator[None]:
-    """What a decoder raises over damaged bytes, which is nearly anything, becomes one line naming the file."""
+    """Turn any exception of a decoder on damaged bytes into one line with the name of the file."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""The image sets: what the official distributions hold, and loading them through the cache."""
+"""The image sets: the contents of the official distributions, and loading through the cache."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .cache import Arrays, Entry
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImageSet:
-    """The images of one set at their own size.
+    """The images of one set at their original size.
 
     train_x, test_x: uint8 (N, H, W, C) with C = 1 or 3. train_y, test_y: int64 (N,), labels 0..K-1.
     digest: SHA-256 over decoded pixels and labels, shapes included, train then test.
-    complete: whether this is the official distribution as published figures use it.
+    complete: whether this is the official distribution that published figures use.
     note: what is partial or substituted, "" otherwise.
     """
 
@@ -37,13 +37,13 @@ Images = Mapping[str, ImageSet | None]  # by name; None for a set that is missin
 
 
 class MissingData(UserError):
-    """No file of the set is there, as against files that are damaged or incomplete."""
+    """The set has no files, as opposed to damaged or incomplete ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Official:
-    """What a complete distribution holds. train, test: images, None if not known; then what is known is that the number of test
-    images is a multiple of `test_multiple`. balanced: as many of every class."""
+    """The contents of a complete distribution. train, test: numbers of images, None if unknown; then the number of test images is
+    known to be a multiple of `test_multiple`. balanced: equally many images of every class."""
 
     classes: int
     train: int | None
@@ -51,7 +51,7 @@ class Official:
     balanced: bool = False
     digest: str | None = None
     test_multiple: int = 1
-    substitute: str = ""  # not None of what published figures use: said in the note, and never complete
+    substitute: str = ""  # what it replaces, for the note; a substitute is never complete
 
 
 OFFICIAL = {
@@ -77,12 +77,12 @@ OFFICIAL = {
         digest="e82adc0c97c6273e3db09f058ebe2cde03fe9e1df16f9d9054d558032e2a0f39",
     ),
     "svhn": Official(classes=10, train=73_257, test=26_032),
-    # Nobody states the counts of ACL's archive, but CACL's published accuracy on it is 143/153.
+    # The counts of ACL's archive are not published, but CACL's published accuracy on it is 143/153.
     "notmnist": Official(classes=10, train=None, test=None, test_multiple=153),
     "notmnist_small": Official(
         classes=10,
         train=16_854,
-        test=1_870,  # its 18,726 files less the two that cannot be read
+        test=1_870,  # its 18,726 files without the two unreadable ones
         substitute="notMNIST_small with a fixed 90/10 split in place of the ACL archive",
     ),
     "miniimagenet": Official(classes=100, train=50_000, test=10_000, balanced=True),
@@ -115,7 +115,7 @@ def load(name: str, data_dir: Path | None = None, *, partial: bool = False) -> I
     entry = cache.lookup(name, key)
     if entry is None:
         with cache.decoding(name):
-            entry = cache.lookup(name, key)  # another process may have been at it meanwhile
+            entry = cache.lookup(name, key)  # another process may have decoded it meanwhile
             if entry is None:
                 return _decode(name, source, key, partial)
     return _checked(name, source, entry, partial)
@@ -128,7 +128,7 @@ def load_all(
     partial: bool = False,
     given: Images | None = None,
 ) -> dict[str, ImageSet | None]:
-    """Each set by name; None for a set whose files are missing, which only `partial` accepts. given: sets already loaded."""
+    """Each set by name; None if its files are missing, which only `partial` accepts. given: sets that are loaded already."""
     found = dict[str, ImageSet | None]()
     for name in names:
         try:
@@ -137,12 +137,12 @@ def load_all(
         except MissingData:
             if not partial:
                 raise
-            found[name] = None  # damaged files are an error all the same
+            found[name] = None  # damaged files are still an error
     return found
 
 
 def verify(name: str, data_dir: Path | None = None, *, partial: bool = False) -> ImageSet:
-    """As `load`, but decodes the files afresh, whatever the cache holds, and mends the cache where it differs."""
+    """Like `load`, but decodes the files again whatever the cache holds, and repairs the cache if it differs."""
     if name == "digits":
         return _digits()
     source = _source(name, data_dir)
@@ -153,7 +153,7 @@ def verify(name: str, data_dir: Path | None = None, *, partial: bool = False) ->
 def get(name: str, data_dir: Path | None = None, report: Callable[[str], None] = print) -> None:
     """Download what is missing of the set into `data_dir` (default: <cache>/downloads) and verify it.
 
-    Raises UserError when it cannot be fetched, or may not be redistributed: then with how to come by it.
+    Raises UserError if it cannot be downloaded or may not be redistributed; the message then says how to get it.
     """
     folder = _folder(name, data_dir)
     if name == "digits":
@@ -201,14 +201,14 @@ def _decode(name: str, source: readers.Source, key: str, partial: bool) -> Image
     arrays, note = source.read()
     official = OFFICIAL[source.distribution]
     if official.digest is None and not _shortfall(official, arrays) and fetch.altered(name, source.files):
-        note = "; ".join(filter(None, [note, ALTERED]))  # kept with the decoded images: the files are not hashed again
+        note = "; ".join(filter(None, [note, ALTERED]))  # stored with the decoded images, so that the files are not hashed again
     entry = Entry(arrays, cache.digest(arrays), note)
-    _checked(name, source, entry, partial)  # before it is stored: the cache holds nothing that was refused
+    _checked(name, source, entry, partial)  # checked before it is stored: the cache holds no rejected set
     return _checked(name, source, cache.store(name, key, arrays, note), partial)
 
 
 def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> ImageSet:
-    """The entry as an ImageSet, held against the official distribution."""
+    """The entry as an ImageSet, compared with the official distribution."""
     official = OFFICIAL[source.distribution]
     a = entry.arrays
     counts = [np.bincount(y, minlength=official.classes) for y in (a.train_y, a.test_y)]
@@ -248,7 +248,7 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
 
 
 def _shortfall(official: Official, arrays: Arrays) -> str | None:
-    """How the numbers of images fall short of the official distribution; None if they do not."""
+    """How the numbers of images differ from the official distribution; None if they do not."""
     counts = [np.bincount(y, minlength=official.classes) for y in (arrays.train_y, arrays.test_y)]
     expected = (official.train, official.test)
     found = tuple(int(count.sum()) for count in counts)
@@ -264,7 +264,7 @@ def _shortfall(official: Official, arrays: Arrays) -> str | None:
 def _digits() -> ImageSet:
     """The 1,797 digits in scikit-learn, values 0..16 scaled to 0..255.
 
-    That copy keeps no split: two thirds of each class, drawn once and for all, are for training.
+    That copy has no split: a fixed random two thirds of each class are for training.
     """
     from sklearn.datasets import load_digits
 
@@ -274,6 +274,6 @@ def _digits() -> ImageSet:
     train, test = readers.split_classes(y, np.random.default_rng(0), lambda n: n * 2 // 3)
     arrays = Arrays(x[train], y[train], x[test], y[test])
     for array in arrays:
-        array.flags.writeable = False  # as those from the cache
+        array.flags.writeable = False  # like arrays from the cache
     source = readers.Source(Path("scikit-learn"), (), lambda: (arrays, ""), "digits")
     return _checked("digits", source, Entry(arrays, cache.digest(arrays), ""), False)

@@ -1,4 +1,4 @@
-"""What a method is, and the methods by name."""
+"""The method interface, and the registered methods."""
 
 from .base import Choice, Method, Preset, Range
 from .registered import methods, register

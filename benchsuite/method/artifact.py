@@ -1,6 +1,6 @@
-"""The servable artifact: the tensors that answer every task so far, and a JSON header, in one safetensors file.
+"""The exported artifact: the tensors that serve every task so far and a JSON header, in one safetensors file.
 
-Its size on disk is the size on the leaderboard, so what is not in it cannot be needed to predict.
+Its size on disk is the size on the leaderboard, so prediction must need nothing else.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Artifact:
 
     @classmethod
     def of_network(cls, model: MultiHead, without: Iterable[str] = ()) -> Artifact:
-        """All parameters and buffers of a network: its heads apart, everything else as weights. without: names of backbone
-        modules that the caller stores in a form of its own."""
+        """All parameters and buffers of a network: heads as heads, everything else as weights. without: names of backbone
+        modules that the caller stores in another form."""
         own, tensors = _prefixes(without), {}
         for name, tensor in model.state_dict().items():
-            if not name.endswith("num_batches_tracked") and not name.startswith(own):  # a counter that predicts nothing
+            if not name.endswith("num_batches_tracked") and not name.startswith(own):  # a counter, not needed for prediction
                 part, _, rest = name.partition(".")
                 tensors[f"{'heads' if part == 'heads' else 'weights'}/{rest}"] = tensor
         return cls(tensors, {"network": model.describe()})
@@ -55,7 +55,7 @@ class Artifact:
         return self.fill(MultiHead.from_description(self.header["network"]))
 
     def fill(self, model: MultiHead, without: Iterable[str] = ()) -> MultiHead:
-        """Load the tensors of `of_network` into a network of the same structure. Raises UserError where they do not fit."""
+        """Load the tensors of `of_network` into a network of the same structure. Raises UserError if they do not fit."""
         own, state = _prefixes(without), {}
         for name, tensor in self.tensors.items():
             part, _, rest = name.partition("/")
@@ -76,7 +76,7 @@ class Artifact:
         return safetensors.torch.save(tensors, {"benchsuite": json.dumps(header, separators=(",", ":"), sort_keys=True)})
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each part; the file's own header counts as other. The sum is the size of the file."""
+        """Bytes of each part; the header of the file counts as other. The sum is the size of the file."""
         sizes = dict.fromkeys(PARTS, 0)
         for name, tensor in self.tensors.items():
             sizes[name.split("/")[0]] += tensor.numel() * tensor.element_size()
@@ -88,7 +88,7 @@ class Artifact:
 
     @classmethod
     def read(cls, path: Path) -> Artifact:
-        """Read an artifact. Raises UserError, naming the file, when it is not one. Nothing in it is executed."""
+        """Read an artifact. Raises UserError with the file's name if it is not one. Nothing in the file is executed."""
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["benchsuite"])
@@ -103,7 +103,7 @@ class Artifact:
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Whole numbers below 2^bits, any shape, as uint8 bytes without gaps: ceil(numel * bits / 8) of them."""
+    """Pack whole numbers below 2^bits, of any shape, into ceil(numel * bits / 8) uint8 bytes without gaps."""
     flat = values.reshape(-1, 1).long().cpu()
     stream = (flat >> torch.arange(bits)).bitwise_and_(1).flatten()
     stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
@@ -111,7 +111,7 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """The int64 numbers of that shape that `pack_bits` packed."""
+    """Unpack the result of `pack_bits` to int64 numbers of that shape."""
     count = math.prod(shape)
     stream = (packed.long()[:, None] >> torch.arange(8)).bitwise_and_(1).flatten()[: count * bits]
     return (stream.view(count, bits) << torch.arange(bits)).sum(1).view(*shape)

@@ -1,4 +1,4 @@
-"""What a method is: an Avalanche plugin with hyper-parameter fields and three more verbs."""
+"""The base class of methods: an Avalanche plugin with hyper-parameters as fields and three more methods to override."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .artifact import Artifact
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Settings that a method declares for one protocol, and for one tier of it or (None) all, with their origin."""
+    """Settings of a method for one protocol and one of its tiers (None: all tiers), with their origin."""
 
     protocol: str
     tier: str | None = None
@@ -32,7 +32,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included, for `benchsuite tune`; with log=True equal factors are equally likely."""
+    """Numbers from low to high, both included, for `benchsuite tune`; with log=True on a logarithmic scale."""
 
     low: float
     high: float
@@ -41,14 +41,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """A few values for `benchsuite tune`, in no order."""
+    """A few unordered values for `benchsuite tune`."""
 
     values: tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a method may know of its run.
+    """What a method may know about its run.
 
     n_tasks: the length of the whole sequence, also if the run learns only the first of them (`--set tasks=`).
     """
@@ -61,33 +61,33 @@ class RunInfo:
 class Method(SupervisedPlugin):
     """Base of every method: plain fine-tuning. Subclasses are dataclasses; each field is a hyper-parameter.
 
-    A method may define any hook of an Avalanche `SupervisedPlugin` and override the verbs below. From `prepare` on it knows its
+    A method may define any hook of an Avalanche `SupervisedPlugin` and override the methods below. From `prepare` on it knows its
     run by `self.seed`, `self.recipe` and `self.n_tasks` (see `RunInfo`); after `prepare` there are `self.model` and `self.guard`,
     which freezes entries of parameters. Every other attribute is stored in the checkpoint: tensors, numbers, strings and plain
     containers of them.
     """
 
-    name: ClassVar[str] = ""  # the class's name in lower case, unless set
-    family: ClassVar[str] = "other"  # of methods, in the field's words (say, "replay"): what readers of a board filter by
-    forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": old tasks' logits stay bit-identical on the CPU
-    trains_jointly: ClassVar[bool] = False  # True: one training on all tasks at once, in place of a sequence
-    trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks learn on, by design
+    name: ClassVar[str] = ""  # default: the class's name in lower case
+    family: ClassVar[str] = "other"  # in the field's terms (say, "replay"); readers of the page filter by it
+    forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": logits of old tasks stay bit-identical on the CPU
+    trains_jointly: ClassVar[bool] = False  # True: trains once on all tasks together, not on a sequence
+    trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks are trained further, by design
     size_reference: ClassVar[bool] = False  # True: one plain network per task; size and forward gain of others are relative to it
     settings: ClassVar[tuple[Preset, ...]] = ()
-    space: ClassVar[Mapping[str, Range | Choice]] = {}  # what `benchsuite tune` searches, by the name of the setting
+    space: ClassVar[Mapping[str, Range | Choice]] = {}  # search space of `benchsuite tune`, by setting
 
     run: RunInfo
     model: MultiHead
     guard: FrozenGuard
-    compression: Any = None  # `modifiers.Interception`, where activations are kept in another form
-    memory_bytes: int = 0  # of stored samples; a method that keeps any says so, and they count as training state
+    compression: Any = None  # `nn.interception.Interception`, if activations are stored in another form
+    memory_bytes: int = 0  # of stored samples, set by methods that store any; they count as training state
 
     def __post_init__(self) -> None:
         check(self)
 
     @property
     def size_is_learnt(self) -> bool:
-        """Whether what is stored depends on what was learnt, and not on the settings alone."""
+        """Whether the size of the artifact depends on training and not only on the settings."""
         return False
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
@@ -109,7 +109,7 @@ class Method(SupervisedPlugin):
         return self.run.n_tasks
 
     def begin(self, run: RunInfo, model: MultiHead, device: torch.device | str = "cpu") -> None:
-        """Called once, before the first task, by whoever trains the method. A method overrides `prepare`, not this."""
+        """Called once by the trainer, before the first task. A method overrides `prepare`, not this."""
         self.run = run
         prepared = self.prepare(model)
         if not isinstance(prepared, MultiHead):
@@ -122,16 +122,16 @@ class Method(SupervisedPlugin):
         return model
 
     def artifact(self) -> Artifact:
-        """What must be stored to serve every task so far. Default: all weights, once, and the heads."""
+        """Everything needed to serve every task so far. Default: all weights once, and the heads."""
         return Artifact.of_network(self.model)
 
     @classmethod
     def restore(cls, artifact: Artifact) -> nn.Module:
-        """The served network: model(x, task) from the artifact alone, in eval mode."""
+        """The served network, model(x, task), from the artifact alone, in eval mode."""
         return artifact.network()
 
     def alternatives(self) -> dict[str, Artifact]:
-        """Other ways to store the same network, by name: their sizes are reported beside the leaderboard's."""
+        """Other ways to store the same network, by name. Their sizes are reported beside the leaderboard."""
         return {}
 
     def diagnostics(self) -> dict[str, Any]:
@@ -143,22 +143,22 @@ class Method(SupervisedPlugin):
         return {}
 
     def generator(self, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
-        """A generator of this run's own for `purpose` (say, the task's position)."""
+        """A generator for `purpose` (say, the task's position), derived from the seed of the run."""
         return generator(self.seed, "method", *purpose, device=device)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the method besides the network: every attribute that is not a hyper-parameter."""
+        """What a checkpoint stores of the method besides the network: every attribute that is not a hyper-parameter."""
         given = {"run", "model", "guard", "compression", *(f.name for f in fields(self))}
         return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore the result of `state`."""
         for name, value in state.items():
             setattr(self, name, value)
 
 
 def plain(name: str, value: Any) -> Any:
-    """`value`, if it is made of what a checkpoint can hold; TypeError naming the attribute otherwise."""
+    """`value`, if a checkpoint can store it. Otherwise raises TypeError with the name of the attribute."""
     if value is None or isinstance(value, bool | int | float | str | Tensor):
         return value.detach() if isinstance(value, Tensor) else value
     if isinstance(value, dict):

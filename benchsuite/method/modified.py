@@ -14,7 +14,7 @@ from .base import Method
 
 
 class Modified:
-    """What a modifier adds to a method's class, before it in the order of resolution."""
+    """Mixin that applies a modifier. It precedes the method's class in the method resolution order."""
 
     modifier: type[Modifier]
     compression: Interception
@@ -42,11 +42,11 @@ class Modified:
 
 
 def modified(base: type[Method], name: str) -> type[Method]:
-    """The class of a method under a modifier: the fields of both, named `method+modifier`."""
+    """The class of a method under a modifier, named `method+modifier`, with the fields of both."""
     if name not in MODIFIERS:
         raise UserError(f"no modifier is called {name!r}", suggest(name, MODIFIERS))
     modifier = MODIFIERS[name]
-    known = {f.name for f in fields(base)}  # one without a default is no attribute of its class
+    known = {f.name for f in fields(base)}  # a field without a default is no attribute of the class
     words = [f.name for f in fields(modifier)]
     if taken := [w for w in words if w in known or hasattr(base, w)] + [w for w in ("modifier", "compression") if w in known]:
         raise UserError(f"{base.name}: its {taken[0]!r} is a setting of every {name} row", "give it another name")

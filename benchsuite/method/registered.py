@@ -1,4 +1,4 @@
-"""The methods by name."""
+"""The registered methods."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .modified import modified
 
 
 class Methods(Registry[type[Method]]):
-    """The methods by name; `method+modifier` is a method under one of the `benchsuite.modifiers`."""
+    """The methods by name; `method+modifier` is a method under one of `benchsuite.nn.modifiers`."""
 
     def __init__(self) -> None:
         super().__init__("method", "benchsuite.methods")
-        self._modified: dict[str, type[Method]] = {}  # each class is made once
+        self._modified: dict[str, type[Method]] = {}  # each class is created once
 
     def get(self, name: str) -> type[Method]:
         base, plus, modifier = name.partition("+")
@@ -42,12 +42,12 @@ methods = Methods()
 
 
 def register(cls: type[Method]) -> type[Method]:
-    """Class decorator: make a method known by its name."""
+    """Class decorator: register a method by its name."""
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise TypeError("@register goes above a class that inherits from benchsuite.Method")
     if "__dataclass_fields__" not in cls.__dict__:
         cls = dataclass(cls)
-    # Two plugins are the same only if they are one object: a dataclass would compare, and refuse to hash, its fields.
+    # Plugins are compared by identity: a dataclass would compare its fields and would not be hashable.
     cls.__eq__, cls.__hash__ = object.__eq__, object.__hash__  # type: ignore[method-assign]
     cls.name = cls.__dict__.get("name") or cls.__name__.lower()
     if not re.fullmatch(r"[\w][\w.-]*", cls.name):

@@ -1,4 +1,4 @@
-"""What methods that store images of earlier tasks have in common: the budget, and where they cannot run."""
+"""Shared by methods that store images of earlier tasks: the budget, and the recipes under which they cannot run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..nn.backbones import has_batchnorm
 from ..protocol import Recipe
 from .base import Preset
 
-# 1,300 images of 32x32x3 bytes: what the 16 MB of float32 images hold that published rows of A-GEM and ER-RES state
+# 1,300 images of 32x32x3 bytes, as many as the 16 MB of float32 images that published rows of A-GEM and ER-RES state
 BUDGET = 4.0
 
 FEW_DIGITS = Preset(
@@ -29,12 +29,12 @@ def image_bytes(experience: Any) -> int:
 
 
 def images_in(budget: float, stream: Sequence[Any]) -> int:
-    """How many images of a stream fit into `budget` MB, whichever of its tasks they come from."""
+    """How many images of a stream fit into `budget` MB, whatever their tasks."""
     return int(budget * 1e6) // max(map(image_bytes, stream))
 
 
 def mixed_batches(recipe: Recipe) -> str | None:
-    """Why a method whose batches mix tasks cannot run under a recipe."""
+    """Why a method that mixes tasks in a batch cannot run under a recipe."""
     if recipe.batchnorm == "per_task" and has_batchnorm(recipe.backbone):
         return "its batches mix tasks, which leaves too few images of each for batchnorm=per_task; use another policy"
     return None

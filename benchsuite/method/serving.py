@@ -1,4 +1,4 @@
-"""Serving: a network restored from its exported file answers for raw images."""
+"""Serving: predictions for raw images by a network restored from its exported file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .registered import methods
 
 
 class Served(torch.nn.Module):
-    """A network restored from an artifact: class scores, or classes, for raw images of a known task."""
+    """A network restored from an artifact. It gives logits or classes for raw images of a known task."""
 
     def __init__(self, artifact: Artifact, network: torch.nn.Module) -> None:
         super().__init__()
@@ -26,10 +26,10 @@ class Served(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor | np.ndarray, task: int) -> Tensor:
-        """images: uint8 (B, H, W, C) as the data set has them; task: its position in the order of learning.
-        Returns class scores (B, K_task). Raises UserError for other images and for a task that is not there."""
+        """images: uint8 (B, H, W, C) as in the data set; task: its position in the order of learning.
+        Returns logits (B, K_task). Raises UserError for other images or an unknown task."""
         info = self._task(task)
-        images = images if isinstance(images, Tensor) else torch.tensor(images)  # a copy: what comes from a file is read-only
+        images = images if isinstance(images, Tensor) else torch.tensor(images)  # a copy: arrays from a file are read-only
         if images.dtype != torch.uint8 or images.ndim != 4:
             found = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             raise UserError(f"images must be uint8 (B, H, W, C) as the data set has them, not {found}")
@@ -39,7 +39,7 @@ class Served(torch.nn.Module):
         return self.network(x, task)
 
     def predict(self, images: Tensor | np.ndarray, task: int) -> Tensor:
-        """The class of each image, as a label of its data set: (B,)."""
+        """The predicted class of each image, as a label of its data set: (B,)."""
         best = self(images, task).argmax(1)
         return torch.tensor(self._task(task)["classes"], device=best.device)[best]
 

@@ -97,5 +97,5 @@ class Watch(SupervisedPlugin):
     def after_eval(self, strategy: Strategy, **kwargs: Any) -> None:
         *counts, finite = torch.stack([*self._counts.values(), self._finite.long()]).tolist()
         if not finite:  # the last step of a task comes after the last loss that was looked at
-            raise Diverged(f"the class scores are no longer finite numbers after task {max(self._counts) + 1}, its last epoch")
+            raise Diverged(f"the logits are no longer finite numbers after task {max(self._counts) + 1}, its last epoch")
         self.correct = dict(zip(self._counts, counts, strict=True))

@@ -286,7 +286,7 @@ def test_a_method_that_keeps_something_from_its_artifact_is_found_out(own_bench,
     register(Shrinks)  # which no other process knows
     for name in ("hidden", "shrinks"):
         own_bench.finished(name)
-    with pytest.raises(Broken, match=r"it gives other class scores for task 1; artifact\(\) must hold all"):
+    with pytest.raises(Broken, match=r"it gives other logits for task 1; artifact\(\) must hold all"):
         contract.artifact_alone(own_bench, "hidden")
     with pytest.raises(Broken, match=r"it cannot be served: .*the method 'shrinks' is not known here; import the file"):
         contract.artifact_alone(own_bench, "shrinks")

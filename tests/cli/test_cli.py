@@ -381,7 +381,7 @@ def test_a_new_method_runs_and_keeps_the_rules(folder, capsys):
     out = capsys.readouterr().out
     assert out.startswith("my_anchor on split-digits, tier smoke\n  holds  a run of 3 tasks ends in a record\n")
     assert out.endswith("\nmy_anchor: all 10 rules that apply hold\n")
-    assert "  n/a    the class scores of old tasks" in out
+    assert "  n/a    the logits of old tasks" in out
     assert "FAILS" not in out
     assert sorted(path.name for path in folder.iterdir() if path.name not in ("cache", "__pycache__")) == [
         "anchor.py",
@@ -454,9 +454,9 @@ def test_a_method_that_breaks_a_rule_fails_the_check(folder, capsys):
     assert call("check", "./masked.py") == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "FAILS" in line] == [
-        "  FAILS  the class scores of old tasks stay bit-identical after every later task"
+        "  FAILS  the logits of old tasks stay bit-identical after every later task"
     ]
-    why = lines[lines.index("  FAILS  the class scores of old tasks stay bit-identical after every later task") + 1]
+    why = lines[lines.index("  FAILS  the logits of old tasks stay bit-identical after every later task") + 1]
     assert "those of task 1 changed while task 2 was learnt; freeze with self.guard.freeze" in why
     assert "a zero gradient freezes nothing" in why
     assert "optimizer=sgd, lr=0.01, momentum=0.9" in why
