@@ -1,12 +1,12 @@
-"""The errors that mean something of their own."""
+"""Errors with a meaning of their own."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the user can mend.
+    """An error that the user can fix.
 
-    problem: what is wrong, in one line. remedy: what to do next, or None where the problem says it.
+    problem: what is wrong, in one line. remedy: what to do next, or None if the problem says it.
     The command line prints "problem; remedy" and exits with code 2; nothing has been written or overwritten.
     """
 
@@ -23,5 +23,5 @@ class Diverged(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """Kind and message of an error, in one line however many it has."""
+    """Type and message of an error, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -67,7 +67,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     if origin in (Union, types.UnionType):
         if type(None) in get_args(kind) and (value is None or value == "none"):
             return None
-        # The value's own type first, so that what a record holds comes back as it is; then the narrow before the wide.
+        # The value's own type first, so that values of a record come back unchanged; then narrow types before wide ones.
         members = [k for k in get_args(kind) if k is not type(None)]
         members.sort(key=lambda k: (type(value) is not k, k is str, k is float))
         if len(members) == 1:

@@ -1,4 +1,4 @@
-"""A protocol: which tasks, in which order, from which images, trained by which recipe."""
+"""Protocols: tasks, their order, their images and the recipe of training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .registry import Registry, suggest
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A figure from a paper. It is shown only beside runs of the `paper` tier on complete data, the recipe unchanged.
+    """A figure from a paper. It is shown only beside runs of the `paper` tier on complete data with an unchanged recipe.
 
-    accuracy: ACC in per cent; bwt: backward transfer in percentage points; megabytes: decimal; None where not printed.
-    ours: the registered method that it is a figure of, with the protocol's recipe and its own defaults; "" for none.
-    comparable: False where it was measured under another protocol: no run here can reproduce it or fail to.
+    accuracy: ACC in per cent; bwt: backward transfer in percentage points; megabytes: decimal; None if not printed.
+    ours: the registered method of the figure, with the protocol's recipe and its own defaults; "" for none.
+    comparable: False if it was measured under another protocol: then no run here can reproduce or contradict it.
     """
 
     method: str
@@ -39,11 +39,11 @@ TIERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task: some classes of one image set, and how its pixels are prepared.
+    """One task: some classes of one image set, and the preparation of its pixels.
 
     classes: labels in the image set; label classes[k] becomes k inside the task.
     mean, std: per channel, in units of pixel / 255.
-    pad: zero border in pixels on each side, put on before normalisation.
+    pad: zero border in pixels on each side, added before normalisation.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Recipe:
     backbone: str
     width: float = setting(1.0, neutral=1.0, above=0, most=16)  # times the backbone's channels
     epochs: int = setting(least=1)
-    milestones: tuple[int, ...] = ()  # epochs at whose start the learning rate is divided by ten
+    milestones: tuple[int, ...] = ()  # the learning rate is divided by ten at the start of these epochs
     lr: float = setting(1e-3, above=0)
     batch_size: int = setting(64, least=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -69,13 +69,13 @@ class Recipe:
     weight_decay: float = setting(0.0, least=0)
     reset_optimizer: bool = True  # fresh optimiser state for each task
     dropout: float = setting(0.15, least=0, below=1)
-    batchnorm: Literal["per_task", "frozen_after_first", "batch_stats", "shared"] = "per_task"  # backbones that have it only
+    batchnorm: Literal["per_task", "frozen_after_first", "batch_stats", "shared"] = "per_task"  # only if the backbone has it
     tasks: int | None = setting(None, least=1)  # learn only the first so many tasks of the sequence
     train_per_class: int | None = setting(None, least=1)  # keep only the first so many images of each class
     test_per_class: int | None = setting(None, least=1)
     # > 0: test on this stratified share of the training set and train on the rest; the test set is not used
     holdout: float = setting(0.0, least=0, below=1)
-    partial_data: bool = False  # accept incomplete image sets, and leave out tasks whose images are missing
+    partial_data: bool = False  # accept incomplete image sets and leave out tasks without images
 
     def __post_init__(self) -> None:
         check(self)
@@ -106,13 +106,13 @@ class Protocol:
     published: tuple[Published, ...] = field(default=())
 
     def recipe(self, tier: str) -> Recipe:
-        """The recipe of a tier. Raises UserError where the protocol has none of that name."""
+        """The recipe of a tier. Raises UserError if the protocol has no such tier."""
         if tier not in self.tiers:
             raise UserError(f"no tier of {self.name} is called {tier!r}", suggest(tier, self.tiers))
         return self.tiers[tier]
 
     def order(self, seed: int) -> list[int]:
-        """The order of learning: positions in `tasks`, shuffled by Python's generator of its own seeded with `seed`.
+        """The order of learning: positions in `tasks`, shuffled by a separate Python generator with this seed.
 
         Source: CACL's released task orders (seed 1 gives 12 6 18 20 10 1 ... of 20 tasks, counted from 1).
         """
@@ -121,7 +121,7 @@ class Protocol:
         return order
 
     def sequence(self, seed: int, recipe: Recipe) -> list[Task]:
-        """The tasks that a run learns, in its order."""
+        """The tasks of a run, in its order."""
         return [self.tasks[i] for i in self.order(seed)[: recipe.tasks]]
 
     def datasets(self, seed: int, recipe: Recipe) -> list[str]:
@@ -133,6 +133,6 @@ protocols: Registry[Protocol] = Registry("protocol", "benchsuite.protocols")
 
 
 def register(protocol: Protocol) -> Protocol:
-    """Make a protocol known by its name."""
+    """Register a protocol by its name."""
     protocols.add(protocol.name, protocol)
     return protocol

@@ -1,9 +1,8 @@
-"""One integer seed, and from it one independent generator for each purpose. No global generator is read.
+"""One integer seed, from which each purpose gets an independent generator. No global generator is used.
 
-Purposes: "init" (per task and layer), "batches", "augmentation", "dropout", "holdout", "individual", "method"; a protocol has
-its own for the order of tasks. A generator is derived
-afresh at the start of what it serves (a task, an epoch), so nothing depends on what was drawn before: evaluation can't
-shift it, and a resumed run draws what the uninterrupted one drew.
+Purposes: "init" (per task and layer), "batches", "augmentation", "dropout", "holdout", "individual", "method". A protocol has
+its own for the order of tasks. A generator is created at the start of what it serves (a task, an epoch), so nothing depends on
+earlier random numbers: evaluation cannot shift them, and a resumed run draws the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -
 
 
 def seed_globals(seed: int, *purpose: object) -> None:
-    """Seed the global generators, which we never read but other people's plugins do."""
+    """Seed the global generators. This package never uses them, but plugins of others may."""
     value = derive(seed, "global", *purpose)
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002
@@ -37,7 +36,7 @@ def seed_globals(seed: int, *purpose: object) -> None:
 
 @contextmanager
 def seeded(seed: int, *purpose: object) -> Iterator[None]:
-    """Inside, the global generators are seeded for `purpose`; after it they go on as if nothing had been drawn."""
+    """Context in which the global generators are seeded for `purpose`; afterwards their state is restored."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     seed_globals(seed, *purpose)
     try:

@@ -1,7 +1,6 @@
-"""How methods and protocols are found: our own packages, other people's entry points, or a file.
+"""Finding methods and protocols: built-in packages, entry points of other packages, or a file.
 
-An import that fails is loud and a name that is taken is refused: a method that silently went missing would be a row that
-silently went missing.
+A failing import is an error, and so is a name that is taken: a method that is silently missing would be a row silently missing.
 """
 
 from __future__ import annotations

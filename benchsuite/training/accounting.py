@@ -1,6 +1,6 @@
-"""What a run costs: multiply-accumulates of the served model, bytes of training state, bytes that a training step needs.
+"""The costs of a run: multiply-accumulates of the served model, bytes of training state, memory of a training step.
 
-Stored bytes are not here: they are the size of the artifact's file (`benchsuite.artifact`).
+Stored bytes are the size of the artifact's file (`benchsuite.method.artifact`).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch.utils.flop_counter import FlopCounterMode
 @torch.no_grad()
 def macs(model: nn.Module, image: tuple[int, int, int], task: int) -> int:
     """Multiply-accumulates of one image of shape (C, H, W) through a served model; half of what FlopCounterMode counts."""
-    x = torch.zeros(2, *image)  # two, as batch statistics of one image may not exist
-    model(x, task)  # the first call may compose a task's kernels, which serving does once and not for each image
+    x = torch.zeros(2, *image)  # two images: batch statistics of a single one may not exist
+    model(x, task)  # the first call may compose a task's kernels, which serving does once and not per image
     with FlopCounterMode(display=False) as counter:
         model(x, task)
     return counter.get_total_flops() // 4
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of all tensors, each storage once."""
+    """Bytes of all tensors, counting each storage once."""
     storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
-    """Every tensor in nested containers, in networks and in the attributes of objects; data sets are left out."""
+    """Every tensor in nested containers, in networks and in the attributes of objects, except in data sets."""
     seen = set() if seen is None else seen
     if id(value) in seen or isinstance(value, type | Dataset | AvalancheDataset):
         return
@@ -56,8 +56,8 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, methods: Any) -> int:
-    """Bytes that training holds between two steps: parameters, buffers, gradients, optimiser state, the methods' own and the
-    samples that they store."""
+    """Bytes that training holds between two steps: parameters, buffers, gradients, optimiser state, and the state and stored
+    samples of the method."""
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
     tensors = [*parameters, *model.buffers(), *gradients, *tensors_in(dict(optimizer.state)), *tensors_in(methods)]
@@ -65,7 +65,7 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, methods: 
 
 
 class LayerInputs(TorchFunctionMode):
-    """While entered, sums the bytes of what convolutions and linear layers read whose weights learn, each map once: the
+    """Context that sums the bytes of the inputs of convolutions and linear layers with trained weights, each tensor once: the
     "activation memory" of an unmodified network (arXiv 2411.06346)."""
 
     def __init__(self) -> None:
@@ -90,12 +90,12 @@ def _operands(input: Tensor, weight: Tensor, *rest: Any, **named: Any) -> tuple[
 
 
 class StepMemory:
-    """Memory of one training step, measured while open.
+    """Memory of one training step, measured while it is open.
 
     inputs: bytes that `LayerInputs` counts from `start_of_forward` to `end_of_forward`.
-    held: bytes that autograd keeps of the same pass for its backward pass, parameters and buffers aside, each storage once.
-    peak: the most bytes that are allocated at any moment beyond what was when the step began: tensors on the CPU, or what CUDA's
-        allocator hands out.
+    held: bytes that autograd stores for the backward pass, without parameters and buffers, each storage once.
+    peak: the largest number of allocated bytes at any moment, minus those at the start of the step: tensors on the CPU, or the
+        allocations of CUDA's allocator.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -124,7 +124,7 @@ class StepMemory:
         self._hooked = True
 
     def end_of_forward(self) -> None:
-        """All that the backward pass needs is there."""
+        """Everything that the backward pass needs has been stored."""
         if self._hooked:
             self._layers.__exit__(None, None, None)
             self._hooks.__exit__(None, None, None)

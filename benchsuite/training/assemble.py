@@ -1,4 +1,4 @@
-"""A job's strategy, network and method, ready to train."""
+"""The strategy, network and method of a job, ready to train."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .stream import TaskStream
 def assemble(
     job: Job, stream: TaskStream, *, device: torch.device | str = "cpu", plugins: Sequence[SupervisedPlugin] = ()
 ) -> Strategy:
-    """The strategy of a job, ready to train: its method on the protocol's network, as at the start of a run."""
+    """The strategy of a job at the start of a run: its method on the protocol's network, ready to train."""
     recipe, method = recipe_of(job.settings), method_of(job.method, job.settings)
     protocol = protocols.get(job.protocol)
     model = MultiHead.build(
@@ -32,7 +32,7 @@ def assemble(
         batchnorm=recipe.batchnorm,
         width=recipe.width,
     )
-    # A run of the first tasks is the beginning of the whole one, to the bit.
+    # A run on the first tasks is bit-identical to the beginning of the whole run.
     n_tasks = len(protocol.tasks) if recipe.tasks else len(stream.tasks)
     method.begin(RunInfo(seed=job.seed, recipe=recipe, n_tasks=n_tasks), model, device)
     return Strategy(
@@ -48,7 +48,7 @@ def assemble(
 
 
 def with_header(artifact: Artifact, job: Job, tasks: Sequence[Task]) -> Artifact:
-    """The artifact with what serving it to users needs: its method, its tasks and their classes."""
+    """The artifact with the header that serving needs: its method, its tasks and their classes."""
     artifact.header |= {
         "method": job.method,
         "protocol": job.protocol,

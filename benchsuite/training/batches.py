@@ -1,4 +1,4 @@
-"""Batches from device-resident uint8 images, augmented and normalised on the device a whole batch at a time."""
+"""Batches of uint8 images that lie on the device, augmented and normalised there one batch at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TaskImages:
     """The images of one task on the training device.
 
     pixels: uint8 (N, H, W, C), already padded to the network's size. labels: int64 (N,) in 0..K-1.
-    mean, std: per channel, in units of pixel / 255; three of them where C is 1 make a grey image an RGB one.
+    mean, std: per channel, in units of pixel / 255. Three of them with C = 1 turn grey images into RGB ones.
     """
 
     pixels: Tensor
@@ -36,10 +36,10 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random decisions of one epoch over M images, in the order of the batches.
+    """The random choices of one epoch over M images, in the order of the batches.
 
-    index: (M,) which image. top, left: (M,) offset of the crop, uniform on 0..2 padding. flip: (M,) bool, taken before the crop:
-    the crop is uniform, so the order does not matter to the distribution."""
+    index: (M,) the image. top, left: (M,) offset of the crop, uniform on 0..2 padding. flip: (M,) bool, applied before the crop;
+    the crop is uniform, so the order does not change the distribution."""
 
     index: Tensor
     top: Tensor
@@ -48,13 +48,13 @@ class Draws:
 
 
 class Batches:
-    """Mini-batches [x, y, t] over one task, or over several mixed together.
+    """Mini-batches [x, y, t] over one task, or over several tasks mixed.
 
     x: float (B, C, H, W), channels-last, normalised. y: int64 (B,). t: int64 (B,), the task of each image.
-    Each pass is an epoch and draws from generators of its own, derived from (seed, stage, epoch): images in random order, each
-    once; where several tasks of different sizes are mixed, each contributes the same number, the smaller ones repeating.
-    With augmentation None the images come in their order, untouched: the form for evaluation. A last image that would be
-    alone joins the batch before it: there is nothing by which batch normalisation could normalise a single one.
+    Each pass is an epoch with its own generators, derived from (seed, stage, epoch): every image once, in random order. If tasks
+    of different sizes are mixed, each contributes equally many images and the smaller ones repeat theirs. With augmentation None
+    the images are unchanged and in order, for evaluation. A single last image joins the batch before it, because batch
+    normalisation cannot normalise one image alone.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Batches:
         self.known = torch.tensor(positions, device=self.device)
         self.shape = (tasks[0].pixels.shape[1], tasks[0].pixels.shape[2])
         if augmentation and augmentation.flip:
-            self.pixels = torch.stack([self.pixels, self.pixels.flip(2)])  # [as it is, mirrored]: a flip is a choice of source
+            self.pixels = torch.stack([self.pixels, self.pixels.flip(2)])  # [original, mirrored]: a flip selects the source
         self.mean, self.std = (
             torch.tensor([getattr(task, name) for task in tasks], dtype=dtype, device=self.device) for name in ("mean", "std")
         )
@@ -92,7 +92,7 @@ class Batches:
         return len(self._rows())
 
     def _rows(self) -> list[slice]:
-        """The batches' places in an epoch."""
+        """The positions of the batches in an epoch."""
         count = self._images()
         starts = list(range(0, count, self.batch_size))
         if len(starts) > 1 and starts[-1] == count - 1:
@@ -104,7 +104,7 @@ class Batches:
         return total if self.augmentation is None else total // len(self.sizes) * len(self.sizes)
 
     def draws(self, epoch: int) -> Draws:
-        """The decisions of one epoch, on the CPU, so that every device sees the same."""
+        """The random choices of one epoch, drawn on the CPU so that they are the same for every device."""
         assert self.augmentation is not None
         order = generator(self.seed, "batches", self.stage, epoch)
         share = self._images() // len(self.sizes)
@@ -136,7 +136,7 @@ class Batches:
             yield self._batch(windows[(flip[rows].long(), *place) if self.augmentation.flip else place], which)
 
     def _windows(self) -> Tensor:
-        """Every crop of every image as one view, nothing copied: ([2 flips,] [tops, lefts,] N, H, W, C)."""
+        """A view of every crop of every image, without a copy: ([2 flips,] [tops, lefts,] N, H, W, C)."""
         assert self.augmentation is not None
         if not self.augmentation.padding:
             return self.pixels

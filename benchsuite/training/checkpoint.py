@@ -10,7 +10,7 @@ from ..errors import UserError
 
 
 def assign_state(model: nn.Module, state: dict[str, Any], frozen: set[str]) -> None:
-    """Put every saved tensor in place, whatever the shape of the one it replaces: banks and masks grow from task to task."""
+    """Install every saved tensor, whatever the shape of the one that it replaces: banks and masks grow from task to task."""
     for name, value in state.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)

@@ -1,4 +1,4 @@
-"""Where a run is made: hardware, versions, source, date."""
+"""The environment of a run: hardware, versions, source, date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..record.schema import Environment, Source
 
 
 def environment(device: torch.device, revisions: Sequence[Source]) -> Environment:
-    """Where a run was made: hardware, versions, source, date."""
+    """Hardware, versions, source and date of a run."""
     names = ("torch", "torchvision", "avalanche-lib", "numpy", "benchsuite")
     cudnn = {"cudnn": str(torch.backends.cudnn.version())} if device.type == "cuda" else {}
     return Environment(
@@ -34,7 +34,7 @@ def environment(device: torch.device, revisions: Sequence[Source]) -> Environmen
 
 
 def source_revision() -> Source:
-    """The git revision of the source tree this package runs from ("" outside a checkout), and whether its code differs."""
+    """The git revision of the source tree of this package ("" outside a checkout), and whether the code differs from it."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
@@ -54,7 +54,7 @@ def _cpu_name() -> str:
 
 
 def _instructions() -> str:
-    """The processor's vector instructions, which decide how sums are rounded: a name such as "AMD EPYC" leaves them open."""
+    """The processor's vector instructions, which determine how sums are rounded. A name such as "AMD EPYC" does not."""
     flags = sorted(flag for flag in _cpu("flags").split() if re.match("avx|amx|fma", flag))
     return " ".join(flags) or torch.backends.cpu.get_cpu_capability()
 

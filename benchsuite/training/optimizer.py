@@ -11,15 +11,15 @@ from ..protocol import Recipe
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    # A method may make its first parameters with its first task.
+    # A method may create its first parameters with its first task.
     return optimizer_of(recipe, list(model.parameters()) or [nn.Parameter(torch.zeros(()))])
 
 
 def optimizer_of(recipe: Recipe, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The recipe's optimiser in PyTorch's fused form, where it is sound."""
+    """The recipe's optimiser, in PyTorch's fused form if that is safe."""
     if recipe.optimizer == "sgd":
-        # With momentum the fused form breaks on parameters of which some have had no gradient yet (the heads of later tasks).
-        fused = True if recipe.momentum == 0 else None  # None: what PyTorch takes by itself
+        # With momentum the fused form fails if some parameters have had no gradient yet (the heads of later tasks).
+        fused = True if recipe.momentum == 0 else None  # None: PyTorch's default
         return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)

@@ -1,9 +1,9 @@
 """One run: (protocol, method, seed, settings) to a RunRecord, with a checkpoint after every task.
 
-Files of a run, in its folder below the results folder: record.json (the result, written last), artifact.safetensors (the
-servable network), and, while it is under way, lock, checkpoint.pt and progress.json (what `benchsuite status` shows of it);
-failure.json after a failure, until a later run succeeds. A record, or a checkpoint, of a method or protocol whose source has
-changed since is stale: it is kept under another name, and the run begins anew.
+Files of a run, in its folder below the results folder: record.json (the result, written last) and artifact.safetensors (the
+exported network); during the run lock, checkpoint.pt and progress.json (read by `benchsuite status`); after a failure
+failure.json, until a later run succeeds. A record or checkpoint is stale if the source of its method or protocol has changed
+since. It is then kept under another name, and the run starts again.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from .settings import recipe_of
 from .stream import TaskStream, build_stream
 from .watch import Watch
 
-BEAT = 2.0  # seconds between two states of a run on disk, at least
+BEAT = 2.0  # least number of seconds between two updates of progress.json
 
 
 class RunFailed(Exception):
-    """A run stopped without a result; failure.json in its folder says why."""
+    """A run stopped without a result. failure.json in its folder says why."""
 
 
 def run(
@@ -68,10 +68,10 @@ def run(
 ) -> RunRecord:
     """Run `job`, or resume it, or read its record if it is done.
 
-    report: called with each `Event`, and with a `Note` where the same run is under way in another process.
-    plugins: act after the method; they may look on but must not change the run, as they are no part of its identity.
+    report: called with each `Event`, and with a `Note` if the same run is running in another process.
+    plugins: called after the method. They may observe but must not change the run, because they are no part of its identity.
     images: sets that are loaded already, None for one that is missing.
-    Raises UserError for what the user can mend (data, folder, device) and RunFailed when training diverged or broke.
+    Raises UserError for what the user can fix (data, folder, device) and RunFailed if training diverged or crashed.
     """
     job = identify(job, data_dir, images)
     folder = results / job.folder
@@ -79,10 +79,10 @@ def run(
     with ExitStack() as stack:
         try:
             stack.enter_context(files.locked(folder / "lock", wait=False))
-        except files.Busy:  # a second process that wants the same run waits, and then finds the record
+        except files.Busy:  # a second process with the same run waits, then finds the record
             report(Note(f"{job}: {IN_HAND}"))
             stack.enter_context(files.locked(folder / "lock"))
-        for half in folder.glob(".writing.*"):  # of a process that was killed
+        for half in folder.glob(".writing.*"):  # left by a process that was killed
             half.unlink(missing_ok=True)
         done = folder / "record.json"
         note = None
@@ -96,7 +96,7 @@ def run(
             record = _Run(job, folder, data_dir, chosen, report, plugins, images).finish(note)
         except (UserError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:  # a method may end the process, but not without a word
+        except (Exception, SystemExit) as error:  # a method may end the process, but not silently
             what = str(error) if isinstance(error, Diverged) else one_line(error)
             write_failure(job, folder, what, traceback.format_exc())
             (folder / "progress.json").unlink(missing_ok=True)
@@ -106,14 +106,14 @@ def run(
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what a record makes superfluous; a kill after the record was written may have left it."""
+    """Remove files that a finished record makes superfluous; a kill right after writing it may have left them."""
     for leftover in ("failure.json", "checkpoint.pt", "progress.json"):
         (folder / leftover).unlink(missing_ok=True)
 
 
 def identify(job: Job, data_dir: Path | None, images: Images | None = None) -> Job:
-    """The job, with a digest of its images if the protocol's name alone does not say which they are (partial data, image sets
-    without one official form): runs on different images never count as one. images: sets that are loaded already."""
+    """The job, with a digest of its images if the protocol does not determine them (partial data, image sets without one official
+    form), so that runs on different images never count as one. images: sets that are loaded already."""
     recipe = recipe_of(job.settings)
     names = protocols.get(job.protocol).datasets(job.seed, recipe)
     if not recipe.partial_data:
@@ -140,14 +140,14 @@ def reported(method: Method) -> Diagnostics:
 
 
 def code_of(job: Job) -> dict[str, str]:
-    """Digests of the source that this job would be run by now."""
+    """Digests of the present source for this job."""
     cls = methods.get(job.method)
     modifier = cls.modifier if issubclass(cls, Modified) else None
     return source.made_by(cls, modifier, protocols.get(job.protocol))
 
 
 class _Run:
-    """A run from its first task, or its checkpoint, to its record."""
+    """A run, from its first task or its checkpoint to its record."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _Run:
         self.method: Method = self.strategy.method
         self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
         n_images = [len(experience.images.labels) for experience in self.stream.train]
-        self.began, self.beat, self.trained = time.monotonic(), -math.inf, 0  # of this process: since when, last said, images
+        self.began, self.beat, self.trained = time.monotonic(), -math.inf, 0  # of this process: start, last update, images
         self.images = [sum(n_images)] if self.method.trains_jointly else n_images
         self.done = 0
         self.code = code_of(job)
@@ -206,7 +206,7 @@ class _Run:
         self.report(self.event)
 
     def _beat(self) -> None:
-        """Say on disk how far the run is; `kept` stages are safe. That this fails is no reason for a run to fail."""
+        """Write the progress of the run to disk; `kept` stages are in the checkpoint. An error here does not stop the run."""
         state = {k: v for k, v in vars(self.event).items() if k not in ("job", "loss", "note")}
         content = {**state, "kept": self.done, "host": socket.gethostname(), "date": _now()}
         with suppress(UserError):
@@ -233,7 +233,7 @@ class _Run:
         return record
 
     def _learn(self, stage: int) -> None:
-        """Train one stage, then evaluate every task seen so far, in one pass."""
+        """Train one stage, then evaluate every task so far in one pass."""
         last = stage if len(self.stages) > 1 else len(self.stream.tasks) - 1
         seed_globals(self.job.seed, stage)
         start = time.perf_counter()
@@ -258,7 +258,7 @@ class _Run:
         return with_header(self.method.artifact(), self.job, self.stream.tasks)
 
     def _made_with(self) -> dict[str, Any]:
-        """What a checkpoint cannot be carried over from: other images, another kind of device."""
+        """What must agree for a checkpoint to be used: the images and the kind of device."""
         return {"images": {s.name: s.digest for s in self.stream.sets}, "device": self.device.type}
 
     def _checkpoint(self) -> None:
@@ -268,7 +268,7 @@ class _Run:
             "seed": self.job.seed,
             "made_with": self._made_with(),
             "code": self.code,
-            "threads": torch.get_num_threads(),  # they decide how sums are rounded
+            "threads": torch.get_num_threads(),  # they determine how sums are rounded
             "done": self.done,
             "model": model.state_dict(),
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
@@ -277,14 +277,14 @@ class _Run:
             "progress": self.progress,
         }
         if not self.recipe.reset_optimizer:
-            state = self.strategy.optimizer.state  # by name: a pruned parameter is still in the optimiser, not in the network
+            state = self.strategy.optimizer.state  # by name: a pruned parameter is still in the optimiser but not in the network
             content["optimizer"] = {name: state[p] for name, p in model.named_parameters() if p in state}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
 
     def _resume(self) -> str | None:
-        """Continue from the checkpoint. Returns a note if there is one that no longer counts, and the run starts anew."""
+        """Continue from the checkpoint. Returns a note if it is no longer valid and the run starts again."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return None
@@ -307,7 +307,7 @@ class _Run:
         model = self.method.model.train()
         for experience in self.stages[: self.done]:
             avalanche_model_adaptation(model, experience)
-        self.method.load_state(content["method"])  # first: it may have layers to put in place
+        self.method.load_state(content["method"])  # first, because it may install layers
         assign_state(model, content["model"], set(content["frozen"]))
         model.to(self.device)
         self.method.guard.load_state(content["guard"])
@@ -320,7 +320,7 @@ class _Run:
         return None
 
     def _dense_macs(self) -> int:
-        """Multiply-accumulates of one image through the backbone as it is without any method, and the first task's head."""
+        """Multiply-accumulates of one image through the plain backbone and the first task's head."""
         recipe = self.recipe
         dense = MultiHead.build(
             recipe.backbone,
@@ -333,7 +333,7 @@ class _Run:
         return macs(dense.eval(), self.protocol.image, 0)
 
     def _record(self, artifact: Path) -> RunRecord:
-        served = type(self.method).restore(Artifact.read(artifact))  # from the file alone, as it will be served
+        served = type(self.method).restore(Artifact.read(artifact))  # from the file alone, as in serving
         tasks = self.stream.tasks
         p = self.progress
         diagnostics = reported(self.method)

@@ -20,17 +20,17 @@ from ..registry import suggest
 
 PRECISIONS = ("fp32", "bf16")
 
-# Of five tasks there are only 120 orders and 10 sets of three, so this seed is one whose first tasks are not, as a set, the first
-# ones of any of the seeds 1 to 10 on any protocol (tests/execution/test_tune.py). No result is reported for it.
+# Five tasks have only 120 orders and 10 sets of three. With this seed the set of first tasks differs from that of the seeds 1 to
+# 10 on every protocol (tests/execution/test_tune.py). No result is reported for it.
 TUNING_SEEDS = (1002,)
 
 
 class Unsupported(UserError):
-    """A method does not apply to a recipe, and says why."""
+    """A method cannot run under a recipe. The message says why."""
 
 
 class Crashed(UserError):
-    """A method raised something of its own, `cause`, before its run."""
+    """A method raised an exception of its own, `cause`, before its run."""
 
     def __init__(self, method: str, cause: Exception) -> None:
         super().__init__(f"{method}: cannot be made: {one_line(cause)}", "`benchsuite check` its file")
@@ -38,7 +38,7 @@ class Crashed(UserError):
 
 
 def refuse_tuning_seeds(seeds: Iterable[int]) -> None:
-    """Raises UserError for a seed on whose task order settings were chosen: no result is reported for it."""
+    """Raises UserError for a seed on which settings were tuned: no result is reported for it."""
     for seed in seeds:
         if seed in TUNING_SEEDS:
             raise UserError(
@@ -75,8 +75,8 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     precision: str = "fp32",
 ) -> Job:
-    """The job that these words mean, every setting resolved: the tier's and the method's defaults, then what the method
-    declares for this protocol and tier, then `overrides`. Raises UserError naming the word or field that is wrong."""
+    """The job with every setting resolved: the defaults of tier and method, then the method's presets for this protocol and
+    tier, then `overrides`. Raises UserError with the wrong argument or field."""
     chosen = protocols.get(protocol)
     cls = methods.get(method)
     defaults = chosen.recipe(tier)
@@ -119,7 +119,7 @@ def resolve(
     except Exception as error:
         raise Crashed(method, error) from error
     check_protocol(chosen, recipe)
-    if not has_batchnorm(recipe.backbone):  # a setting without effect is no part of a run's identity
+    if not has_batchnorm(recipe.backbone):  # without effect, so no part of a run's identity
         if "batchnorm" in (overrides or {}):
             raise UserError(f"batchnorm: backbone {recipe.backbone!r} has no batch normalisation", "leave it out")
         del settings["batchnorm"]
@@ -146,12 +146,12 @@ def resolve(
 
 
 def check_protocol(protocol: Protocol, recipe: Recipe) -> None:
-    """What a recipe and a protocol must agree on."""
+    """Check that a recipe fits a protocol."""
     if recipe.tasks is not None and recipe.tasks > len(protocol.tasks):
         raise UserError(f"tasks must be at most {len(protocol.tasks)} on {protocol.name}, got {recipe.tasks}")
     if recipe.backbone not in BACKBONES:
         raise UserError(f"no backbone is called {recipe.backbone!r}", suggest(recipe.backbone, BACKBONES))
-    if round(recipe.dropout * 65536) >= 65536:  # the dropout layer draws 16 bits for each element: nothing would be left
+    if round(recipe.dropout * 65536) >= 65536:  # the dropout layer draws 16 bits per element: nothing would be left
         raise UserError(f"dropout must be below 0.99999, got {recipe.dropout}")
     try:
         with torch.device("meta"):

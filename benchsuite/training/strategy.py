@@ -1,4 +1,4 @@
-"""The Avalanche strategy of every run: batches from device-resident tensors, everything else Avalanche's own template."""
+"""The Avalanche strategy of every run: batches from tensors on the device, otherwise Avalanche's own template."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .optimizer import make_optimizer
 class Strategy(SupervisedTemplate):
     """Training and evaluation by a recipe, with a method and any further Avalanche plugins.
 
-    Batches come from the experience's `images` while nobody has changed its data; a plugin that changes `adapted_dataset` or
-    puts a DataLoader of its own in place gets Avalanche's loaders. Under precision "bf16" forward passes run in bfloat16
+    Batches come from the experience's `images` as long as its data is unchanged. A plugin that changes `adapted_dataset` or
+    installs its own DataLoader gets Avalanche's loaders. Under precision "bf16" forward passes run in bfloat16
     autocast; weights, gradients, optimiser state and the loss stay fp32.
     """
 
@@ -43,7 +43,7 @@ class Strategy(SupervisedTemplate):
     ) -> None:
         self.method, self.recipe, self.augmentation = method, recipe, augmentation
         self.seed, self.precision, self.dtype = seed, precision, dtype
-        with warnings.catch_warnings():  # an evaluator without loggers is what we want: Watch counts for the record
+        with warnings.catch_warnings():  # an evaluator without loggers is intended: Watch counts for the record
             warnings.simplefilter("ignore")
             evaluator = EvaluationPlugin()
         super().__init__(
@@ -57,16 +57,16 @@ class Strategy(SupervisedTemplate):
             plugins=[Schedule(), method, method.guard, *plugins],
             evaluator=evaluator,
         )
-        self.plugins.remove(evaluator)  # with nothing to evaluate it would copy the experience at every hook
+        self.plugins.remove(evaluator)  # even without metrics it would copy the experience at every hook
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
-        for plugin in self.plugins:  # a hook of our own, ahead of every plugin's `before_training_iteration`
+        for plugin in self.plugins:  # our own hook, before every plugin's `before_training_iteration`
             if hasattr(plugin, "start_of_step"):
                 plugin.start_of_step(self)
         super()._before_training_iteration(**kwargs)
 
     def make_optimizer(self, **kwargs: Any) -> None:
-        kwargs |= {"remove_params": True}  # a factor that was pruned away must leave the optimiser too
+        kwargs |= {"remove_params": True}  # the optimiser must drop pruned factors too
         super().make_optimizer(**kwargs)
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
@@ -90,7 +90,7 @@ class Strategy(SupervisedTemplate):
             super().make_eval_dataloader(**self._loader(kwargs))
 
     def _loader(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Our images lie on the device already, where there is nothing to pin."""
+        """The images are already on the device: no memory to pin."""
         return {**kwargs, "pin_memory": False} if hasattr(self.experience, "images") else kwargs
 
     def _batches(self, augmentation: Augmentation | None) -> Batches:
@@ -107,7 +107,7 @@ class Strategy(SupervisedTemplate):
         )
 
     def _unpack_minibatch(self) -> None:
-        # The fast batches lie on the device; their task is known without asking the device for it.
+        # The fast batches are on the device. Their task is known without reading it from there.
         if isinstance(self.dataloader, Batches):
             self._task, self._labels = self.dataloader.positions[0], self.mbatch[-1]
             if len(self.dataloader.positions) > 1:
@@ -117,7 +117,7 @@ class Strategy(SupervisedTemplate):
             super()._unpack_minibatch()
 
     def forward(self) -> Tensor:
-        untouched = self.mb_task_id is self._labels  # a plugin may have put other tasks' samples into the batch
+        untouched = self.mb_task_id is self._labels  # a plugin may have added samples of other tasks to the batch
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             return avalanche_forward(self.model, self.mb_x, self._task if untouched else self.mb_task_id)
 
@@ -129,7 +129,7 @@ class Strategy(SupervisedTemplate):
 
 
 class Schedule(SupervisedPlugin):
-    """The learning rate of each epoch, and fresh dropout generators for each task."""
+    """Sets the learning rate of each epoch and new dropout generators for each task."""
 
     def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
         reseed_dropout(strategy.model, strategy.seed, strategy.experience.current_experience)

@@ -25,9 +25,9 @@ from .batches import Augmentation, TaskImages
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TaskStream:
-    """tasks: what is learnt, in order. train, test: one Avalanche experience for each; position t has task label t, labels
+    """tasks: the tasks in order. train, test: an Avalanche experience for each; position t has task label t, labels
     0..K_t-1 and an attribute `images` (TaskImages on the device), which the fast batches read. joint: all of train in one.
-    sets: the image sets behind it."""
+    sets: the image sets."""
 
     tasks: list[Task]
     train: list[DatasetExperience]
@@ -50,13 +50,13 @@ class TaskStream:
 
 
 class Normalised(Dataset):
-    """TaskImages one at a time, for plugins that bring a DataLoader of their own: (float (C, H, W), label).
+    """TaskImages one by one, for plugins with their own DataLoader: (float (C, H, W), label).
 
-    Avalanche's "train" transform augments with torch's global generator, "eval" leaves the image as it is."""
+    Avalanche's "train" transform augments with torch's global generator; "eval" leaves the image unchanged."""
 
     def __init__(self, images: TaskImages, augmentation: Augmentation | None) -> None:
         self.images, self.targets = images, images.labels.tolist()
-        self._pixels: Tensor | None = None  # where a loader works: image by image there is nothing for a GPU to do
+        self._pixels: Tensor | None = None  # on the CPU: single images gain nothing from a GPU
         steps: list[Any] = []
         if augmentation and augmentation.padding:
             steps.append(v2.RandomCrop(images.pixels.shape[1:3], padding=augmentation.padding))
@@ -106,7 +106,7 @@ def build_stream(
 def stream_of(
     tasks: list[Task], train: list[TaskImages], test: list[TaskImages], augmentation: Augmentation, sets: list[ImageSet]
 ) -> TaskStream:
-    """The stream of tasks whose images are there, in order."""
+    """The stream of the tasks whose images exist, in order."""
     return TaskStream(
         tasks=tasks,
         train=_stream("train", train, augmentation),
@@ -117,14 +117,14 @@ def stream_of(
 
 
 def _task_images(images: ImageSet, task: Task, part: str, recipe: Recipe, seed: int, device: torch.device) -> TaskImages:
-    """One part of one task: its classes' images in the data set's order, relabelled 0..K-1."""
+    """One part (training or test) of a task: the images of its classes in the data set's order, with labels 0..K-1."""
     from_train = part == "train" or recipe.holdout > 0
     x, y = (images.train_x, images.train_y) if from_train else (images.test_x, images.test_y)
     rng = np.random.default_rng(seed)
     chosen = []
     for label in task.classes:
         rows = np.flatnonzero(y == label)
-        if recipe.holdout:  # the first share of a fixed shuffle is held out, the rest is trained on
+        if recipe.holdout:  # the first share of a fixed shuffle is held out; the rest is for training
             shuffled = rng.permutation(rows)
             cut = round(len(rows) * recipe.holdout)
             rows = np.sort(shuffled[cut:] if part == "train" else shuffled[:cut])

@@ -1,4 +1,4 @@
-"""What a run counts, measures and reports of itself."""
+"""What a run counts, measures and reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .strategy import Strategy
 
 
 class Watch(SupervisedPlugin):
-    """Counts, measures and reports a run. Reads the device once an epoch in training and once in a whole evaluation.
+    """Counts, measures and reports a run. Reads from the device once per epoch and once per evaluation.
 
     correct: {task: right answers} of the last evaluation. training_state_bytes: peak. memory: of the first step of the last epoch
     of a training, see `RunRecord.memory`.
@@ -31,7 +31,7 @@ class Watch(SupervisedPlugin):
         self._measured: StepMemory | None = None
 
     def close(self) -> None:
-        """End a measurement that a failing step left open: its hooks are the process's, not the run's."""
+        """End a measurement that a failing step left open: its hooks belong to the process, not to the run."""
         if self._measured is not None:
             self._measured.close()
             self._measured = None
@@ -43,7 +43,7 @@ class Watch(SupervisedPlugin):
         self._loss, self._steps = torch.zeros((), device=strategy.device), 0
 
     def start_of_step(self, strategy: Strategy) -> None:
-        """Before any plugin has done anything in a step."""
+        """Called before any plugin in a step."""
         if not self.memory and strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
             self._measured = StepMemory(strategy.model, strategy.device)
             self._measured.open()
@@ -63,7 +63,7 @@ class Watch(SupervisedPlugin):
         if self._measured is not None:
             measured = self._measured
             self.close()
-            kept = compression.bytes if compression is not None else 0  # none where no layer is compressed
+            kept = compression.bytes if compression is not None else 0  # 0 if no layer is compressed
             self.memory = {"formula": kept or measured.inputs, "held": measured.held, "peak": measured.peak}
         if compression is not None:
             self._formula += compression.bytes
@@ -78,7 +78,7 @@ class Watch(SupervisedPlugin):
             raise Diverged(f"the training loss became {loss} at task {task + 1}, epoch {epoch + 1}")
         if self.memory and self._formula:
             self.memory["formula_mean"] = round(self._formula / self.iterations)
-        if epoch + 1 == strategy.train_epochs:  # gradients and optimiser state are all there, nothing is consolidated yet
+        if epoch + 1 == strategy.train_epochs:  # all gradients and optimiser states exist, and nothing is consolidated yet
             methods = [plugin for plugin in strategy.plugins if isinstance(plugin, Method)]
             state = training_state(strategy.model, strategy.optimizer, methods)
             self.training_state_bytes = max(self.training_state_bytes, state)
@@ -96,6 +96,6 @@ class Watch(SupervisedPlugin):
 
     def after_eval(self, strategy: Strategy, **kwargs: Any) -> None:
         *counts, finite = torch.stack([*self._counts.values(), self._finite.long()]).tolist()
-        if not finite:  # the last step of a task comes after the last loss that was looked at
+        if not finite:  # the last step of a task comes after the last loss that was checked
             raise Diverged(f"the logits are no longer finite numbers after task {max(self._counts) + 1}, its last epoch")
         self.correct = dict(zip(self._counts, counts, strict=True))
