@@ -1,6 +1,6 @@
-"""Which methods and modifiers there are, read from their source without importing it.
+"""The methods and modifiers that exist, read from their source without importing it.
 
-An import would bring in PyTorch and Avalanche, which takes ten seconds. Nothing is cached.
+An import would load PyTorch and Avalanche, which takes ten seconds. Nothing is cached.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """What the class of a method says about itself. summary: the first line of its docstring."""
+    """What a method's class says about the method. summary: the first line of its docstring."""
 
     name: str
     summary: str
@@ -27,7 +27,7 @@ class MethodEntry:
 def methods() -> dict[str, MethodEntry]:
     """Every installed method by name, in alphabetical order: our own and those of other distributions.
 
-    An entry point whose module has no class below @register is listed as it is."""
+    An entry point whose module has no class decorated with @register is listed by its name."""
     package = find_source("benchsuite.methods")
     assert package is not None
     found = []
@@ -35,7 +35,7 @@ def methods() -> dict[str, MethodEntry]:
         found += _registered(*_parse(f"benchsuite.methods.{module.name}"))
     for point in entry_points(group="benchsuite.methods"):
         theirs = _registered(*_parse(point.module))
-        found += theirs or [MethodEntry(point.name, f"defined by {point.value}, which has to be imported to say more")]
+        found += theirs or [MethodEntry(point.name, f"defined by {point.value}, which must be imported to know more")]
     return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
 
 
@@ -57,7 +57,7 @@ def first_sentence(docstring: str | None) -> str:
 
 
 def find_source(module: str) -> Path | None:
-    """The source file of an installed module, found without importing the module or a package above it. None: it has none."""
+    """The source file of an installed module, found without importing the module or a package above it. None if it has none."""
     spec, path, name = None, None, ""
     for part in module.split("."):
         name = f"{name}.{part}" if name else part
@@ -76,7 +76,7 @@ def _parse(module: str) -> tuple[str, ast.Module]:
 
 
 def _registered(package: str, tree: ast.Module) -> list[MethodEntry]:
-    """The classes below @register."""
+    """The classes decorated with @register."""
     found = []
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and any(ast.unparse(d).split(".")[-1] == "register" for d in node.decorator_list):
@@ -87,7 +87,7 @@ def _registered(package: str, tree: ast.Module) -> list[MethodEntry]:
 
 
 def _texts(node: ast.ClassDef, package: str, tree: ast.Module) -> dict[str, str]:
-    """The class attributes that are texts, inherited ones included."""
+    """The class attributes that are strings, including inherited ones."""
     inherited: dict[str, str] = {}
     for base in reversed(node.bases):
         inherited |= _texts_of(ast.unparse(base), package, tree)
@@ -95,7 +95,7 @@ def _texts(node: ast.ClassDef, package: str, tree: ast.Module) -> dict[str, str]
 
 
 def _texts_of(name: str, package: str, tree: ast.Module) -> dict[str, str]:
-    """Those of the class that a module knows as `name` ("CACL" or "cacl.CACL"), wherever it imports it from."""
+    """Those of the class that a module calls `name` ("CACL" or "cacl.CACL"), wherever the module imports it from."""
     first, _, rest = name.partition(".")
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == name:

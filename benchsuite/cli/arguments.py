@@ -35,7 +35,7 @@ def seeds(text: str) -> list[int]:
         if dash and int(last) < int(first):
             raise argparse.ArgumentTypeError(f"a range of seeds must go upwards, got {part.strip()!r}")
         if dash and int(last) - int(first) >= 10_000:
-            raise argparse.ArgumentTypeError(f"seeds: {part.strip()!r} is more than 10,000 of them")
+            raise argparse.ArgumentTypeError(f"seeds: {part.strip()!r} is more than 10,000 seeds")
         found += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(found))
 
@@ -54,9 +54,7 @@ def parser() -> Parser:
     place.add_argument(
         "--protocol", default="split-digits", help="a registered protocol (default: split-digits, which needs no download)"
     )
-    place.add_argument(
-        "--results", type=Path, default=Path("runs"), metavar="DIR", help="folder of the results (default: ./runs)"
-    )
+    place.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     where = Parser(add_help=False, parents=[place])
     where.add_argument("--tier", default="paper", help="paper (default: the full recipe), lite or smoke")
     chosen = Parser(add_help=False)
@@ -137,16 +135,12 @@ def parser() -> Parser:
         "--protocol", help="only this protocol; also shows what `leaderboard` with the same options would still run"
     )
     state.add_argument("--tier", help="only this tier (default: all; with --protocol: paper)")
-    state.add_argument(
-        "--results", type=Path, default=Path("runs"), metavar="DIR", help="folder of the results (default: ./runs)"
-    )
+    state.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     paper = commands.add_parser("report", help="write tables, figures and the reproduction ledger for a paper from finished runs")
     paper.add_argument(
         "output", type=Path, metavar="DIR", help="output folder; each protocol and tier gets a folder of its own in it"
     )
-    paper.add_argument(
-        "--results", type=Path, default=Path("runs"), metavar="DIR", help="folder of the results (default: ./runs)"
-    )
+    paper.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     paper.add_argument("--protocol", nargs="+", default=(), metavar="P", help="only these (default: all that have records)")
     paper.add_argument("--tier", nargs="+", default=(), metavar="T", help="only these (default: all that have records)")
     search = commands.add_parser(
@@ -183,9 +177,7 @@ def parser() -> Parser:
     bring.add_argument(
         "source", type=Path, metavar="DIR", help="folder of results, or any folder with record.json files below it"
     )
-    bring.add_argument(
-        "--results", type=Path, default=Path("runs"), metavar="DIR", help="folder of the results (default: ./runs)"
-    )
+    bring.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     for command in (paper, bring):
         command.add_argument(
             "--method",

@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 for a run that failed, 2 for what the user can correct, 130 or 143 after a signal."""
+    """Returns the exit code: 0, 1 for a run that failed, 2 for an error that the user can fix, 130 or 143 after a signal."""
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.version:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, interrupt) if here else None
     try:
         if (results := getattr(arguments, "results", None)) and results.exists() and not results.is_dir():
-            raise UserError(f"{results}: is no folder", "name one with --results")
+            raise UserError(f"{results}: is not a folder", "name one with --results")
         module = import_module(f".{COMMANDS[arguments.command]}", __package__)
         return int(getattr(module, f"command_{arguments.command.replace('-', '_')}")(arguments) or 0)
     except UserError as error:

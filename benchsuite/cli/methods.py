@@ -43,7 +43,7 @@ def command_new_method(arguments: argparse.Namespace) -> None:
     if name in methods():
         raise UserError(f"a method named {name!r} exists already", "choose another name")
     if path.suffix != ".py":
-        raise UserError(f"{path}: the file of a method must end in .py")
+        raise UserError(f"{path}: the name of a Python file must end in .py")
     words = {"NewMethod": "".join(part.capitalize() for part in name.split("_")), "new_method.py": str(path), "new_method": name}
     text = files("benchsuite.checks").joinpath("template.py").read_text()
     for old, new in words.items():
@@ -70,7 +70,9 @@ def command_check(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
     name = methods.find(arguments.method)
     if recipe := sorted(set(overrides) & set(field_types(Recipe))):
-        raise UserError(f"check chooses the recipe, so {recipe[0]} cannot be set", f"here --set takes the fields of {name}")
+        raise UserError(
+            f"check uses a recipe of its own, so {recipe[0]} cannot be set", f"use --set for the settings of {name} only"
+        )
     configure_process("cpu", threads=1)  # the networks are too small for more
     with TemporaryDirectory() as folder:
         runs = ShortRuns(Path(folder), overrides)
@@ -83,5 +85,5 @@ def command_check(arguments: argparse.Namespace) -> int:
             for note in outcome.notes:
                 print(f"         - {note}")
     failed, asked = answers.count(False), len(answers) - answers.count(None)
-    print(f"{name}: {failed} of {asked} rules broken" if failed else f"{name}: all {asked} rules that apply hold")
+    print(f"{name}: {failed} of {asked} rules broken" if failed else f"{name}: all {asked} applicable rules hold")
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""Runs in processes of this machine."""
+"""Runs in processes on this machine."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .worker import RunContext, outcome
 
 
 class Local:
-    """Processes of this machine, `slots` at once; several share one GPU."""
+    """Runs in processes on this machine, `slots` at once; several share one GPU."""
 
     remark = None
 
     def __init__(self, slots: int, context: RunContext) -> None:
         self.slots, self.context = slots, context
-        # A server that has everything imported forks the processes, which takes no time; what has seen a GPU cannot be forked.
+        # A server that has imported everything forks the processes, which is fast. A process that has used a GPU cannot fork.
         forks = context.device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
         self.processing: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
             from multiprocessing import forkserver
 
             self.processing.set_forkserver_preload(["benchsuite.training.runner"])
-            # It imports from where it starts: a source tree would hide the package that is installed.
+            # The server imports from its working folder, where a source tree would shadow the installed package.
             with _deaf(), chdir(os.sep):
                 forkserver.ensure_running()
         self.processes: dict[Any, Any] = {}
@@ -48,7 +48,7 @@ class Local:
                 process.start()
                 self.processes[reader] = process
         finally:
-            writer.close()  # the process has its own: when it has gone, the reader comes to the end
+            writer.close()  # the process has its own copy: when the process ends, so does the pipe
         return reader
 
     def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Message]]:
@@ -83,7 +83,7 @@ MAIN = Lock()
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Processes started here do not import the user's script, which needs no `if __name__ == "__main__":` then."""
+    """Processes started inside do not import the user's script, so it needs no `if __name__ == "__main__":`."""
     with MAIN:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
@@ -94,8 +94,8 @@ def _without_main() -> Iterator[None]:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes started here inherit deaf ears: Ctrl-C, which a terminal sends to all of them, is for this one to deal with."""
-    resource_tracker.ensure_running()  # where it has to be started, it changes the mask
+    """Processes started inside ignore Ctrl-C, which a terminal sends to all of them: only this process handles it."""
+    resource_tracker.ensure_running()  # before the mask is set: starting the tracker changes the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -104,21 +104,21 @@ def _deaf() -> Iterator[None]:
 
 
 def _work(pipe: Any, environment: dict[str, str], job: Job, context: RunContext) -> None:
-    """In a process of its own: one run."""
+    """One run, in a process of its own."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     Thread(target=_follow_parent, daemon=True).start()
-    os.environ.clear()  # the server may have been started with another one
+    os.environ.clear()  # the server may have been started with another environment
     os.environ.update(environment)
 
     def tell(message: Message) -> None:
-        with suppress(OSError):  # nobody listens any more: no reason for a run to fail
+        with suppress(OSError):  # the parent no longer listens, which is no reason for a run to fail
             pipe.send(message)
 
     tell(outcome(job, context, tell))
 
 
 def _follow_parent() -> None:
-    """Go when the parent goes, however it was killed; finished tasks are in the checkpoint."""
+    """Exit when the parent has ended, however it was killed; finished tasks are in the checkpoint."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,8 +1,8 @@
-"""Equal sizes: the width of backbone at which a method stores as much as another one does.
+"""Equal sizes: the largest backbone width at which a method stores no more than another one.
 
 What most methods store depends on their network and the number of tasks, not on what is learnt, so it can be computed: the
-method goes through the whole sequence on one random image of each class, and its artifact is measured. A method whose size
-is a result of training says so (`size_is_learnt`) and is compared at the widths that it has records for.
+method trains on the whole sequence with one random image per class, and its artifact is measured. A method whose size is a
+result of training says so (`size_is_learnt`) and is compared at the widths that have records.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..training.batches import Augmentation, TaskImages
 from ..training.settings import recipe_of
 from ..training.stream import TaskStream, stream_of
 
-STEP = 0.01  # widths that are tried are multiples of it
+STEP = 0.01  # widths are multiples of this
 
 WIDEST = 16.0
 
 
 def stored_bytes(job: Job) -> int:
-    """The size of the exported file after the last task, of a method whose size is not learnt."""
+    """The size of the exported file after the last task, for a method whose size is not learnt."""
     protocol, recipe = protocols.get(job.protocol), recipe_of(job.settings)
     tasks = protocol.sequence(job.seed, recipe)
     channels, height, width = protocol.image
@@ -48,16 +48,16 @@ def stored_bytes(job: Job) -> int:
 
 
 def matching_width(job_at: Callable[[float], Job], target: float) -> float | None:
-    """The widest backbone with which the method stores at most `target` bytes; None where even the thinnest stores more.
+    """The largest width at which the method stores at most `target` bytes; None if it stores more at any width.
 
-    job_at: the job at a width. Sizes grow with the width, so it is found by bisection.
+    job_at: the job at a width. Sizes grow with the width, so the width is found by bisection.
     """
 
     def fits(steps: int) -> bool:
         return stored_bytes(job_at(round(steps * STEP, 2))) <= target
 
     low, high = 0, round(1 / STEP)
-    while fits(high) and high < WIDEST / STEP:  # wide networks take long to measure: none wider than need be
+    while fits(high) and high < WIDEST / STEP:  # measuring wide networks takes long: try none wider than necessary
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""What a board and its engine say: `Begun`, then `Event`s while runs train, and last how each of them ended."""
+"""What a board and its engine report: `Begun`, then `Event`s while runs train, and an `Ending` for each run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..training.events import Event
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A board starts `runs` runs `of` those it needs, `slots` at once; None where nodes come and go."""
+    """A board needs `of` runs and starts `runs` of them, `slots` at once; None on a cluster, where nodes come and go."""
 
     runs: int
     of: int
@@ -24,19 +24,19 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The run broke, or could not start. reason: in one line that names the job."""
+    """The run failed, or could not start. reason: one line that names the job."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Killed:
-    """The process ended before it could say how the run ended."""
+    """The process ended before it could report how the run ended."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of a run's folder, by name: from a node that cannot see the results folder to the process that can."""
+    """Files of a run's folder, by name, sent from a node that cannot see the results folder to the process that can."""
 
     contents: Mapping[str, bytes]
 

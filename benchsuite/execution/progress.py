@@ -1,4 +1,4 @@
-"""Progress on the screen: a bar for each run on a terminal, elsewhere a plain line for each finished task."""
+"""Progress on the screen: a progress bar for each run on a terminal, otherwise a plain line for each finished task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .messages import Begun
 
 
 class Display:
-    """A context manager; call it with what runs report. runs: how many will come besides those that a `Begun` announces."""
+    """A context manager; call it with what runs report. runs: the number of runs besides those that a `Begun` announces."""
 
     def __init__(self, runs: int = 0) -> None:
         self.console = Console(stderr=True)
@@ -59,7 +59,7 @@ class Display:
             self.total += event.runs
             self._show_total()
             if event.slots:
-                self.say(f"benchsuite: runs to do: {event.runs} of {event.of}, {event.slots} at once")
+                self.say(f"benchsuite: {event.runs} of {event.of} runs to do, {event.slots} at once")
             return
         if isinstance(event, Note):
             self.say(f"benchsuite: {event.text}")
@@ -68,7 +68,7 @@ class Display:
             self.say(f"{event.job}: {event.note}")
         key, last = str(event.job.folder), event.stage + 1 == event.stages and event.epoch == event.epochs
         if last:
-            self.finished.add(key)  # once, also where its last task is trained again because its process was killed
+            self.finished.add(key)  # a set, because the last task is trained again if its process was killed
         if self.bars:
             done = event.stage * event.epochs + event.epoch
             if key not in self.rows:

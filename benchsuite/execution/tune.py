@@ -1,12 +1,12 @@
-"""Tuning: the same search for every method, on training images alone.
+"""Tuning: the same search for every method, on training images only.
 
-A trial is one value for each setting that the method's `space` names. With them the method learns the first TASKS tasks of
-an order that no reported seed uses, by the tier's recipe, a stratified share HOLDOUT of the training images held out; its
-score is ACC on that share. The first trial has the values that the method has at present, the next ones are spread evenly over
-the space (a Halton sequence), Optuna's TPE sampler proposes the others. A run that fails is a trial without a score.
+A trial is one value for each setting in the method's `space`. With these values the method learns the first TASKS tasks of an
+order that no reported seed uses, by the tier's recipe, with a stratified share HOLDOUT of the training images held out. The score
+is ACC on that share. The first trial has the method's present values, the next ones are spread evenly over the space (a Halton
+sequence), and Optuna's TPE sampler proposes the others. A trial whose run fails has no score.
 
-Nothing is stored but the runs: the sampler is deterministic, so the same command proposes the same trials, reads the records
-of those that are done, and goes on. Proposals do not depend on how many trials follow: more trials continue a study.
+Only the runs are stored: the sampler is deterministic, so the same command proposes the same trials, reads the records of those
+that are finished, and continues. Proposals do not depend on how many trials follow, so a study can be continued with more trials.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from ..training.runner import RunFailed, identify, run
 from ..training.settings import TUNING_SEEDS, resolve
 from .progress import Display
 
-TASKS = 3  # forgetting shows from the second on, a penalty that leaves no room to learn in the third
+TASKS = 3  # forgetting shows from the second task on, a penalty too strong to learn anything new in the third
 
 HOLDOUT = 0.1
 
-SPREAD = 4  # trials spread over the space before TPE models the scores: the whole of a small budget, where chance would cluster
+SPREAD = 4  # trials spread over the space before TPE models the scores; in a small budget random ones would cluster
 
 SAMPLER_SEED = 0
 
@@ -51,8 +51,8 @@ ORIGIN = "benchsuite tune"  # of the settings in a trial's record
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """values: of the searched settings. score: the mean of ACC over TUNING_SEEDS, in per cent; None where a run failed, and
-    `error` says why. runs: their folders, below the folder of all studies."""
+    """values: of the searched settings. score: the mean of ACC over TUNING_SEEDS, in per cent; None if a run failed, and then
+    `error` says why. runs: their folders, relative to the folder of all studies."""
 
     number: int
     values: dict[str, Any]
@@ -68,10 +68,10 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The search for one method on one protocol and tier, checked. `study` makes one.
+    """The search for one method on one protocol and tier, checked; made by `study`.
 
-    trials: how many. overrides: settings that every trial has. space: in the form in which records hold values.
-    start: the present values of what the space names. tasks: TASKS, or all of a shorter protocol.
+    trials: their number. overrides: settings of every trial. space: the method's, with values in the form that records use.
+    start: the present values of the searched settings. tasks: TASKS, or all tasks of a shorter protocol.
     """
 
     protocol: str
@@ -90,13 +90,13 @@ class Study:
         return structs.replace(job, origins={**job.origins, **{name: ORIGIN for name in own if name in job.settings}})
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Every setting of a trial, those at their neutral value too."""
+        """Every setting of a trial, including those at their neutral value."""
         owners = (Recipe, methods.get(self.method))
         settings = self.job(values, TUNING_SEEDS[0]).settings
         return {**{name: value for owner in owners for name, value in neutral_values(owner).items()}, **settings}
 
     def search(self, folder: Path, *, data_dir: Path | None = None, device: str = "auto") -> Iterator[Trial]:
-        """Every trial in turn, as it ends. Runs are kept below `folder`."""
+        """Run the trials in turn and yield each as it ends. Runs are stored below `folder`."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sampler = optuna.samplers.TPESampler(n_startup_trials=SPREAD, seed=SAMPLER_SEED)
         search = optuna.create_study(direction="maximize", sampler=sampler)
@@ -106,7 +106,7 @@ class Study:
         for values in self.spread():
             search.enqueue_trial({name: internal(self.space[name], value) for name, value in values.items()})
         for number in range(1, self.trials + 1):
-            # Present values that lie outside of the space compete too, but the sampler cannot learn from them.
+            # Present values outside the space compete too, but the sampler cannot learn from them.
             asked = search.ask() if inside or number > 1 else None
             values = {name: propose(asked, name, space) for name, space in self.space.items()} if asked else self.start
             if number == 1:
@@ -117,9 +117,9 @@ class Study:
             yield trial
 
     def spread(self) -> list[dict[str, Any]]:
-        """SPREAD points of the space, fewer if it has no more, none of them the present values."""
+        """SPREAD points of the space (fewer if it has no more), none of them the present values."""
         points = []
-        for shares in qmc.Halton(len(self.space), scramble=False).random(16 * SPREAD)[1:]:  # the first is the corner 0
+        for shares in qmc.Halton(len(self.space), scramble=False).random(16 * SPREAD)[1:]:  # the first point is the origin
             values = {name: at(space, float(u)) for u, (name, space) in zip(shares, self.space.items(), strict=True)}
             if values != self.start and values not in points:
                 points.append(values)
@@ -137,7 +137,7 @@ class Study:
         return Trial(number=number, values=values, score=score, error=error, runs=[str(job.folder) for job in jobs])
 
     def origin(self) -> str:
-        """Where the chosen values come from, the whole budget included, for the method's file and so for every record."""
+        """Where the chosen values come from, including the whole budget: for the method's file, and so for every record."""
         given = {**self.overrides, **({} if self.precision == "fp32" else {"precision": self.precision})}
         return (
             f"tuned: {self.trials} trial{'s' if self.trials > 1 else ''} of `benchsuite tune`"
@@ -147,7 +147,7 @@ class Study:
         )
 
     def declared(self, best: Trial) -> str:
-        """The entry for `settings` in the method's file: what was found, and what the method was given to find it with."""
+        """The entry for `settings` in the method's file: the best values, and the method's overrides they were found with."""
         given = self.overrides.keys() & field_types(methods.get(self.method)).keys()
         settings = self.settings(best.values)
         values = {**{name: settings[name] for name in self.overrides if name in given}, **best.values}
@@ -165,7 +165,7 @@ class Study:
         return textwrap.indent("\n".join(code), " " * 8)
 
     def write(self, trials: Sequence[Trial], folder: Path, *, device: str = "auto") -> Path:
-        """Put the whole study in one JSON file below `folder`, and say where."""
+        """Write the whole study to a JSON file below `folder`, and return its path."""
         best = best_of(trials)
         here = environment(device_named(device), [source_revision()])
         content = {
@@ -189,7 +189,7 @@ class Study:
 def study(
     protocol: str, tier: str, method: str, trials: int, *, overrides: Mapping[str, Any] | None = None, precision: str = "fp32"
 ) -> Study:
-    """The study that these words mean. Raises UserError for what is wrong with them, or with the method's space."""
+    """The study that these arguments describe. Raises UserError for what is wrong with them or with the method's space."""
     if trials < 1:
         raise UserError(f"trials must be at least 1, got {trials}")
     given, cls = dict(overrides or {}), methods.get(method)
@@ -200,7 +200,7 @@ def study(
         if name in given:
             raise UserError(f"{name} is the same in every study", "leave it out of --set")
     if both := sorted(given.keys() & cls.space.keys()):
-        raise UserError(f"{both[0]} is what is searched", "leave it out of --set")
+        raise UserError(f"{both[0]} is being searched", "leave it out of --set")
     made = Study(
         protocol=protocol,
         tier=tier,
@@ -219,16 +219,16 @@ def study(
 
 
 def check_space(cls: type[Method]) -> Mapping[str, Range | Choice]:
-    """The method's space. Raises UserError where it names no setting or holds no values."""
+    """The method's space. Raises UserError if a name in it is not a setting, or if there is nothing to choose from."""
     kinds = {**field_types(Recipe), **field_types(cls)}
     for name, space in cls.space.items():
         where = f"{cls.name}: its space for {name!r}"
         if name not in kinds:
-            raise UserError(f"{where} names no setting", suggest(name, kinds))
+            raise UserError(f"{where} is not for a setting", suggest(name, kinds))
         if not isinstance(space, Range | Choice):
             raise UserError(f"{where} must be a Range or a Choice, got {space!r}")
         if isinstance(space, Choice) and not space.values:
-            raise UserError(f"{where} offers no values")
+            raise UserError(f"{where} has no values")
         if isinstance(space, Range) and not space.low < space.high:
             raise UserError(f"{where} must have low below high, got {space.low} and {space.high}")
         if isinstance(space, Range) and space.log and space.low <= 0:
@@ -237,13 +237,13 @@ def check_space(cls: type[Method]) -> Mapping[str, Range | Choice]:
 
 
 def resolved(study: Study, name: str, space: Range | Choice) -> Range | Choice:
-    """The space with values as records hold them. Raises UserError for one that the method or the recipe refuses."""
+    """The space with values in the form that records use. Raises UserError for one that the method or the recipe refuses."""
 
     def value(given: Any) -> Any:
         try:
             return study.settings({name: given})[name]
         except UserError as error:
-            raise UserError(f"{study.method}: its space for {name!r} holds {given!r}: {error}") from None
+            raise UserError(f"{study.method}: its space for {name!r} contains {given!r}: {error}") from None
 
     if isinstance(space, Choice):
         return Choice(tuple(map(value, space.values)))
@@ -255,7 +255,7 @@ def contains(space: Range | Choice, value: Any) -> bool:
 
 
 def internal(space: Range | Choice, value: Any) -> Any:
-    """A value as Optuna knows it: of a choice, its place."""
+    """A value in the form that Optuna uses: for a Choice, its index."""
     return space.values.index(value) if isinstance(space, Choice) else value
 
 
@@ -269,8 +269,8 @@ def at(space: Range | Choice, share: float) -> Any:
 
 
 def contains_rounded(space: Range, value: float) -> Any:
-    """As a trial has it: whole, or three digits, which is as fine as a score can tell and the same run on a machine whose
-    logarithms differ in the last bit."""
+    """A value in the form that trials use: an integer, or rounded to three digits. Scores cannot tell finer values apart, and it
+    stays the same run on a machine whose logarithms differ in the last bit."""
     value = round(value) if isinstance(space.low, int) else float(f"{value:.3g}")
     return min(max(value, space.low), space.high)
 
@@ -284,10 +284,10 @@ def propose(trial: optuna.Trial, name: str, space: Range | Choice) -> Any:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The highest score, the earliest of equals: what the method has at present stays unless something is better."""
+    """The trial with the highest score, the earliest of equals: the present values stay unless others are better."""
     return max((t for t in trials if t.score is not None), key=lambda t: t.score or 0.0, default=None)
 
 
 def quoted(value: Any) -> str:
-    """As in a source file: text in double quotes."""
+    """As in a source file: strings in double quotes."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""One run of a grid, wherever it is run."""
+"""One run of a grid, on whichever machine it runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .messages import Failed, Finished
 class RunContext:
     """What every run of a grid shares.
 
-    device: "cpu" or "cuda". threads: of each run, whatever is left to run, because a result must not depend on that.
-    method_files: the files of methods that lie outside of any package. images: image sets that need not be loaded from files.
+    device: "cpu" or "cuda". threads: of each run; the same however many runs are left, because results depend on it.
+    method_files: the files of methods outside any package. images: image sets that are loaded already.
     """
 
     results: Path
@@ -37,11 +37,11 @@ class RunContext:
 def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Finished | Failed:
     """Run a job in this thread. tell: called with its events."""
     try:
-        threads = min(context.threads, torch.get_num_threads())  # torch's own number heeds OMP_NUM_THREADS
+        threads = min(context.threads, torch.get_num_threads())  # torch's default respects OMP_NUM_THREADS
         configure_process(context.device, job.precision, threads)
         for path in context.method_files:
             methods.load_file(path)
-        # A note stays here: `run_all` itself tells of a run that is under way elsewhere.
+        # Notes are dropped: `run_all` itself reports a run that another process is running.
         report = lambda message: tell(message) if isinstance(message, Event) else None  # noqa: E731
         run(job, results=context.results, data_dir=context.data_dir, device=context.device, report=report, images=context.images)
     except (UserError, RunFailed) as error:

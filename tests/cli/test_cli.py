@@ -309,9 +309,9 @@ def test_several_configurations_are_exported_at_once(folder):
     [
         (["verify", "empty"], "empty/record.json: is not there; name the folder of one run"),
         (["export", "empty"], "empty/record.json: is not there; name the folder of one run"),
-        (["status", "--results", "file"], "file: is no folder; name one with --results"),
-        (["leaderboard", "--no-run", "--results", "file"], "file: is no folder; name one with --results"),
-        (["report", "out", "--results", "file"], "file: is no folder; name one with --results"),
+        (["status", "--results", "file"], "file: is not a folder; name one with --results"),
+        (["leaderboard", "--no-run", "--results", "file"], "file: is not a folder; name one with --results"),
+        (["report", "out", "--results", "file"], "file: is not a folder; name one with --results"),
     ],
 )
 def test_a_wrong_path_is_one_line_that_says_what_to_name(words, reason, folder, capsys):
@@ -331,7 +331,7 @@ def test_a_record_in_the_folder_of_another_run_is_refused(folder, capsys):
     reason = "record.json: holds the record of another run (split-digits/smoke finetune seed 1); move it away"
     assert said.startswith("benchsuite: not run: ")
     assert reason in said
-    assert number == f"benchsuite: runs to do: 1 of 1, {cores()} at once"
+    assert number == f"benchsuite: 1 of 1 runs to do, {cores()} at once"
     assert failed.startswith("benchsuite: failed: ")
     assert reason in failed
     assert error.startswith("benchsuite: error: ")
@@ -380,7 +380,7 @@ def test_a_new_method_runs_and_keeps_the_rules(folder, capsys):
     assert call("check", "./my_anchor.py") == 0
     out = capsys.readouterr().out
     assert out.startswith("my_anchor on split-digits, tier smoke\n  holds  a run of 3 tasks ends in a record\n")
-    assert out.endswith("\nmy_anchor: all 10 rules that apply hold\n")
+    assert out.endswith("\nmy_anchor: all 10 applicable rules hold\n")
     assert "  n/a    the logits of old tasks" in out
     assert "FAILS" not in out
     assert sorted(path.name for path in folder.iterdir() if path.name not in ("cache", "__pycache__")) == [
