@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -134,5 +135,5 @@ protocols: Registry[Protocol] = Registry("protocol", "benchsuite.protocols")
 
 def register(protocol: Protocol) -> Protocol:
     """Register a protocol by its name."""
-    protocols.add(protocol.name, protocol)
+    protocols.add(protocol.name, protocol, sys._getframe(1).f_globals["__name__"])
     return protocol

@@ -5,7 +5,6 @@ A failing import is an error, and so is a name that is taken: a method that is s
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import pkgutil
 import sys
@@ -28,13 +27,23 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self.package = kind, package
         self._known: dict[str, T] = {}
+        self._origins: dict[str, str] = {}  # the module that registered each of them
         self._files: dict[Path, str] = {}
         self._discovered = False
 
-    def add(self, name: str, item: T) -> None:
-        if name in self._known and self._known[name] is not item:
+    def add(self, name: str, item: T, origin: str = "") -> None:
+        """Register an item. Its name must be free, unless a notebook or `__main__` registers its own item again."""
+        again = origin == self._origins.get(name) == "__main__"
+        if name in self._known and self._known[name] is not item and not again:
             raise UserError(f"two {self.kind}s are called {name!r}", "rename one of them")
-        self._known[name] = item
+        self._known[name], self._origins[name] = item, origin
+
+    def remove(self, name: str) -> None:
+        del self._known[name], self._origins[name]
+
+    def is_built_in(self, name: str) -> bool:
+        self.all()
+        return self._origins.get(name, "").startswith(f"{self.package}.")
 
     def all(self) -> dict[str, T]:
         """Every registered item by name, in alphabetical order."""
@@ -80,15 +89,6 @@ class Registry(Generic[T]):
     def file(self, name: str) -> Path | None:
         """The file that `name` was loaded from, None for an installed one."""
         return next((path for path, known in self._files.items() if known == name), None)
-
-    def source(self, name: str) -> str:
-        """SHA-256 of that file, or ""."""
-        path = self.file(name)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
-
-    def sources(self) -> dict[str, str]:
-        """That of every registered item, by name."""
-        return {name: self.source(name) for name in self.all()}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -1,133 +1,144 @@
-"""Which source a record was made by, and whether that source says something else today. Needs no torch.
+"""What made a record, and whether it would come out the same today. Needs no torch.
 
-A record names the modules of its method (those that it inherits from, and the modifier's classes, too) and the parts of this
-package that they import and that not every run stands on: layers, decompositions, memories. Each has a digest of its syntax tree
-without docstrings, so that a comment or another layout changes nothing. The protocol has one of its tasks and images.
+golden.json holds the numbers that short runs of everything built in yield (`benchsuite.checks.golden`). A record names the
+entries that stand for it, each with a digest of its numbers: moving or renaming code changes none of them. A method from
+elsewhere has a digest of its source, without comments and docstrings, in the identity of its runs (`Job.method_source`).
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
+import inspect
+import json
+import linecache
+import os
+import re
 import sys
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from .files import digest
-from .record.schema import RunRecord
-from .registry import USER_MODULE
+from .protocol import Protocol, protocols
+from .record.schema import Job, RunRecord
 
-# What every method stands on is in the record as a revision and versions. A file outside of any package is part of the job.
-ENGINE = {"avalanche", "benchsuite", "torch", *sys.stdlib_module_names}
+GOLDEN = Path(__file__).with_name("golden.json")
 
-PARTS = ("benchsuite.methods.", "benchsuite.nn.", "benchsuite.method.replay", "benchsuite.nn.modifiers")
-
-COMMON = {f"benchsuite.nn.{name}" for name in ("backbones", "conditional", "guard", "multihead", "normalisation")}
-
-
-def made_by(cls: type, modifier: type | None, protocol: Any) -> dict[str, str]:
-    """Digests of the source of a run: of the class of its method, of its modifier and of its `protocol.Protocol`."""
-    bases = dict.fromkeys(base.__module__ for base in cls.__mro__)
-    own = [name for name in bases if name.startswith("benchsuite.methods.") or name.split(".")[0] not in ENGINE]
-    parts = [part for name in [*own, *([modifier.__module__] if modifier else [])] for part in parts_of(name)]
-    names = list(dict.fromkeys(name for name in [*own, *parts] if not name.startswith(USER_MODULE)))
-    names += [f"{base.__module__}:{base.__qualname__}" for base in (modifier.__mro__ if modifier else ()) if base is not object]
-    found = {name: digest_of(name) for name in names}
-    return {name: value for name, value in found.items() if value} | {f"protocol {protocol.name}": digest_of_protocol(protocol)}
-
-
-def parts_of(module: str) -> list[str]:
-    """The parts of this package that a module imports, directly or through another of them."""
-    found: list[str] = []
-    waiting = [module]
-    while waiting:
-        for name in _imports(waiting.pop()):
-            if name.startswith(PARTS) and name not in {*COMMON, *found, module} and _file(name):
-                found.append(name)
-                waiting.append(name)
-    return found
+BUILT_IN = {"avalanche", "benchsuite", "torch", *sys.stdlib_module_names}  # packages whose source is no part of a method
 
 
 @cache
-def _imports(module: str) -> list[str]:
-    path = _file(module)
-    names = []
-    for node in ast.walk(ast.parse(path.read_text())) if path else ():
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = ".".join(module.split(".")[: -node.level]) if node.level else ""
-            base = ".".join(filter(None, (above, node.module)))
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return names
+def golden() -> dict[str, dict[str, Any]]:
+    """The entries of golden.json: each has a reason, settings and numbers."""
+    return dict(json.loads(GOLDEN.read_text())) if GOLDEN.exists() else {}
 
 
-def changes(code: dict[str, str]) -> list[str]:
-    """Of what `made_by` gave, that which says something else today. What is not installed here cannot be compared."""
-    return [name for name, before in code.items() if (now := digest_of(name)) and now != before]
+@cache
+def digests() -> dict[str, str]:
+    """Twelve hexadecimal digits of the numbers of each entry."""
+    return {name: digest(entry["numbers"])[:12] for name, entry in golden().items()}
 
 
-def stale(record: RunRecord) -> list[str]:
-    """What has changed since the record was made; nothing where it does not say what it was made by."""
-    return changes(record.made_by)
+def made_by(job: Job, cls: type) -> dict[str, str]:
+    """Digests of the entries that stand for a job, and of its protocol if that is not built in. cls: the class of its method."""
+    taking_part = subjects(job, cls)
+    found = {}
+    for name, value in digests().items():
+        # A case on a network with batch normalisation says nothing of a run on another network.
+        backbone = golden()[name]["settings"].get("backbone", job.settings["backbone"])
+        if subject(name) in taking_part and backbone == job.settings["backbone"]:
+            found[name] = value
+    protocol = f"protocol {job.protocol}"
+    return found if protocol in found else found | {protocol: digest_of_protocol(protocols.get(job.protocol))}
 
 
-def digest_of(name: str) -> str:
-    """Twelve hexadecimal digits for "package.module", "package.module:Class" or "protocol NAME"; "" where it is not here."""
-    kind, _, protocol = name.rpartition(" ")
-    if kind == "protocol":
-        from .protocol import protocols
-
-        known = protocols.all()
-        return digest_of_protocol(known[protocol]) if protocol in known else ""
-    module, _, part = name.partition(":")
-    path = _file(module)
-    try:
-        state = path.stat() if path else None
-    except OSError:
-        state = None
-    return _digest(path, part, state.st_mtime_ns, state.st_size) if path and state else ""
+def subject(name: str) -> str:
+    """What an entry is about: several cases of one method are numbered."""
+    return re.sub(r" \d+$", "", name)
 
 
-def digest_of_protocol(protocol: Any) -> str:
+def subjects(job: Job, cls: type) -> list[str]:
+    """What takes part in a job. In that of a method from elsewhere: the built-in ones it inherits from, and the engine."""
+    if own_classes(cls):
+        bases = [f"method {base.__dict__['name']}" for base in cls.__mro__ if base.__dict__.get("name")]
+        made = [*(base for base in bases if base in digests()), "method finetune"]
+    else:
+        made = [f"method {job.base}"]
+    modifier = job.method.partition("+")[2]
+    policy = f" batchnorm={job.settings['batchnorm']}" if "batchnorm" in job.settings else ""
+    return [
+        *made,
+        *([f"modifier {modifier}"] if modifier else []),
+        f"protocol {job.protocol}",
+        f"backbone {job.settings['backbone']}{policy}",
+        f"optimizer {job.settings.get('optimizer', 'adam')}",
+    ]
+
+
+def changes(made_by: dict[str, str]) -> list[str]:
+    """The entries of a record that differ today, or are not known here any more."""
+    changed = []
+    for name, before in made_by.items():
+        now = digests().get(name)
+        kind, _, protocol = name.partition(" ")
+        if now is None and kind == "protocol" and protocol in protocols.all():
+            now = digest_of_protocol(protocols.get(protocol))
+        if now != before:
+            changed.append(name)
+    return changed
+
+
+def stale(record: RunRecord) -> str | None:
+    """Why a run would not give this record's numbers today; None if it would."""
+    if not record.made_by:
+        return "made by an earlier version"
+    changed = changes(record.made_by)
+    return f"changed since: {', '.join(changed)}" if changed else None
+
+
+def digest_of_protocol(protocol: Protocol) -> str:
     """Its tasks and images. Its recipes are settings of the run, and published figures decide nothing."""
     says = asdict(protocol)
     return digest({name: says[name] for name in ("tasks", "image", "crop_padding", "flip")})[:12]
 
 
-@cache
-def _file(module: str) -> Path | None:
-    """Where the source of a module lies. What a record names is looked for and not imported: anybody can write a record."""
-    spec, package = None, module.split(".")
-    try:
-        if module in sys.modules:
-            spec = sys.modules[module].__spec__
-        elif package[0] == "benchsuite":
-            spec = importlib.util.find_spec(module)
-        elif all(map(str.isidentifier, package)):
-            spec = PathFinder.find_spec(package[0])
-            for i in range(2, len(package) + 1):
-                places = spec.submodule_search_locations if spec else None
-                spec = PathFinder.find_spec(".".join(package[:i]), places) if places else None
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+def identity(cls: type, registered_in: str = "") -> str:
+    """SHA-256 of the source of a method from elsewhere, without comments and docstrings; "" for a built-in one.
 
-
-@cache
-def _digest(path: Path, part: str, changed: int, size: int) -> str:
-    try:
-        tree: ast.AST = ast.parse(path.read_text())
-    except (OSError, SyntaxError, ValueError):  # what cannot be read cannot be compared
+    Its source is the whole file; of a class that was typed in, as in a notebook, the class alone. Where no source can be had, the
+    answer is another one each time, so that no record is ever taken for its own. registered_in: the file that registers it.
+    """
+    trees = [_source(base, registered_in) for base in own_classes(cls)]
+    if not trees:
         return ""
-    if part:
-        classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == part]
-        tree = classes[0] if classes else ast.Module([], [])
-    return digest(_plain(tree))[:12]
+    return digest(list(map(_plain, trees))) if all(trees) else uuid.uuid4().hex * 2
+
+
+def own_classes(cls: type) -> list[type]:
+    """The classes behind a method that come from elsewhere."""
+    return [base for base in cls.__mro__ if base.__module__ == "__main__" or base.__module__.split(".")[0] not in BUILT_IN]
+
+
+def _source(cls: type, registered_in: str) -> ast.AST | None:
+    """The syntax tree of a class's file, or of the class itself if it stands in no file of its module."""
+    home = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    functions = [inspect.unwrap(item) for item in vars(cls).values() if inspect.isfunction(item)]
+    typed_in = cls.__module__ == "__main__" and registered_in  # perhaps: `python -i FILE` has both
+    places = [function.__code__.co_filename for function in functions] + [typed_in or home]
+    for place in dict.fromkeys(places):
+        whole = os.path.exists(place) and os.path.exists(home) and os.path.samefile(place, home)
+        try:
+            tree = ast.parse(Path(home).read_text() if whole else "".join(linecache.getlines(place)))
+        except (OSError, ValueError, SyntaxError):
+            continue
+        if whole:
+            return tree
+        if found := [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__]:
+            return found[-1]
+    return None
 
 
 def _plain(node: Any) -> Any:
@@ -137,8 +148,8 @@ def _plain(node: Any) -> Any:
     return [_plain(item) for item in _code(node)] if isinstance(node, list) else repr(node)
 
 
-def _code(items: list[Any]) -> Iterable[Any]:
+def _code(items: list[Any]) -> Iterator[Any]:
     """Without statements that are a mere text."""
-    return [
-        i for i in items if not (isinstance(i, ast.Expr) and isinstance(i.value, ast.Constant) and isinstance(i.value.value, str))
-    ]
+    for item in items:
+        if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)):
+            yield item

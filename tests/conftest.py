@@ -65,6 +65,8 @@ def room():
 def own_methods(monkeypatch):
     """The registered methods; what a test registers is forgotten after it."""
     monkeypatch.setattr(methods, "_known", dict(methods.all()))
+    monkeypatch.setattr(methods, "_origins", dict(methods._origins))
+    monkeypatch.setattr(methods, "_sources", dict(methods._sources))
     monkeypatch.setattr(methods, "_files", {})
     monkeypatch.setattr(methods, "_modified", {})
     return methods

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -81,13 +81,15 @@ def leaderboard(
     published: Sequence[Published] = (),
     match: str | Job | None = None,
     files: Mapping[str, str] = MappingProxyType({}),
+    stale: Callable[[RunRecord], str | None] = lambda record: None,
 ) -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
     match: a method (its row with the fewest settings changed from their defaults) or a job (any seed) whose size is to be
     matched: of every other method the largest row that stores at most as much, and at least nine tenths of it, on the same tasks
     and in the same precision, has its accuracy in a column of its own.
-    files: method -> SHA-256 of its file: the version that is ranked; by default, or if it has no record, the one that ran last.
+    files: method -> digest of its source: the version that is ranked; by default, or if it has no record, the one that ran last.
+    stale: why a record's numbers would differ today, None if they would not (`benchsuite.source.stale`); it goes into a note.
     Raises UserError without records, without a record of `match`, for several protocols or tiers, or for the same run twice.
     """
     if not records:
@@ -139,7 +141,7 @@ def leaderboard(
     accuracy = board[~board["published"] | board["accuracy"].notna()]
     transfer = board[~board["published"] | board["bwt"].notna()]
     size_notes = size_notes_of(rows, board)
-    notes = [*footnotes_of(rows, board), *left_out]
+    notes = [*footnotes_of(rows, board, stale), *left_out]
     measured = board[~board["published"]].copy()
     measured["competes"] &= measured["held"].notna()
     for name in ("accuracy", "peak") if measured["held"].isna().any() else ():

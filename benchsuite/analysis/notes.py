@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..files import digest
 from ..record.schema import MB, RunRecord
-from ..source import stale
 from .provenance import VERSIONS, emulates_bf16, library_version
 from .rows import NEUTRAL, reference_name, setting_of
 
@@ -27,8 +25,8 @@ def _images(name: str, run: RunRecord) -> str:
     return next((entry.digest[:7] for entry in run.data if entry.name == name), "none")
 
 
-def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
-    """What a reader must know before comparing two rows."""
+def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: Callable[[RunRecord], str | None]) -> list[str]:
+    """What a reader must know before comparing two rows. stale: why a record's numbers would not come out the same today."""
     records = [run for runs in rows.values() for run in runs]
 
     def differing(title: str, get: Callable[[RunRecord], Any]) -> list[str]:
@@ -77,9 +75,11 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[
     dirty = [label for label, runs in rows.items() if any(r.environment.source.dirty for r in runs)]
     if dirty:
         notes.append(f"made from uncommitted code: {', '.join(dirty)}")
-    codes = {label: {digest(run.made_by): run for run in runs} for label, runs in rows.items()}
-    if old := [label for label, runs in codes.items() if any(map(stale, runs.values()))]:  # one look for all of the same code
-        notes.append(f"made by other source of method or protocol than is here now: {', '.join(old)}")
+    old: dict[str, dict[str, None]] = {}
+    for label, runs in rows.items():
+        for reason in filter(None, map(stale, runs)):
+            old.setdefault(reason, {})[label] = None
+    notes += [f"{reason}: {', '.join(labels)}" for reason, labels in old.items()]
 
     for label, runs in rows.items():
         notes += [f"{label}: {remark}" for remark in ranged(r for run in runs for r in run.diagnostics.remarks)]

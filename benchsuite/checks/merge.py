@@ -65,8 +65,8 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
             continue
         agreed[protocol].update(claims(record))
         sound[path] = record
-        if changed := stale(record):
-            remarks.append(f"made by other source than is here of {', '.join(changed)}: `benchsuite leaderboard` makes it again")
+        if reason := stale(record):
+            remarks.append(f"{reason}: `benchsuite leaderboard` runs it again")
         for remark in remarks:
             say(f"{path}: {remark}")
     if bare:

@@ -150,12 +150,12 @@ def _unknown(job: Job) -> str | None:
         if here == job.method_source:
             return None
         if here and job.method_source:
-            return f"{job.method} was made from another version of its file (SHA-256 {job.method_source[:12]}, here {here[:12]})"
+            return f"{job.method} was made from another version of its source ({job.method_source[:12]}, here {here[:12]})"
         if here:
-            return f"{job.method} was made with the installed method, not with a file"
-        reason = f"{job.method} is installed here"
+            return f"{job.method} was made with the built-in method of that name"
+        reason = f"{job.method} is built in here"
     if job.method_source:
-        return f"{reason}; the record is of a method in a file (SHA-256 {job.method_source[:12]}): name it with --method FILE"
+        return f"{reason}; the record is of a method in a file ({job.method_source[:12]}): name it with --method FILE"
     return reason
 
 

@@ -105,6 +105,7 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
     from ..analysis.leaderboard import leaderboard
     from ..protocol import protocols
     from ..record.store import read_board
+    from ..source import stale
 
     given = {"--method": arguments.methods, "--set": arguments.settings, "--seeds": arguments.seeds}
     if any(given.values()):
@@ -117,7 +118,8 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
         from ..method.registered import methods
 
         match = methods.find(match)
-    return leaderboard(read_board(arguments.results, arguments.protocol, arguments.tier), protocol.published, match=match)
+    records = read_board(arguments.results, arguments.protocol, arguments.tier)
+    return leaderboard(records, protocol.published, match=match, stale=stale)
 
 
 def command_status(arguments: argparse.Namespace) -> None:

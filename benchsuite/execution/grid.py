@@ -59,10 +59,9 @@ def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lam
         path = results / job.folder / "record.json"
         if path.exists():
             try:
-                if not (changed := stale(read_of(job, path))):
+                if not (reason := stale(read_of(job, path))):
                     continue
-                what = ", ".join(changed)
-                say(f"stale: {job}: {what} changed since; it is run again, the old record is kept beside the new one")
+                say(f"stale: {job}: {reason}; it is run again, the old record is kept beside the new one")
             except UserError as error:
                 say(f"not run: {job}: {error}")
         elif reason := failure(path.parent):

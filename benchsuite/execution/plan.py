@@ -27,6 +27,7 @@ from ..protocol import Protocol, Recipe, protocols
 from ..record.schema import Job
 from ..record.store import read_all, read_board
 from ..registry import suggest
+from ..source import stale
 from ..training.device import cores, device_named, slow_precision
 from ..training.events import Event, Note
 from ..training.runner import identify
@@ -127,7 +128,8 @@ class Plan:
         """All finished runs of this protocol and tier, ranked."""
         records = read_board(self.results, self.protocol.name, self.tier)
         there = self.reference is not None and any(record.job.config == self.reference.config for record in records)
-        return leaderboard(records, self.protocol.published, match=self.reference if there else None, files=registered.sources())
+        match = self.reference if there else None
+        return leaderboard(records, self.protocol.published, match=match, files=registered.sources(), stale=stale)
 
     def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:
         return resolve(self.protocol.name, self.tier, method, seed, overrides=settings, precision=self.precision)

@@ -34,7 +34,7 @@ from ..record.folder import set_aside
 from ..record.schema import Job
 from ..record.store import read
 from ..source import stale
-from ..training.runner import code_of
+from ..training.runner import made_by
 from .messages import Ending, Failed, Files, Finished, Killed, Message
 from .worker import RunContext, outcome
 
@@ -153,7 +153,7 @@ class Cluster:
         return 1 + min(int(there.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)
 
     def start(self, job: Job) -> Any:
-        key = self.remote.remote(job, self.context, self.texts, self.sent, self.mark, code_of(job), self.recorded)
+        key = self.remote.remote(job, self.context, self.texts, self.sent, self.mark, made_by(job), self.recorded)
         self.jobs[key] = job
         return key
 
@@ -236,7 +236,7 @@ def on_node(
     texts: Mapping[str, bytes],
     images: Mapping[str, Sent | None],
     mark: Path,
-    code: Mapping[str, str],
+    made: Mapping[str, str],
     recorded: Set[str] = frozenset(),
 ) -> Iterator[Message | Files]:
     """On a node, in a process of its own: one run. Yields its events and its ending; and where the results folder cannot be seen
@@ -259,8 +259,8 @@ def on_node(
             own = {name: sent and received(name, sent) for name, sent in images.items()}
             for path in context.method_files:
                 methods.load_file(path)
-            if (here := code_of(job)) != code:
-                differ = ", ".join(name for name in {**here, **code} if here.get(name) != code.get(name))
+            if (here := made_by(job)) != made:
+                differ = ", ".join(name for name in {**here, **made} if here.get(name) != made.get(name))
                 raise UserError(
                     f"{job}: node {socket.gethostname()} has another {differ}", "install the same benchsuite everywhere"
                 )

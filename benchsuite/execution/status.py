@@ -69,8 +69,8 @@ def state_of(folder: Path) -> tuple[str, str]:
         return "running", _progress(folder)
     try:
         if (folder / "record.json").exists():
-            changed = stale(read(folder / "record.json"))
-            return ("stale", f"{', '.join(changed)} changed since; `leaderboard` runs it again") if changed else ("done", "")
+            reason = stale(read(folder / "record.json"))
+            return ("stale", f"{reason}; `leaderboard` runs it again") if reason else ("done", "")
     except UserError as error:
         return "unreadable", str(error)
     if reason := failure(folder):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..registry import Registry
+from ..source import identity
 from .base import Method
 from .modified import modified
 
@@ -17,6 +19,12 @@ class Methods(Registry[type[Method]]):
     def __init__(self) -> None:
         super().__init__("method", "benchsuite.methods")
         self._modified: dict[str, type[Method]] = {}  # each class is created once
+        self._sources: dict[str, str] = {}
+
+    def add(self, name: str, item: type[Method], origin: str = "", file: str = "") -> None:
+        super().add(name, item, origin)
+        self._modified = {known: cls for known, cls in self._modified.items() if known.partition("+")[0] != name}
+        self._sources[name] = identity(item, file)  # now: the file may change while the class is in use
 
     def get(self, name: str) -> type[Method]:
         base, plus, modifier = name.partition("+")
@@ -37,6 +45,15 @@ class Methods(Registry[type[Method]]):
     def file(self, name: str) -> Path | None:
         return super().file(name.partition("+")[0])
 
+    def source(self, name: str) -> str:
+        """The digest of the source of a method from elsewhere, "" for a built-in one (see `benchsuite.source.identity`)."""
+        self.all()
+        return self._sources.get(name.partition("+")[0], "")
+
+    def sources(self) -> dict[str, str]:
+        """That of every method, by name."""
+        return {name: self.source(name) for name in self.all()}
+
 
 methods = Methods()
 
@@ -52,5 +69,5 @@ def register(cls: type[Method]) -> type[Method]:
     cls.name = cls.__dict__.get("name") or cls.__name__.lower()
     if not re.fullmatch(r"[\w][\w.-]*", cls.name):
         raise TypeError(f"a method's name is letters, digits and _ . -, got {cls.name!r}")
-    methods.add(cls.name, cls)
+    methods.add(cls.name, cls, cls.__module__, sys._getframe(1).f_code.co_filename)
     return cls

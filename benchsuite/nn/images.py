@@ -15,9 +15,11 @@ def pad_images(pixels: Tensor, pad: int) -> Tensor:
 
 
 def normalise(
-    pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, dtype: torch.dtype = torch.float32
+    pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """(pixel / 255 - mean) / std as (N, C, H, W) in channels-last memory; mean and std: (C,) or, per image, (N, 1, 1, C)."""
+    """(pixel / 255 - mean) / std as (N, C, H, W) in channels-last memory; mean and std: (C,) or, per image, (N, 1, 1, C).
+    dtype: the default one if not given."""
+    dtype = dtype or torch.get_default_dtype()
     mean = torch.as_tensor(mean, dtype=dtype, device=pixels.device)
     scale = 1 / (255 * torch.as_tensor(std, dtype=dtype, device=pixels.device))
     return torch.addcmul(-mean * 255 * scale, pixels.to(dtype), scale).permute(0, 3, 1, 2)

@@ -42,7 +42,7 @@ class Job(Part, frozen=True, dict=True):
 
     settings: every resolved value, of the protocol's recipe and of the method, by field name.
     origins: where the value of a setting comes from, unless it is the default of the method or the tier.
-    method_source: digest of the method's source if it lies outside the installed package, else "".
+    method_source: digest of the method's source if it is not built in (`benchsuite.source.identity`), else "".
     data: digest of the images, where the protocol's name does not determine them (partial data, sets without one official form).
     """
 

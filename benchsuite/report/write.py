@@ -16,6 +16,7 @@ from ..files import write_atomic
 from ..protocol import Published
 from ..record.store import read_all
 from ..registry import suggest
+from ..source import stale
 from . import figures as drawing
 from . import tables
 from .page import page
@@ -52,7 +53,7 @@ def write_reports(
         raise UserError(f"{results}: has no records", "run `benchsuite leaderboard` first, or name the folder with --results")
     records = {key: read_all(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
     boards = {
-        key: leaderboard(runs, published.get(key[0], ()), files=files)
+        key: leaderboard(runs, published.get(key[0], ()), files=files, stale=stale)
         for key, runs in records.items()
         if not tiers or key[1] in tiers
     }

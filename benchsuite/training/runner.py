@@ -2,8 +2,8 @@
 
 Files of a run, in its folder below the results folder: record.json (the result, written last) and artifact.safetensors (the
 exported network); during the run lock, checkpoint.pt and progress.json (read by `benchsuite status`); after a failure
-failure.json, until a later run succeeds. A record or checkpoint is stale if the source of its method or protocol has changed
-since. It is then kept under another name, and the run starts again.
+failure.json, until a later run succeeds. A stale record or checkpoint (`benchsuite.source`) is kept under another name, and the
+run starts again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from ..errors import Diverged, UserError, one_line
 from ..files import write_atomic
 from ..method.artifact import Artifact
 from ..method.base import Method
-from ..method.modified import Modified
 from ..method.registered import methods
 from ..nn.multihead import MultiHead
 from ..protocol import Protocol, protocols
@@ -88,10 +87,10 @@ def run(
         note = None
         if done.exists():
             record = store.read_of(job, done)
-            if not (changed := source.stale(record)):
+            if not (reason := source.stale(record)):
                 _tidy(folder)
                 return record
-            note = f"{', '.join(changed)} changed since; the old record is kept as {set_aside(folder)}"
+            note = f"run again ({reason}); the old record is kept as {set_aside(folder)}"
         try:
             record = _Run(job, folder, data_dir, chosen, report, plugins, images).finish(note)
         except (UserError, KeyboardInterrupt):
@@ -139,11 +138,11 @@ def reported(method: Method) -> Diagnostics:
         raise ValueError(f"{method.name}: diagnostics() must return {known}, of the types on record: {error}") from None
 
 
-def code_of(job: Job) -> dict[str, str]:
-    """Digests of the present source for this job."""
-    cls = methods.get(job.method)
-    modifier = cls.modifier if issubclass(cls, Modified) else None
-    return source.made_by(cls, modifier, protocols.get(job.protocol))
+def made_by(job: Job) -> dict[str, str]:
+    """Digests of what this job would be run by now. Raises UserError where its method is another version of that name."""
+    if methods.source(job.method) != job.method_source:
+        raise UserError(f"{job}: the source of {job.method} has changed since this run was planned", "start it again")
+    return source.made_by(job, methods.get(job.method))
 
 
 class _Run:
@@ -174,7 +173,7 @@ class _Run:
         self.began, self.beat, self.trained = time.monotonic(), -math.inf, 0  # of this process: start, last update, images
         self.images = [sum(n_images)] if self.method.trains_jointly else n_images
         self.done = 0
-        self.code = code_of(job)
+        self.made_by = made_by(job)
         self.progress: dict[str, Any] = {
             "correct": [[None] * n for _ in range(n)],
             "stored": [None] * n,
@@ -267,7 +266,7 @@ class _Run:
             "config": self.job.config,
             "seed": self.job.seed,
             "made_with": self._made_with(),
-            "code": self.code,
+            "made_by": self.made_by,
             "threads": torch.get_num_threads(),  # they determine how sums are rounded
             "done": self.done,
             "model": model.state_dict(),
@@ -299,9 +298,9 @@ class _Run:
             raise UserError(
                 f"{path}: was made from other images or on another kind of device", "delete it to start this run again"
             )
-        if changed := source.changes(content.get("code", {})):
+        if changed := source.changes(content["made_by"]):
             kept = path.replace(path.with_name("checkpoint.stale.pt"))
-            return f"{', '.join(changed)} changed meanwhile; begins anew, what it had is kept as {kept}"
+            return f"starts again (changed since: {', '.join(changed)}); the old checkpoint is kept as {kept}"
         configure_process(self.device.type, self.job.precision, content["threads"])
         self.done, self.progress = content["done"], content["progress"]
         model = self.method.model.train()
@@ -371,6 +370,6 @@ class _Run:
             memory_bytes=self.method.memory_bytes,
             size_reference=self.method.size_reference,
             diagnostics=structs.replace(diagnostics, other_sizes={**alternatives, **diagnostics.other_sizes}),
-            made_by=self.code,
+            made_by=self.made_by,
             artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
         )

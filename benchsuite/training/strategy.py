@@ -39,10 +39,9 @@ class Strategy(SupervisedTemplate):
         precision: str = "fp32",
         device: torch.device | str = "cpu",
         plugins: Sequence[SupervisedPlugin] = (),
-        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.method, self.recipe, self.augmentation = method, recipe, augmentation
-        self.seed, self.precision, self.dtype = seed, precision, dtype
+        self.seed, self.precision, self.dtype = seed, precision, torch.get_default_dtype()
         with warnings.catch_warnings():  # an evaluator without loggers is intended: Watch counts for the record
             warnings.simplefilter("ignore")
             evaluator = EvaluationPlugin()

@@ -16,7 +16,7 @@ from benchsuite.errors import UserError
 from benchsuite.protocol import Published
 from benchsuite.record.schema import Job
 from benchsuite.record.store import read_all, write
-from benchsuite.source import digest_of
+from benchsuite.source import digests, stale
 from benchsuite.training.settings import resolve
 
 COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
@@ -444,13 +444,14 @@ def test_footnotes():
     assert board.size_notes == board.footnotes[-2:]
 
 
-def test_runs_of_other_source_than_is_here_are_named():
-    now = digest_of("benchsuite.methods.mas")
-    code = {"benchsuite.methods.mas": now}
-    fresh, old = run(made_by=code), run("mas", made_by={**code, "benchsuite.methods.mas": "0" * 12})
-    note = "made by other source of method or protocol than is here now"
-    assert f"{note}: mas" in leaderboard([fresh, run("mas", 2), old]).footnotes
-    assert not any(note in text for text in leaderboard([fresh, run("mas", 2)]).footnotes)  # control
+def test_rows_that_would_not_come_out_the_same_are_named():
+    made = {"method mas": digests()["method mas"]}
+    fresh, old, bare = run(made_by=made), run("mas", made_by={"method mas": "0" * 12}), run("ewc")
+    notes = leaderboard([fresh, run("mas", 2, made_by=made), old, bare], stale=stale).footnotes
+    assert "changed since: method mas: mas" in notes
+    assert "made by an earlier version: ewc" in notes
+    for control in (leaderboard([fresh, run("mas", 2, made_by=made)], stale=stale), leaderboard([fresh, old, bare])):
+        assert not any(note.startswith(("changed since", "made by")) for note in control.footnotes)
 
 
 def test_provenance():

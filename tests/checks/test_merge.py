@@ -146,15 +146,21 @@ def test_an_error_that_no_check_foresaw_refuses_one_record_alone(elsewhere, here
     assert f"{finetune(elsewhere)}: ZeroDivisionError" in refusal
 
 
-def test_what_other_source_made_is_brought_in_with_a_remark(elsewhere, here, capsys):
+def test_what_would_not_come_out_the_same_is_brought_in_with_a_remark(elsewhere, here, capsys):
     path = finetune(elsewhere)
     record = read(path)
-    assert "benchsuite.methods.finetune" in record.made_by
+    assert "method finetune" in record.made_by
     assert merged(elsewhere, here / "control", capsys)[3] == []
-    edited(path, made_by={"benchsuite.methods.finetune": "0" * 12})
-    code, count, _, (remark,) = merged(elsewhere, here, capsys)
-    assert (code, count) == (0, "2 brought in, 0 here already, 0 refused")
-    assert "made by other source than is here of benchsuite.methods.finetune" in remark
+    for i, (made_by, reason) in enumerate(
+        (
+            ({**record.made_by, "method finetune": "0" * 12}, "changed since: method finetune"),
+            ({}, "made by an earlier version"),
+        )
+    ):
+        edited(path, made_by=made_by)
+        code, count, _, (remark,) = merged(elsewhere, here / str(i), capsys)
+        assert (code, count) == (0, "2 brought in, 0 here already, 0 refused")
+        assert f"{reason}: `benchsuite leaderboard` runs it again" in remark
 
 
 def test_an_artifact_that_was_changed_or_serves_others_is_refused(elsewhere, here, capsys):

@@ -211,14 +211,17 @@ def test_the_record_of_a_method_in_a_file_asks_for_that_file(own_methods, tmp_pa
     assert verified(path, capsys, "--method", str(file))[0] == 0
     forget()
     file.write_text(METHOD + "\n# changed\n")
+    assert verified(path, capsys, "--method", str(file))[0] == 0
+    forget()
+    file.write_text(METHOD.replace("*=", "+="))
     code, _, err = verified(path, capsys, "--method", str(file))
     assert code == 2
-    assert "was made from another version of its file" in err
+    assert "was made from another version of its source" in err
     forget()
     file.write_text(METHOD.replace("Own", "Another"))
     code, _, err = verified(path, capsys, "--method", str(file))
     assert code == 2
-    assert "registers another, the record is of own" in err
+    assert "registers another, but the record is of own" in err
 
 
 def test_other_images_are_said_before_anything_is_trained(path, capsys):

@@ -30,7 +30,7 @@ from benchsuite.execution.messages import Failed, Files, Finished
 from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
 from benchsuite.training.events import Event, Note
-from benchsuite.training.runner import code_of, run
+from benchsuite.training.runner import made_by, run
 from benchsuite.training.settings import resolve
 
 TINY = {"tasks": 3, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
@@ -190,7 +190,7 @@ def on_node(job, tmp_path, mark, **changed):
     from benchsuite.execution import ray
 
     place = RunContext(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
-    given = {"texts": {}, "images": {}, "code": code_of(job), **changed}
+    given = {"texts": {}, "images": {}, "made": made_by(job), **changed}
     return list(ray.on_node(job, place, mark=mark, **given))
 
 
@@ -302,8 +302,8 @@ def test_with_shared_storage_a_run_works_there(own_cache, tmp_path):
 
 def test_a_node_with_other_source_refuses(own_cache, tmp_path):
     job = job_of()
-    messages = on_node(job, tmp_path, tmp_path / "mark", code=code_of(job) | {"benchsuite.methods.finetune": "0" * 12})
-    assert "has another benchsuite.methods.finetune; install the same benchsuite everywhere" in messages[-1].reason
+    messages = on_node(job, tmp_path, tmp_path / "mark", made=made_by(job) | {"method finetune": "0" * 12})
+    assert "has another method finetune; install the same benchsuite everywhere" in messages[-1].reason
 
 
 @pytest.mark.parametrize(

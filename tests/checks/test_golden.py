@@ -1,0 +1,160 @@
+"""The golden numbers, and what voids them: a changed number does, in the entries that it belongs to; a moved line does not."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchsuite import source
+from benchsuite.checks import golden
+from benchsuite.method import methods
+from benchsuite.nn import backbones
+from benchsuite.training.batches import Batches, Draws
+from benchsuite.training.runner import made_by
+from benchsuite.training.settings import resolve
+from benchsuite.training.strategy import Schedule
+
+NAMES = sorted(source.golden())
+
+
+@pytest.fixture
+def copied(tmp_path, own_methods):
+    """Puts a copy of a method's file, changed, under another module name in its place."""
+
+    def put(name, *changes):
+        text = Path(sys.modules[methods.get(name).__module__].__file__).read_text()
+        for before, after in changes:
+            assert before in text
+            text = text.replace(before, after)
+        (tmp_path / "moved.py").write_text(text)
+        own_methods.remove(name)
+        spec = importlib.util.spec_from_file_location("benchsuite.methods.moved", tmp_path / "moved.py")
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+    yield put
+    sys.modules.pop("benchsuite.methods.moved", None)
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """A copy of golden.json that may be written."""
+    path = tmp_path / "golden.json"
+    path.write_bytes(source.GOLDEN.read_bytes())
+    monkeypatch.setattr(source, "GOLDEN", path)
+    yield path
+    source.golden.cache_clear()
+    source.digests.cache_clear()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_numbers_are_those_on_file(name):
+    assert golden.compare([name]) == {}, f"makes stale: {golden.voids(name)}"
+
+
+def test_every_case_of_everything_built_in_is_on_file():
+    assert sorted(golden.entry_plan()) == NAMES
+    assert all(entry["reason"] for entry in source.golden().values())
+
+
+def test_the_process_is_left_as_it_was():
+    before = torch.get_default_dtype(), torch.get_num_threads(), dict(backbones.BACKBONES), list(golden.protocols.all())
+    golden.compare(["optimizer sgd"])
+    assert before == (torch.get_default_dtype(), torch.get_num_threads(), backbones.BACKBONES, list(golden.protocols.all()))
+
+
+def test_a_constant_of_one_method_voids_its_rows_alone(copied):
+    copied("ewc", ("self.strength", "1.001 * self.strength"))
+    assert set(golden.compare(["method ewc"])) == {"method ewc", "method ewc 2", "method ewc 3"}
+    assert golden.voids("method ewc 2").startswith("rows of ewc,")
+    assert golden.compare(["method mas", "optimizer sgd"]) == {}
+
+
+def test_a_constant_of_the_strategy_voids_every_method(monkeypatch):
+    def milestone(self, strategy, **kwargs):
+        if strategy.clock.train_exp_epochs in strategy.recipe.milestones:
+            for group in strategy.optimizer.param_groups:
+                group["lr"] *= 0.1001
+
+    monkeypatch.setattr(Schedule, "before_training_epoch", milestone)
+    changed = golden.compare(["method finetune", "method mas", "protocol split-cifar100"])
+    assert {"method finetune", "method mas"} <= set(changed)
+    assert "protocol split-cifar100" not in changed  # its tasks and batches are what they were
+    assert "rows of finetune" in golden.voids("method finetune")
+
+
+def test_another_order_of_batches_voids_methods_and_protocols(monkeypatch):
+    draws = Batches.draws
+
+    def turned(self, epoch):
+        d = draws(self, epoch)
+        return Draws(d.index.flip(0), d.top, d.left, d.flip)
+
+    monkeypatch.setattr(Batches, "draws", turned)
+    assert {"method finetune", "protocol split-cifar100"} <= set(golden.compare(["method finetune", "protocol split-cifar100"]))
+    assert golden.voids("protocol split-cifar100") == "all rows of split-cifar100"
+
+
+def test_another_initialisation_voids_the_rows_on_a_backbone(monkeypatch):
+    default = backbones.init_default
+
+    def wider(module, seed, *purpose):
+        default(module, seed, *purpose)
+        for parameter in module.parameters(recurse=False):
+            parameter.data.mul_(1.0001)
+
+    monkeypatch.setattr(backbones, "init_default", wider)
+    (changed,) = golden.compare(["backbone digits"]).values()
+    assert changed.startswith("first_logits[0] differs by")
+    assert golden.voids("backbone digits") == "rows on digits"
+    assert golden.voids("backbone resnet18 batchnorm=shared") == "rows on resnet18 with batchnorm=shared"
+
+
+def test_another_backbone_voids_no_method(monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES, "digits", golden.network)
+    assert set(golden.compare(["backbone digits", "method finetune"])) == {"backbone digits"}
+
+
+def test_a_method_that_moves_or_gets_a_setting_stays_as_it_was(copied):
+    job = resolve("split-digits", "smoke", "ewc", 1)
+    before = made_by(job)
+    copied("ewc")
+    assert methods.get("ewc").__module__ == "benchsuite.methods.moved"
+    assert golden.compare(["method ewc"]) == {}
+    assert made_by(job) == before
+    copied("ewc", ("    decay:", "    extra: float = 0.0\n    decay:"))
+    assert "extra" in golden.defaults_of(methods.get("ewc"))
+    assert golden.compare(["method ewc"]) == {}
+    assert made_by(job) == before
+
+
+def test_another_default_or_preset_is_a_case_more_and_voids_nothing(copied, own_file):
+    before = made_by(resolve("split-digits", "smoke", "ewc", 1))
+    copied("ewc", ('values={"strength": 316.0}', 'values={"strength": 315.0}'))
+    assert golden.compare(["method ewc"]) == {"method ewc 4": "not on file"}
+    assert golden.update(["method ewc"], "another preset") == ["method ewc 4"]
+    assert source.changes(before) == []
+    assert made_by(resolve("split-digits", "smoke", "ewc", 1)).keys() - before.keys() == {"method ewc 4"}
+
+
+def test_updating_rewrites_what_differs_with_its_reason(monkeypatch, own_file, capsys):
+    whole = own_file.read_bytes()
+    made = made_by(resolve("split-digits", "smoke", "finetune", 1))
+    assert golden.main(["--update", "optimizer adam", "--reason", "nothing"]) == 0
+    assert own_file.read_bytes() == whole  # rounding changes no digest
+    monkeypatch.setattr(backbones, "round", lambda x: 0, raising=False)  # dropout drops nothing
+    assert golden.main(["optimizer adam"]) == 1
+    assert "makes stale: rows trained by adam" in capsys.readouterr().out
+    assert golden.main(["--update", "optimizer adam", "--reason", "no dropout"]) == 0
+    entries = json.loads(own_file.read_text())
+    assert entries["optimizer adam"]["reason"] == "no dropout"
+    assert {name for name, entry in entries.items() if entry != json.loads(whole)[name]} == {"optimizer adam"}
+    assert source.changes(made) == ["optimizer adam"]
+    assert golden.main(["optimizer adam"]) == 0
+    for words in (["--update", "optimizer adam"], ["--update", "optimizer adem", "--reason", "x"]):
+        with pytest.raises(SystemExit):
+            golden.main(words)
+    assert "did you mean 'optimizer adam'?" in capsys.readouterr().err
