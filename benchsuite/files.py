@@ -17,6 +17,9 @@ from .errors import UserError
 ELSEWHERE = "choose a folder that can be written (--results, --output or --data-dir; BENCHSUITE_CACHE for the cache)"
 
 
+WRITING = ".writing."  # how the name of a file begins that is being written
+
+
 def digest(content: Any) -> str:
     """SHA-256 of the canonical JSON form of `content`. Raises ValueError for numbers that are not finite: JSON has none."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
@@ -25,11 +28,11 @@ def digest(content: Any) -> str:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Put `data` at `path` whole or not at all: written beside it under a name of its own, synced, then renamed.
 
-    Raises UserError where that fails. What a kill leaves of it begins with ".writing."."""
+    Raises UserError where that fails. What a kill leaves of it begins with `WRITING`."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=WRITING)
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from benchsuite.record.schema import RunRecord
+from benchsuite.record.schema import Job, RunRecord
 
 ENVIRONMENT = {
     "device": "cpu",
@@ -13,6 +13,8 @@ ENVIRONMENT = {
     "source": {"revision": "abcdef0123", "dirty": False},
     "date": "2026-01-02T03:04:05+00:00",
 }
+
+COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
 
 
 def changed(part, **fields):
@@ -35,3 +37,40 @@ def record_of(**fields):
         "environment": ENVIRONMENT,
     }
     return msgspec.convert(common | fields, RunRecord)
+
+
+def run(method="finetune", seed=1, correct=((90, None), (70, 80)), size=1_000_000, *, environment=None, **changes):
+    """A run of two tasks with 100 test images each, so that counts are per cent."""
+    job = {"tier": "lite", "precision": "fp32", "settings": {"epochs": 10}, "origins": {}, "method_source": ""}
+    job = {name: changes.pop(name, value) for name, value in job.items()}
+    n = len(correct)
+    stored = {"weights": size - 1000, "heads": 1000, "masks": 0, "other": 0}
+    record = {
+        "tasks": [{"name": f"task {i}", "test": 100} for i in range(n)],
+        "correct": [list(row) for row in correct],
+        "stored": [None] * (n - 1) + [stored],
+        "macs": [2_000_000, 4_000_000][:n],
+        "iterations": [10] * n,
+        "training_state_bytes": 3_000_000,
+        "data": [COMPLETE],
+        "environment": {**ENVIRONMENT, **(environment or {})},
+        "size_reference": method == "individual",
+    }
+    return record_of(job=Job(protocol="split-digits", method=method, seed=seed, **job), **{**record, **changes})
+
+
+def individual(seed=1, correct=((90, None), (90, 85)), size=2_000_000, **changes):
+    return run("individual", seed, correct, size, **changes)
+
+
+def joint(seed=1):
+    return run("joint", seed, ((None, None), (95, 93)))
+
+
+def rows(frame):
+    return {row["method"]: row for row in frame.to_dict("records")}
+
+
+def memory(held, peak, formula=None):
+    found = {"held": held, "peak": peak} | ({"formula": formula, "formula_mean": formula} if formula else {})
+    return {"memory": found, "activation_bytes": max(held)}

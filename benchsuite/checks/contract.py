@@ -29,7 +29,8 @@ from ..method.registered import methods
 from ..nn.images import normalise
 from ..nn.normalisation import BatchNormPolicy
 from ..protocol import protocols
-from ..record import schema, store
+from ..record import schema
+from ..record.folder import RunFolder
 from ..record.schema import Job, RunRecord
 from ..training import runner
 from ..training.settings import Crashed, Unsupported, method_of, recipe_of, resolve
@@ -175,7 +176,7 @@ class ShortRuns:
         if job.folder not in self.made:
             results, watcher = self.fresh(), Watcher()
             record = run(job, results, watcher)
-            self.made[job.folder] = Finished(record, results / job.folder / "artifact.safetensors", watcher)
+            self.made[job.folder] = Finished(record, RunFolder(results / job.folder).artifact, watcher)
         return self.made[job.folder]
 
     def served(self, finished: Finished) -> list[Tensor] | str:
@@ -289,7 +290,7 @@ def resumed(runs: ShortRuns, name: str, **settings: Any) -> None:
     )
     if stops != len(whole.iterations):
         raise Broken(f"it trained {stops} times in place of {len(whole.iterations)}; {advice}")
-    same(store.read(results / job.folder / "record.json"), whole, advice)
+    same(RunFolder(results / job.folder).read(), whole, advice)
 
 
 @rule("the same seed gives the same record")

@@ -43,6 +43,7 @@ from ..nn.modifiers import MODIFIERS
 from ..nn.multihead import MultiHead
 from ..nn.normalisation import BatchNormPolicy
 from ..protocol import Protocol, Recipe, Task, protocols
+from ..record.folder import RunFolder
 from ..registry import suggest
 from ..source import digests, golden, subject
 from ..training.runner import run
@@ -156,7 +157,7 @@ def of_run(name: str, method: str, settings: Mapping[str, Any]) -> dict[str, Any
     with stage(), tempfile.TemporaryDirectory() as folder:
         job = resolve(name, "smoke", method, 1, overrides={**SIZE, **settings})
         record = run(job, results=Path(folder), device="cpu", plugins=[steps], images={images.name: images})
-        artifact = Artifact.read(Path(folder) / job.folder / "artifact.safetensors")
+        artifact = Artifact.read(RunFolder(Path(folder) / job.folder).artifact)
         served = methods.get(method).restore(artifact).eval()
         x = normalise(torch.from_numpy(images.test_x[:4]), task.mean, task.std, torch.float64)
         with torch.no_grad():

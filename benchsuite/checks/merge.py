@@ -19,8 +19,9 @@ from ..method.artifact import Artifact
 from ..method.registered import methods
 from ..protocol import protocols
 from ..record import schema, store
-from ..record.folder import artifact_of
+from ..record.folder import ARTIFACT, RunFolder
 from ..record.schema import PARTS, RunRecord
+from ..record.store import RECORD
 from ..source import stale
 from ..training.settings import TUNING_SEEDS, method_of, recipe_of
 from .verify import check_job
@@ -35,10 +36,10 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
     where there is nothing to merge or `results` cannot be written; what was brought in until then stays.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: is no folder", "name one below which record.json files lie")
-    paths = [path for path in sorted(source.rglob("record.json")) if path.relative_to(source).parts[0] not in APART]
+        raise UserError(f"{source}: is no folder", f"name one below which {RECORD} files lie")
+    paths = [path for path in sorted(source.rglob(RECORD)) if path.relative_to(source).parts[0] not in APART]
     if not paths:
-        raise UserError(f"{source}: there is no record.json below it", "name the results folder that the runs were made in")
+        raise UserError(f"{source}: there is no {RECORD} below it", "name the results folder that the runs were made in")
     sound: dict[Path, RunRecord] = {}
     bare = 0
     count = {"brought in": 0, "here already": 0, "refused": 0}
@@ -135,10 +136,10 @@ def check(record: RunRecord) -> list[str]:
 
 def check_artifact(record: RunRecord, folder: Path) -> bool:
     """Whether there is an artifact beside the record. Raises UserError where it is not the one that the record is of."""
-    path = folder / "artifact.safetensors"
+    path = RunFolder(folder).artifact
     if not path.exists():
         return False
-    content = artifact_of(record, folder)
+    content = RunFolder(folder).read_artifact(record)
     artifact = Artifact.read(path)
     sizes = dict.fromkeys(PARTS, 0)
     for name, tensor in artifact.tensors.items():
@@ -173,7 +174,7 @@ def claims(record: RunRecord) -> list[tuple[tuple[str, str], str]]:
 def _agreed_here(folder: Path) -> dict[tuple[str, str], str]:
     """What the records say that are here; one that cannot be read says nothing, and is refused where it is ranked."""
     agreed: dict[tuple[str, str], str] = {}
-    for path in sorted(folder.rglob("record.json")):
+    for path in sorted(folder.rglob(RECORD)):
         try:
             record = store.read(path)
         except UserError:
@@ -185,10 +186,10 @@ def _agreed_here(folder: Path) -> dict[tuple[str, str], str]:
 
 def _bring(record: RunRecord, source: Path, target: Path) -> bool:
     """Put a record and its artifact in their place; False if the record is there already."""
-    own, artifact = target / "record.json", source / "artifact.safetensors"
-    if not own.exists() or (artifact.exists() and not (target / artifact.name).exists()):
+    here, there = RunFolder(target), RunFolder(source)
+    if not here.record.exists() or (there.artifact.exists() and not here.artifact.exists()):
         try:
-            with files.locked(target / "lock", wait=False):
+            with here.locked(wait=False):
                 return _place(record, source, target)
         except files.Busy as error:
             raise _Refused(str(error)) from None
@@ -196,11 +197,11 @@ def _bring(record: RunRecord, source: Path, target: Path) -> bool:
 
 
 def _place(record: RunRecord, source: Path, target: Path) -> bool:
-    own = target / "record.json"
+    own = target / RECORD
     there = own.exists()
     if there:
         _agree(record, own)
-    for name in ("artifact.safetensors", *(() if there else ("record.json",))):
+    for name in (ARTIFACT, *(() if there else (RECORD,))):
         try:
             content = (source / name).read_bytes() if (source / name).exists() else None
             found = (target / name).read_bytes() if (target / name).exists() else None

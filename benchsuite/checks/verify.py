@@ -40,6 +40,7 @@ from ..fields import field_types, neutral_values
 from ..method.registered import methods
 from ..protocol import Recipe, protocols
 from ..record import schema, store
+from ..record.folder import RunFolder
 from ..record.schema import Environment, Job, RunRecord
 from ..registry import suggest
 from ..training.device import configure_process
@@ -85,15 +86,15 @@ def verify(
     if device == "auto":
         device = "cuda" if where.device == "cuda" and torch.cuda.is_available() else "cpu"
     configure_process(device, job.precision)
-    own = scratch / job.folder / "record.json"
-    if own.exists() and own.samefile(path):
+    own = RunFolder(scratch / job.folder)
+    if own.record.exists() and own.record.samefile(path):
         raise UserError(f"{path}: is itself what `benchsuite verify` has made", "name the record that is to be verified")
     before = torch.get_num_threads()
-    if own.exists():
-        if _made_here(store.read_of(job, own).environment, where.threads, device):
-            remarks.append(f"the run of an earlier verification by the same code is compared: {own}")
+    if own.record.exists():
+        if _made_here(own.read_of(job).environment, where.threads, device):
+            remarks.append(f"the run of an earlier verification by the same code is compared: {own.record}")
         else:
-            own.unlink()
+            own.record.unlink()
     try:
         configure_process(device, job.precision, where.threads)
         again = run(job, results=scratch, data_dir=data_dir, device=device, report=report)

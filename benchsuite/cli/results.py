@@ -41,17 +41,17 @@ def command_export(arguments: argparse.Namespace) -> None:
     from collections import Counter
 
     from ..files import write_atomic
-    from ..record.folder import artifact_of
-    from ..record.store import read
+    from ..record.folder import RunFolder
+    from ..record.store import RECORD
 
     if arguments.output and len(arguments.runs) > 1:
         raise UserError(f"--output names a single file, but there are {len(arguments.runs)} runs")
-    folders = list(dict.fromkeys(run.parent if run.name == "record.json" else run for run in arguments.runs))
-    records = [read(folder / "record.json") for folder in folders]
+    folders = list(dict.fromkeys(run.parent if run.name == RECORD else run for run in arguments.runs))
+    records = [RunFolder(folder).read() for folder in folders]
     names = [f"{r.job.protocol}-{r.job.tier}-{r.job.method}-seed{r.job.seed}" for r in records]
     exports = []
     for folder, record, name in zip(folders, records, names, strict=True):
-        content = artifact_of(record, folder)
+        content = RunFolder(folder).read_artifact(record)
         if Counter(names)[name] > 1:  # several configurations: tell their files apart
             name = f"{name}-{record.job.config}"
         output = arguments.output or Path(f"{name}.safetensors")
@@ -68,10 +68,10 @@ def command_verify(arguments: argparse.Namespace) -> int:
     from ..checks.verify import verify
     from ..execution.progress import Display
     from ..method.registered import methods
-    from ..record.store import read
+    from ..record.store import RECORD, read
     from ..training.runner import RunFailed
 
-    path = arguments.run if arguments.run.name == "record.json" else arguments.run / "record.json"
+    path = arguments.run if arguments.run.name == RECORD else arguments.run / RECORD
     record = read(path)
     if arguments.method:
         name = methods.find(arguments.method)

@@ -21,6 +21,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
     from ..execution.progress import Display
     from ..method.registered import methods
+    from ..record.folder import RunFolder
     from ..training.runner import RunFailed, identify, run
     from ..training.settings import refuse_tuning_seeds, resolve
 
@@ -37,7 +38,7 @@ def command_run(arguments: argparse.Namespace) -> int:
         return 1
     transfer = "n/a" if record.bwt != record.bwt else f"{record.bwt:z.2f}"
     print(f"{job}: ACC {record.accuracy:.2f} %, BWT {transfer}, {record.megabytes:.3f} MB")
-    print(arguments.results / job.folder / "record.json")
+    print(RunFolder(arguments.results / job.folder).record)
     return 0
 
 
@@ -45,6 +46,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..execution.progress import Display
+    from ..record.store import boards_with_records
 
     failed: dict[str, str] = {}
     folder = arguments.results / arguments.protocol / arguments.tier
@@ -62,7 +64,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
             )
         for error in failed.values():
             print(f"benchsuite: failed: {error}", file=sys.stderr)
-        if failed and not any(folder.glob("*/*/record.json")):
+        if failed and (arguments.protocol, arguments.tier) not in boards_with_records(arguments.results):
             return 1
         board = plan.leaderboard()
 

@@ -15,10 +15,9 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ..errors import UserError
-from ..files import is_locked
-from ..record.folder import IN_HAND, failure, write_failure
+from ..record.folder import EVERY_RECORD, IN_HAND, RunFolder
 from ..record.schema import Job
-from ..record.store import read, read_of
+from ..record.store import read
 from ..source import stale
 from ..training.events import Event, Note
 from .messages import Failed, Finished, Message
@@ -56,15 +55,15 @@ def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lam
     """
     left = []
     for job in jobs:
-        path = results / job.folder / "record.json"
-        if path.exists():
+        folder = RunFolder(results / job.folder)
+        if folder.record.exists():
             try:
-                if not (reason := stale(read_of(job, path))):
+                if not (reason := stale(folder.read_of(job))):
                     continue
                 say(f"stale: {job}: {reason}; it is run again, the old record is kept beside the new one")
             except UserError as error:
                 say(f"not run: {job}: {error}")
-        elif reason := failure(path.parent):
+        elif reason := folder.read_failure():
             say(f"failed before: {job}: {reason}; it is run again")
         left.append(job)
     known = {folder: measured(results / folder) for folder in dict.fromkeys(job.folder.parent for job in left)}
@@ -73,10 +72,10 @@ def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lam
 
 def refusal(job: Job, results: Path) -> str | None:
     """What is wrong with the job's record and what to do about it; None if there is no record or it can be trusted."""
-    path = results / job.folder / "record.json"
+    folder = RunFolder(results / job.folder)
     try:
-        if path.exists():
-            read_of(job, path)
+        if folder.record.exists():
+            folder.read_of(job)
     except UserError as error:
         return f"{job}: {error}"
     return None
@@ -85,7 +84,7 @@ def refusal(job: Job, results: Path) -> str | None:
 def measured(folder: Path) -> list[tuple[str, float]]:
     """Configuration and seconds (wall clock, training and evaluation) of each record of a method, stale ones too."""
     found = []
-    for path in folder.glob("*/record*.json"):
+    for path in folder.glob(f"*/{EVERY_RECORD}"):
         with suppress(UserError):  # it is refused where its run is asked for
             record = read(path)
             found.append((record.job.config, sum(record.seconds.train) + sum(record.seconds.evaluate)))
@@ -115,7 +114,7 @@ def run_all(
         while queue or running:
             while queue and len(running) < engine.slots:
                 # What another command is running comes later: by then it may be done.
-                free = next((i for i, job in enumerate(queue) if not is_locked(results / job.folder / "lock")), None)
+                free = next((i for i, job in enumerate(queue) if not RunFolder(results / job.folder).is_locked()), None)
                 job = queue.pop(free or 0)
                 if free is None:
                     report(Note(f"{job}: {IN_HAND}"))
@@ -125,7 +124,7 @@ def run_all(
                     report(message)
                     continue
                 job = running.pop(key)
-                name, folder = str(job.folder), results / job.folder
+                name, folder = str(job.folder), RunFolder(results / job.folder)
                 if isinstance(message, Finished):
                     continue
                 if isinstance(message, Failed):
@@ -142,7 +141,7 @@ def run_all(
                     )
                 errors[name] = reason
                 # A run that broke has put its reason and traceback on record; any other failure is known here alone.
-                known = failure(folder)
-                if not (known and known in reason) and not (folder / "record.json").exists():
-                    write_failure(job, folder, reason.removeprefix(f"{job}: "))
+                known = folder.read_failure()
+                if not (known and known in reason) and not folder.record.exists():
+                    folder.write_failure(job, reason.removeprefix(f"{job}: "))
     return errors

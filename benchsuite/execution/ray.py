@@ -28,18 +28,18 @@ import numpy as np
 
 from ..data import cache, sets
 from ..errors import UserError, one_line
-from ..files import ELSEWHERE, is_locked, locked, write_atomic
+from ..files import ELSEWHERE, write_atomic
 from ..method.registered import methods
-from ..record.folder import set_aside
+from ..record.folder import ARTIFACT, FAILURE, PROGRESS, RunFolder
 from ..record.schema import Job
-from ..record.store import read
+from ..record.store import RECORD, record_paths
 from ..source import stale
 from ..training.runner import made_by
 from .messages import Ending, Failed, Files, Finished, Killed, Message
 from .worker import RunContext, outcome
 
 # The order is that of writing: a record says that a run is done.
-FILES = ("progress.json", "failure.json", "artifact.safetensors", "record.json")
+FILES = (PROGRESS, FAILURE, ARTIFACT, RECORD)
 
 
 class Sent(NamedTuple):
@@ -98,7 +98,7 @@ class Cluster:
         except UserError:
             self.ray.shutdown()
             raise
-        self.recorded = {_digest(path.read_bytes()) for path in self._results().glob("*/*/*/*/record.json")}
+        self.recorded = {_digest(path.read_bytes()) for path in record_paths(self._results())}
         self.sent = {
             name: images
             and Sent([self.ray.put(tuple(map(_whole, _arrays(images))))], images.digest, images.complete, images.note)
@@ -185,23 +185,21 @@ class Cluster:
 
     def _keep(self, key: Any, files: Mapping[str, bytes]) -> None:
         """Write what a node without access to the results folder has sent, under the run's lock."""
-        folder = self._results() / self.jobs[key].folder
-        if key not in self.locks and not is_locked(folder / "lock"):
+        folder = RunFolder(self._results() / self.jobs[key].folder)
+        if key not in self.locks and not folder.is_locked():
             with ExitStack() as stack:
-                stack.enter_context(locked(folder / "lock"))
+                stack.enter_context(folder.locked())
                 self.locks[key] = stack.pop_all()
-        record = folder / "record.json"
-        if key not in self.locks or (record.exists() and not stale(read(record))):
+        if key not in self.locks or (folder.record.exists() and not stale(folder.read())):
             return  # another command is running, or has run, the same job
-        if record.name in files and record.exists():
-            set_aside(folder)
+        if RECORD in files and folder.record.exists():
+            folder.set_aside()
         for name in FILES:
             if name in files:
-                write_atomic(folder / name, files[name])
-        if record.name in files:
-            self.recorded.add(_digest(files[record.name]))
-            for name in ("failure.json", "progress.json"):
-                (folder / name).unlink(missing_ok=True)
+                write_atomic(folder.path / name, files[name])
+        if RECORD in files:
+            self.recorded.add(_digest(files[RECORD]))
+            folder.tidy()
 
     def _forget(self, key: Any) -> None:
         del self.jobs[key]
@@ -273,20 +271,20 @@ def on_node(
     Thread(target=work, daemon=True).start()
     while not isinstance(message := messages.get(), Ending):
         if not shared:
-            yield Files(_content(folder, "progress.json"))
+            yield Files(_content(folder, PROGRESS))
         yield message
     if not shared:
         yield Files(_content(folder, *FILES[1:]))
     yield message
 
 
-def _clear(runs: Path, recorded: Set[str]) -> None:
+def _clear(runs: Path, arrived: Set[str]) -> None:
     """Remove what this node keeps of the runs whose records have arrived."""
-    for record in runs.glob("*/*/*/*/record.json"):
+    for path in record_paths(runs):
         with suppress(OSError, UserError):  # another process is at it
-            if _digest(record.read_bytes()) in recorded:
-                with locked(record.parent / "lock", wait=False):
-                    shutil.rmtree(record.parent)
+            if _digest(path.read_bytes()) in arrived:
+                with RunFolder(path.parent).locked(wait=False):
+                    shutil.rmtree(path.parent)
 
 
 def _content(folder: Path, *names: str) -> dict[str, bytes]:

@@ -6,18 +6,13 @@ shows nothing as running that is not.
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
-from ..files import is_locked
-from ..record.folder import failure
-from ..record.store import read
+from ..record.folder import RunFolder
 from ..source import stale
 
 STATES = ("running", "failed", "unreadable", "stale", "interrupted", "missing", "done")
@@ -63,48 +58,37 @@ def boards(
     return found
 
 
-def state_of(folder: Path) -> tuple[str, str]:
+def state_of(path: Path) -> tuple[str, str]:
     """One of STATES for the run in this folder, and what there is to say about it."""
-    if is_locked(folder / "lock"):
-        return "running", _progress(folder)
+    folder = RunFolder(path)
+    if folder.is_locked():
+        return "running", _words(folder)
     try:
-        if (folder / "record.json").exists():
-            reason = stale(read(folder / "record.json"))
+        if folder.record.exists():
+            reason = stale(folder.read())
             return ("stale", f"{reason}; `leaderboard` runs it again") if reason else ("done", "")
     except UserError as error:
         return "unreadable", str(error)
-    if reason := failure(folder):
+    if reason := folder.read_failure():
         return "failed", f"{reason}; `leaderboard` runs it again"
-    if (folder / "progress.json").exists() or (folder / "checkpoint.pt").exists():
-        state = _state(folder)
-        kept = f"{state['kept']} of {state['stages']} tasks are kept" if state else "its finished tasks are kept"
+    if folder.progress.exists() or folder.checkpoint.exists():
+        state = folder.read_progress()
+        kept = f"{state.kept} of {state.stages} tasks are kept" if state else "its finished tasks are kept"
         return "interrupted", f"{kept}; the same command resumes"
     return "missing", ""
 
 
-def _state(folder: Path) -> dict[str, Any]:
-    """What the run wrote of itself last; nothing where that is not there or not whole. What is no number is unknown."""
-    try:
-        state = json.loads((folder / "progress.json").read_text())
-        counts = [state[name] for name in ("stage", "stages", "epoch", "epochs", "kept")]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    speeds = {name: state.get(name) for name in ("images_per_second", "seconds_left")}
-    known = {name: value for name, value in speeds.items() if isinstance(value, int | float) and math.isfinite(value)}
-    return {**state, **dict.fromkeys(speeds), **known} if all(isinstance(count, int) for count in counts) else {}
-
-
-def _progress(folder: Path) -> str:
-    state = _state(folder)
+def _words(folder: RunFolder) -> str:
+    state = folder.read_progress()
     if not state:
         return "begins"
-    words = [f"task {min(state['stage'] + 1, state['stages'])} of {state['stages']}, epoch {state['epoch']} of {state['epochs']}"]
-    if speed := state.get("images_per_second"):
-        words.append(f"{speed:,.0f} images/s")
-    if (left := state.get("seconds_left")) is not None:
-        words.append(f"{duration(left)} left")
-    ago = max(0.0, time.time() - (folder / "progress.json").stat().st_mtime)
-    words.append(f"heard of {duration(ago)} ago on {state.get('host', '?')}")
+    words = [f"task {min(state.stage + 1, state.stages)} of {state.stages}, epoch {state.epoch} of {state.epochs}"]
+    if state.images_per_second:
+        words.append(f"{state.images_per_second:,.0f} images/s")
+    if state.seconds_left is not None:
+        words.append(f"{duration(state.seconds_left)} left")
+    ago = max(0.0, time.time() - folder.progress.stat().st_mtime)
+    words.append(f"last update {duration(ago)} ago on {state.host}")
     return ", ".join(words)
 
 

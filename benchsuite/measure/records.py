@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from ..analysis.leaderboard import leaderboard
+from ..record.folder import RunFolder
 from ..record.schema import Job, RunRecord
 from ..record.store import read_all, to_json
 from . import script
@@ -64,7 +65,7 @@ def make(folder: Path, count: int) -> None:
     everything = product(METHODS, MODIFIERS, WIDTHS, SEEDS)
     for method, modifier, width, seed in islice(everything, count):
         record = synthetic(method + modifier, width, seed)
-        path = folder / record.job.folder / "record.json"
+        path = RunFolder(folder / record.job.folder).record
         path.parent.mkdir(parents=True)
         path.write_text(to_json(record))
 

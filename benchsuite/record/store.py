@@ -16,6 +16,8 @@ from ..errors import UserError
 from ..files import digest, write_atomic
 from .schema import SCHEMA, Job, RunRecord
 
+RECORD = "record.json"  # the name of every record; those of the other files of a run are in `folder`
+
 DECODER = msgspec.json.Decoder()  # twice as fast as `json`
 
 
@@ -99,7 +101,7 @@ def read_all(folder: Path) -> list[RunRecord]:
     """Every record below `folder`, in the order of their paths.
 
     Raises UserError for one that cannot be trusted, or was copied or moved there, and names all others of that kind too."""
-    found = (os.path.join(place, "record.json") for place, _, files in os.walk(folder) if "record.json" in files)
+    found = (os.path.join(place, RECORD) for place, _, files in os.walk(folder) if RECORD in files)
     paths = [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
     records, refused = [], {}
     with no_collection():
@@ -115,11 +117,21 @@ def read_all(folder: Path) -> list[RunRecord]:
     return records
 
 
+def record_paths(results: Path) -> Iterator[Path]:
+    """The records in a results folder, PROTOCOL/TIER/METHOD/RUN."""
+    return results.glob(f"*/*/*/*/{RECORD}")
+
+
+def boards_with_records(results: Path) -> set[tuple[str, str]]:
+    """Protocol and tier of every record in a results folder."""
+    return {(path.parts[-5], path.parts[-4]) for path in record_paths(results)}
+
+
 def read_board(results: Path, protocol: str, tier: str) -> list[RunRecord]:
     """The records of a protocol and tier. Raises UserError if there are some of other boards alone, and names those."""
     folder = results / protocol / tier
     records = read_all(folder)
-    if not records and (there := {path.parts[-5:-3] for path in results.glob("*/*/*/*/record.json")}):
+    if not records and (there := boards_with_records(results)):
         found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
         raise UserError(f"{folder}: has no finished runs", f"there are some of {found}")
     return records
@@ -127,7 +139,7 @@ def read_board(results: Path, protocol: str, tier: str) -> list[RunRecord]:
 
 def _in_its_place(path: Path) -> RunRecord:
     record = read(path)
-    own = record.job.folder / "record.json"
+    own = record.job.folder / RECORD
     if path.absolute().parts[-len(own.parts) :] != own.parts:
         raise UserError(f"{path}: does not belong in this folder", f"move it to {own} in a results folder, or away")
     return record

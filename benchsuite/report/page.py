@@ -21,6 +21,7 @@ from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.rows import configurations, series
 from ..errors import UserError
 from ..record.schema import Job, RunRecord
+from ..record.store import RECORD
 from . import tables
 from .looks import looks_by_position, looks_of
 
@@ -147,7 +148,7 @@ def _run(run: RunRecord, values: dict[str, str], base: str) -> dict[str, Any]:
     environment = run.environment
     return {
         "seed": run.job.seed,
-        "record": f"{quote(base)}/{quote(run.job.folder.as_posix())}/record.json",
+        "record": f"{quote(base)}/{quote(run.job.folder.as_posix())}/{RECORD}",
         "date": environment.date[:10],
         "device": f"{environment.hardware}, {run.job.precision}",
         "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()) or "unknown",

@@ -14,7 +14,7 @@ from ..analysis.ledger import ledger
 from ..errors import UserError
 from ..files import write_atomic
 from ..protocol import Published
-from ..record.store import read_all
+from ..record.store import boards_with_records, read_all
 from ..registry import suggest
 from ..source import stale
 from . import figures as drawing
@@ -42,7 +42,7 @@ def write_reports(
     families: method -> `Method.family`, by which the page filters. files: as for `leaderboard`.
     Raises UserError, before anything is written, where a record cannot be trusted or a named protocol or tier has none.
     """
-    found = {path.parents[2].relative_to(results).parts for path in results.glob("*/*/*/*/record.json")}
+    found = boards_with_records(results)
     for words, there, given in (("protocol", {p for p, _ in found}, protocols), ("tier", {t for _, t in found}, tiers)):
         for name in given:
             if name not in there and not (words == "protocol" and name in published):

@@ -1,8 +1,6 @@
 """One run: (protocol, method, seed, settings) to a RunRecord, with a checkpoint after every task.
 
-Files of a run, in its folder below the results folder: record.json (the result, written last) and artifact.safetensors (the
-exported network); during the run lock, checkpoint.pt and progress.json (read by `benchsuite status`); after a failure
-failure.json, until a later run succeeds. A stale record or checkpoint (`benchsuite.source`) is kept under another name, and the
+`record.folder` names the files of a run. A stale record or checkpoint (`benchsuite.source`) is kept under another name, and the
 run starts again.
 """
 
@@ -10,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +32,7 @@ from ..method.registered import methods
 from ..nn.multihead import MultiHead
 from ..protocol import Protocol, protocols
 from ..randomness import seed_globals
-from ..record import store
-from ..record.folder import IN_HAND, set_aside, write_failure
+from ..record.folder import IN_HAND, Progress, RunFolder
 from ..record.schema import Diagnostics, Job, LearntTask, Memory, RunRecord, Seconds, Sizes, Source, UsedData
 from .accounting import macs
 from .assemble import assemble, with_header
@@ -52,7 +48,7 @@ BEAT = 2.0  # least number of seconds between two updates of progress.json
 
 
 class RunFailed(Exception):
-    """A run stopped without a result. failure.json in its folder says why."""
+    """A run stopped without a result. The failure file in its folder says why."""
 
 
 def run(
@@ -73,41 +69,33 @@ def run(
     Raises UserError for what the user can fix (data, folder, device) and RunFailed if training diverged or crashed.
     """
     job = identify(job, data_dir, images)
-    folder = results / job.folder
+    folder = RunFolder(results / job.folder)
     chosen = configure_process(device, job.precision)
     with ExitStack() as stack:
         try:
-            stack.enter_context(files.locked(folder / "lock", wait=False))
+            stack.enter_context(folder.locked(wait=False))
         except files.Busy:  # a second process with the same run waits, then finds the record
             report(Note(f"{job}: {IN_HAND}"))
-            stack.enter_context(files.locked(folder / "lock"))
-        for half in folder.glob(".writing.*"):  # left by a process that was killed
-            half.unlink(missing_ok=True)
-        done = folder / "record.json"
+            stack.enter_context(folder.locked())
+        folder.clear_unfinished()
         note = None
-        if done.exists():
-            record = store.read_of(job, done)
+        if folder.record.exists():
+            record = folder.read_of(job)
             if not (reason := source.stale(record)):
-                _tidy(folder)
+                folder.tidy()
                 return record
-            note = f"run again ({reason}); the old record is kept as {set_aside(folder)}"
+            note = f"run again ({reason}); the old record is kept as {folder.set_aside()}"
         try:
             record = _Run(job, folder, data_dir, chosen, report, plugins, images).finish(note)
         except (UserError, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # a method may end the process, but not silently
             what = str(error) if isinstance(error, Diverged) else one_line(error)
-            write_failure(job, folder, what, traceback.format_exc())
-            (folder / "progress.json").unlink(missing_ok=True)
-            raise RunFailed(f"{job}: {what}; see {folder / 'failure.json'}") from error
-        _tidy(folder)
+            folder.write_failure(job, what, traceback.format_exc())
+            folder.progress.unlink(missing_ok=True)
+            raise RunFailed(f"{job}: {what}; see {folder.failure}") from error
+        folder.tidy()
         return record
-
-
-def _tidy(folder: Path) -> None:
-    """Remove files that a finished record makes superfluous; a kill right after writing it may have left them."""
-    for leftover in ("failure.json", "checkpoint.pt", "progress.json"):
-        (folder / leftover).unlink(missing_ok=True)
 
 
 def identify(job: Job, data_dir: Path | None, images: Images | None = None) -> Job:
@@ -151,7 +139,7 @@ class _Run:
     def __init__(
         self,
         job: Job,
-        folder: Path,
+        folder: RunFolder,
         data_dir: Path | None,
         device: torch.device,
         report: Callable[[Event | Note], None],
@@ -205,11 +193,9 @@ class _Run:
         self.report(self.event)
 
     def _beat(self) -> None:
-        """Write the progress of the run to disk; `kept` stages are in the checkpoint. An error here does not stop the run."""
-        state = {k: v for k, v in vars(self.event).items() if k not in ("job", "loss", "note")}
-        content = {**state, "kept": self.done, "host": socket.gethostname(), "date": _now()}
-        with suppress(UserError):
-            write_atomic(self.folder / "progress.json", json.dumps(content) + "\n")
+        """Write the progress of the run to disk."""
+        state = {name: value for name, value in vars(self.event).items() if name in Progress.__struct_fields__}
+        self.folder.write_progress(Progress(**state, kept=self.done, host=socket.gethostname(), date=_now()))
         self.beat = time.monotonic()
 
     def finish(self, note: str | None = None) -> RunRecord:
@@ -225,10 +211,9 @@ class _Run:
             self.done = stage + 1
             self._checkpoint()
             self._beat()
-        artifact = self.folder / "artifact.safetensors"
-        self._artifact().write(artifact)
-        record = self._record(artifact)
-        store.write(record, self.folder / "record.json")
+        self._artifact().write(self.folder.artifact)
+        record = self._record(self.folder.artifact)
+        self.folder.write(record)
         return record
 
     def _learn(self, stage: int) -> None:
@@ -280,11 +265,11 @@ class _Run:
             content["optimizer"] = {name: state[p] for name, p in model.named_parameters() if p in state}
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
+        write_atomic(self.folder.checkpoint, buffer.getvalue())
 
     def _resume(self) -> str | None:
         """Continue from the checkpoint. Returns a note if it is no longer valid and the run starts again."""
-        path = self.folder / "checkpoint.pt"
+        path = self.folder.checkpoint
         if not path.exists():
             return None
         try:
@@ -299,7 +284,7 @@ class _Run:
                 f"{path}: was made from other images or on another kind of device", "delete it to start this run again"
             )
         if changed := source.changes(content["made_by"]):
-            kept = path.replace(path.with_name("checkpoint.stale.pt"))
+            kept = self.folder.set_checkpoint_aside()
             return f"starts again (changed since: {', '.join(changed)}); the old checkpoint is kept as {kept}"
         configure_process(self.device.type, self.job.precision, content["threads"])
         self.done, self.progress = content["done"], content["progress"]

@@ -7,51 +7,16 @@ import sys
 
 import numpy as np
 import pytest
-from records import ENVIRONMENT, changed, record_of
+from records import COMPLETE, changed, individual, joint, memory, rows, run
 
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.analysis.rows import RECIPE, configurations
 from benchsuite.analysis.statistics import t_interval
 from benchsuite.errors import UserError
 from benchsuite.protocol import Published
-from benchsuite.record.schema import Job
 from benchsuite.record.store import read_all, write
 from benchsuite.source import digests, stale
 from benchsuite.training.settings import resolve
-
-COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
-
-
-def run(method="finetune", seed=1, correct=((90, None), (70, 80)), size=1_000_000, *, environment=None, **changes):
-    """A run of two tasks with 100 test images each, so that counts are per cent."""
-    job = {"tier": "lite", "precision": "fp32", "settings": {"epochs": 10}, "origins": {}, "method_source": ""}
-    job = {name: changes.pop(name, value) for name, value in job.items()}
-    n = len(correct)
-    stored = {"weights": size - 1000, "heads": 1000, "masks": 0, "other": 0}
-    record = {
-        "tasks": [{"name": f"task {i}", "test": 100} for i in range(n)],
-        "correct": [list(row) for row in correct],
-        "stored": [None] * (n - 1) + [stored],
-        "macs": [2_000_000, 4_000_000][:n],
-        "iterations": [10] * n,
-        "training_state_bytes": 3_000_000,
-        "data": [COMPLETE],
-        "environment": {**ENVIRONMENT, **(environment or {})},
-        "size_reference": method == "individual",
-    }
-    return record_of(job=Job(protocol="split-digits", method=method, seed=seed, **job), **{**record, **changes})
-
-
-def individual(seed=1, correct=((90, None), (90, 85)), size=2_000_000, **changes):
-    return run("individual", seed, correct, size, **changes)
-
-
-def joint(seed=1):
-    return run("joint", seed, ((None, None), (95, 93)))
-
-
-def rows(frame):
-    return {row["method"]: row for row in frame.to_dict("records")}
 
 
 def test_t_interval_against_a_known_value():
@@ -62,11 +27,6 @@ def test_t_interval_against_a_known_value():
     assert mean.tolist() == [1, 5]
     assert np.isnan(half).all()
     assert np.isnan(t_interval(np.array([]))).all()
-
-
-def memory(held, peak, formula=None):
-    found = {"held": held, "peak": peak} | ({"formula": formula, "formula_mean": formula} if formula else {})
-    return {"memory": found, "activation_bytes": max(held)}
 
 
 def test_the_board_of_training_memory():

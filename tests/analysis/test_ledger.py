@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from test_leaderboard import COMPLETE, run
+from records import COMPLETE, run
 
 from benchsuite.analysis.ledger import VERDICTS, ledger, summary
 from benchsuite.protocol import Published, protocols

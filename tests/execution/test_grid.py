@@ -17,7 +17,7 @@ from threading import Thread
 
 import pytest
 from msgspec import structs
-from test_leaderboard import run as leaderboard_run
+from records import run as leaderboard_run
 
 from benchsuite import files
 from benchsuite.cli.arguments import seeds
@@ -26,7 +26,7 @@ from benchsuite.execution.local import Local
 from benchsuite.execution.messages import Failed, Finished, Killed
 from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
-from benchsuite.record.folder import failure, write_failure
+from benchsuite.record.folder import RunFolder
 from benchsuite.record.schema import Job
 from benchsuite.training.device import cores
 from benchsuite.training.events import Event, Note
@@ -164,7 +164,7 @@ def test_a_killed_run_is_tried_twice_more_and_the_others_go_on(tmp_path):
         "p/t thrice seed 1: its process was killed 3 times",
     ]
     assert len(said) == 1 + 2 + 2
-    known = {name: failure(tmp_path / named(name).folder) for name in script}  # as `status` shows it
+    known = {name: RunFolder(tmp_path / named(name).folder).read_failure() for name in script}  # as `status` shows it
     assert known["bad"] == "bad: why"
     assert known["thrice"].startswith("its process was killed 3 times")
     assert not any(known[name] for name in ("once", "twice", "good"))  # control
@@ -173,7 +173,7 @@ def test_a_killed_run_is_tried_twice_more_and_the_others_go_on(tmp_path):
 def test_a_failure_that_the_run_has_put_on_record_itself_stays(tmp_path):
     broke, other = named("broke"), named("other")
     for job in (broke, other):
-        write_failure(job, tmp_path / job.folder, "ValueError: why", "the traceback")
+        RunFolder(tmp_path / job.folder).write_failure(job, "ValueError: why", "the traceback")
     script = {
         "broke": [Failed(f"{broke}: ValueError: why; see failure.json")],
         "other": [Failed(f"{other}: No space left on device")],

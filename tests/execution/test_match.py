@@ -3,9 +3,8 @@
 import csv
 
 import pytest
-from records import changed
-from test_leaderboard import rows
-from test_leaderboard import run as record
+from records import changed, rows
+from records import run as record
 
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.cli.main import main

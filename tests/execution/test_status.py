@@ -62,7 +62,7 @@ def test_every_state(results):
     }
     text = "\n".join(lines(boards(results)))
     assert "split-digits/smoke: 1 running, 1 failed, 1 stale, 1 interrupted, 1 done" in text
-    assert "task 2 of 2, epoch 3 of 10, 1,234 images/s, 10 min left, heard of 0 s ago on here" in text.replace(
+    assert "task 2 of 2, epoch 3 of 10, 1,234 images/s, 10 min left, last update 0 s ago on here" in text.replace(
         "1 s ago", "0 s ago"
     )
     assert "the loss became nan" in text
@@ -86,9 +86,9 @@ def test_what_is_missing_is_what_the_board_would_run(results, capsys):
 
 def test_a_clock_that_was_set_back_and_a_kill_show_nothing_as_running(results):
     folder = results / job_of(seed=2).folder
-    os.utime(folder / "progress.json", (time.time() + 86400,) * 2)  # heard of tomorrow
+    os.utime(folder / "progress.json", (time.time() + 86400,) * 2)  # updated tomorrow
     assert state_of(folder)[0] == "running"
-    assert "heard of 0 s ago" in state_of(folder)[1]
+    assert "last update 0 s ago" in state_of(folder)[1]
     other = results / job_of(seed=3).folder
     (other / "lock").touch()  # of a process that was killed
     os.utime(other / "progress.json", (time.time() + 86400,) * 2)
@@ -147,7 +147,7 @@ def test_words():
 def test_status_needs_no_torch(tmp_path):
     results = Path(__file__).parents[2] / "results"
     code = (
-        f"import sys; from benchsuite.cli import main; main(['status', '--results', {str(results)!r}])\n"
+        f"import sys; from benchsuite.cli.main import main; main(['status', '--results', {str(results)!r}])\n"
         "assert not {'torch', 'avalanche', 'matplotlib'} & set(sys.modules)"
     )
     # Not in the source tree, which would hide the package that is installed.

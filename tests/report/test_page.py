@@ -13,8 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
-from records import changed
-from test_leaderboard import individual, joint, memory, run
+from records import changed, individual, joint, memory, run
 
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.analysis.rows import configurations
