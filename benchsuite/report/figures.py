@@ -302,7 +302,11 @@ def render(figure: Figure) -> dict[str, bytes]:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        if hasattr(text, "set_fontfeatures"):  # matplotlib >= 3.11: the ligature of "fi" would be embedded as a second font
+            text.set_fontfeatures(("-liga",))
     _arrange(figure)
     pdf, png = io.BytesIO(), io.BytesIO()
     # The canvases themselves: `savefig` would draw everything twice.
