@@ -1,7 +1,7 @@
-"""The rules that every method keeps, whoever wrote it, and the short runs on split-digits that show whether it does.
+"""The conformance rules that every method must keep, and the short runs on split-digits that test them.
 
-`benchsuite check` and the tests go through the same functions. A rule returns where it holds, perhaps with notes, and raises
-`Broken`, with what was seen and what to do, where it does not. `Unsupported` from a rule says that a method does not apply.
+`benchsuite check` and the tests call the same functions. A rule that holds returns, perhaps with notes; a broken one raises
+`Broken` with what was seen and how to fix it. `Unsupported` from a rule means that it does not apply to the method.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ IMAGES = torch.randint(256, (32, 8, 8, 1), generator=torch.Generator().manual_se
 
 
 class Broken(Exception):
-    """A rule does not hold: what was seen; what to do."""
+    """A rule is broken: what was seen; how to fix it."""
 
 
 class Watcher(SupervisedPlugin):
@@ -73,7 +73,7 @@ class Watcher(SupervisedPlugin):
         self.heads.append({t: [p.clone() for p in head.parameters()] for t, head in self.model.heads.items()})
 
     def drift(self) -> list[tuple[int, int]]:
-        """(i, j): a logit of task i differs after task j from what it was after an earlier task, i or later."""
+        """(i, j): the logits of task i after task j differ from those after an earlier task (i or later)."""
         return [
             (t, j)
             for i, now in enumerate(self.logits)
@@ -89,7 +89,7 @@ class Watcher(SupervisedPlugin):
 
 
 class Evaluations(SupervisedPlugin):
-    """Evaluates all tasks met so far after every epoch."""
+    """Evaluates all tasks seen so far after every epoch."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()
@@ -103,11 +103,11 @@ class Evaluations(SupervisedPlugin):
 
 
 class Stop(KeyboardInterrupt):
-    """Our own interruption, which is not the user's."""
+    """An interruption by `Interrupted`, not by the user."""
 
 
 class Interrupted(SupervisedPlugin):
-    """Stops a run once in the middle of each of its trainings."""
+    """Stops a run once in the middle of each training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,19 +121,19 @@ class Interrupted(SupervisedPlugin):
 
 
 def run(job: Job, results: Path, *plugins: SupervisedPlugin, **kwargs: Any) -> RunRecord:
-    """`runner.run` on the CPU. Raises Broken where the method breaks it."""
+    """`runner.run` on the CPU. Raises Broken if the run fails."""
     try:
         return runner.run(job, results=results, device="cpu", plugins=plugins, **kwargs)
     except runner.RunFailed as error:
         cause = error.__cause__
-        assert cause is not None, "a run fails of something"
+        assert cause is not None, "RunFailed always has a cause"
         own = [f for f in traceback.extract_tb(cause.__traceback__) if Path(f.filename) == methods.file(job.method)]
         where = f", at line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
-        raise Broken(f"the run broke: {one_line(cause)}{where}; mend that first") from error
+        raise Broken(f"the run failed: {one_line(cause)}{where}; fix that first") from error
 
 
 def run_in_pieces(job: Job, results: Path) -> int:
-    """A run that is interrupted in the middle of every training, and resumed each time; returns how often it stopped."""
+    """Interrupt a run in the middle of every training and resume it each time. Returns how often it stopped."""
     plugin, stops = Interrupted(), 0
     for _ in range(T + 1):
         try:
@@ -142,12 +142,12 @@ def run_in_pieces(job: Job, results: Path) -> int:
             stops += 1
         else:
             return stops
-    raise AssertionError("never came to an end")
+    raise AssertionError("the run never finished")
 
 
 @dataclass
 class Finished:
-    """A finished run: its record, its exported file, and what was seen on the way."""
+    """A finished run: its record, its exported file, and what its watcher saw."""
 
     record: RunRecord
     path: Path
@@ -156,7 +156,7 @@ class Finished:
 
 @dataclass
 class ShortRuns:
-    """Short runs of methods in a folder; `settings` are the user's, for all of them."""
+    """Short runs of methods in a folder. settings: the user's, for all runs."""
 
     folder: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -171,7 +171,7 @@ class ShortRuns:
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def finished(self, name: str, seed: int = 1, **settings: Any) -> Finished:
-        """That run, made once."""
+        """The finished run of this job; each job is run only once."""
         job = self.job(name, seed, **settings)
         if job.folder not in self.made:
             results, watcher = self.fresh(), Watcher()
@@ -180,13 +180,13 @@ class ShortRuns:
         return self.made[job.folder]
 
     def served(self, finished: Finished) -> list[Tensor] | str:
-        """Each task's logits of the fixed images by the exported file, in a process that knows nothing but that file and
-        the method's, and cannot train; or why there are none. All runs that wait for it are served by one process."""
+        """The logits of the fixed images for each task, computed from the exported file in a process that has nothing but that
+        file and the method's, and that cannot train; or why there are none. One process serves all runs made so far."""
         if finished.path not in self.answers:
             waiting = [run for run in self.made.values() if run.path not in self.answers]
             files = {str(path) for run in waiting if (path := methods.file(run.record.job.method))}
             order = {"files": sorted(files), "artifacts": [str(run.path) for run in waiting], "images": IMAGES.tolist()}
-            folder = self.fresh()  # not a source tree, whose folders would shadow the installed package
+            folder = self.fresh()  # not this folder: a source tree would shadow the installed package
             (folder / "order.json").write_text(json.dumps(order))
             done = subprocess.run(
                 [sys.executable, "-m", "benchsuite.checks.serve"], cwd=folder, capture_output=True, text=True, check=False
@@ -199,7 +199,7 @@ class ShortRuns:
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """words: what holds. cases: the settings under which it must. unless: why it does not apply to a method, or None."""
+    """words: what must hold. cases: the settings it is tested with. unless: why it does not apply to a method, or None."""
 
     words: str
     function: Callable[..., list[str] | None]
@@ -228,84 +228,84 @@ def same(a: RunRecord, b: RunRecord, advice: str) -> None:
         raise Broken(f"the records differ in {', '.join(different)}; {advice}")
 
 
-@rule(f"a run of {T} tasks ends in a record", {}, BATCHNORM)
+@rule(f"a run of {T} tasks finishes and leaves a record", {}, BATCHNORM)
 def finishes(runs: ShortRuns, name: str, **settings: Any) -> None:
     tasks = len(runs.finished(name, **settings).watcher.logits[-1])
     if tasks != T:
-        raise Broken(f"the network ends with heads for {tasks} of {T} tasks; leave the heads to MultiHead, one for each task")
+        raise Broken(f"the final network has heads for {tasks} of {T} tasks; let MultiHead make the heads, one for each task")
 
 
-@rule("the artifact alone, loaded in a fresh process, predicts as the live model for every task", {}, BATCHNORM)
+@rule("the artifact, loaded in a new process, gives the predictions of the live model for every task", {}, BATCHNORM)
 def artifact_alone(runs: ShortRuns, name: str, **settings: Any) -> None:
     finished = runs.finished(name, **settings)
     advice = (
-        "artifact() must hold all that predicting needs, restore() must build the network from that alone, and what trains "
-        "(benchsuite.strategy, .runner, .data.stream) is imported inside the hook that needs it"
+        "artifact() must hold everything that prediction needs, restore() must build the network from it alone, and code for "
+        "training (benchsuite.training.strategy, .runner, .stream) must be imported inside the hook that uses it"
     )
     served = runs.served(finished)
     if isinstance(served, str):
-        raise Broken(f"it cannot be served: {served}; {advice}")
+        raise Broken(f"the artifact cannot be served: {served}; {advice}")
     for t, (alone, live) in enumerate(zip(served, finished.watcher.logits[-1], strict=True)):
-        # a served network may add up in another order, which is felt in the size of the largest score
+        # a served network may sum in another order; the rounding error scales with the largest logit
         if alone.shape != live.shape or (alone - live).abs().max() > 1e-5 * max(1.0, float(live.abs().max())):
-            raise Broken(f"it gives other logits for task {t + 1}; {advice}")
+            raise Broken(f"the artifact gives other logits for task {t + 1}; {advice}")
         if not torch.equal(alone.argmax(1), live.argmax(1)):
-            raise Broken(f"it gives other classes for task {t + 1}; {advice}")
+            raise Broken(f"the artifact predicts other classes for task {t + 1}; {advice}")
 
 
-@rule("the size on record is the size of the file, and what is stored for a task stays stored")
+@rule("the size on record is the size of the file, and no part of it shrinks from task to task")
 def size(runs: ShortRuns, name: str, **settings: Any) -> None:
     finished = runs.finished(name, **settings)
     stored = [parts for parts in finished.record.stored if parts is not None]
     on_disk, on_record = finished.path.stat().st_size, finished.record.stored_bytes
     if on_disk != on_record or artifact.Artifact.read(finished.path).sizes() != asdict(stored[-1]):
-        raise Broken(f"{on_record} bytes on record, {on_disk} in the file; artifact() must give the same whenever it is asked")
+        raise Broken(f"{on_record} bytes on record, {on_disk} in the file; artifact() must return the same content each time")
     for part in schema.PARTS:
         sizes = [getattr(parts, part) for parts in stored]
         if sizes != sorted(sizes):
             words = " to ".join(map(str, sizes))
-            raise Broken(f"the {part} went from {words} bytes; artifact() must go on serving every task so far")
+            raise Broken(f"the {part} went from {words} bytes; artifact() must keep serving every task so far")
 
 
-@rule("evaluating in the middle of training changes nothing", {}, BATCHNORM)
+@rule("evaluation during training changes nothing", {}, BATCHNORM)
 def evaluation(runs: ShortRuns, name: str, **settings: Any) -> None:
     job = runs.job(name, **settings)
     evaluations = Evaluations(job)
     record = run(job, runs.fresh(), evaluations)
     epochs = len(record.iterations) * recipe_of(job.settings).epochs
     if evaluations.count != epochs:
-        raise Broken(f"it trained for {evaluations.count} epochs where the recipe has {epochs}; keep to the recipe's schedule")
-    advice = "hooks of evaluation (before_eval, after_eval_forward, ...) must change neither the network nor the method"
+        raise Broken(f"it trained for {evaluations.count} epochs, but the recipe has {epochs}; keep to the recipe's schedule")
+    advice = "evaluation hooks (before_eval, after_eval_forward, ...) must change neither the network nor the method"
     same(record, runs.finished(name, **settings).record, advice)
 
 
-@rule("a run that is interrupted in every task and resumed gives the same record", {}, {"reset_optimizer": False})
+@rule("a run that is interrupted and resumed in every task gives the same record", {}, {"reset_optimizer": False})
 def resumed(runs: ShortRuns, name: str, **settings: Any) -> None:
     job, whole = runs.job(name, **settings), runs.finished(name, **settings).record
     results = runs.fresh()
     stops = run_in_pieces(job, results)
     advice = (
-        "what must outlast a task belongs in an attribute set by after_training_exp, and in state() and load_state() where they "
-        "are overridden; what a task needs is made anew when it begins"
+        "keep what later tasks need in attributes that after_training_exp sets, and in state() and load_state() if you override "
+        "them; make what a single task needs when that task begins"
     )
     if stops != len(whole.iterations):
-        raise Broken(f"it trained {stops} times in place of {len(whole.iterations)}; {advice}")
+        raise Broken(f"it trained {stops} times instead of {len(whole.iterations)}; {advice}")
     same(RunFolder(results / job.folder).read(), whole, advice)
 
 
 @rule("the same seed gives the same record")
 def same_seed(runs: ShortRuns, name: str, **settings: Any) -> None:
     record = run(runs.job(name, **settings), runs.fresh())
-    advice = "draw with generator=self.generator(...), never from the clock, the process or a global generator"
+    advice = "draw random numbers with generator=self.generator(...), never from the clock, the process or a global generator"
     same(record, runs.finished(name, **settings).record, advice)
 
 
-@rule("another seed gives another network")
+@rule("different seeds give different weights")
 def other_seed(runs: ShortRuns, name: str, **settings: Any) -> None:
     finished = [runs.finished(name, seed, **settings) for seed in (1, 2)]
     one, other = (artifact.Artifact.read(run.path).tensors for run in finished)
     if one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one):
-        raise Broken("both seeds end in the same weights; keep what was learnt, and draw with generator=self.generator(...)")
+        raise Broken("seeds 1 and 2 end in the same weights; keep what is learnt, and draw with generator=self.generator(...)")
 
 
 @rule(
@@ -314,7 +314,7 @@ def other_seed(runs: ShortRuns, name: str, **settings: Any) -> None:
     unless=lambda cls: (
         "all tasks are trained at once (trains_jointly)"
         if cls.trains_jointly
-        else "heads of earlier tasks learn on by design (trains_old_heads)"
+        else "heads of earlier tasks are trained further by design (trains_old_heads)"
         if cls.trains_old_heads
         else None
     ),
@@ -322,21 +322,21 @@ def other_seed(runs: ShortRuns, name: str, **settings: Any) -> None:
 def heads(runs: ShortRuns, name: str, **settings: Any) -> None:
     watcher = runs.finished(name, **settings).watcher
     advice = (
-        "leave heads out of penalties (a gradient of zero is not none), or set trains_old_heads = True if they are to learn on"
+        "leave heads out of penalties (a weight with a zero gradient may still move), or set trains_old_heads = True by design"
     )
     if moved := watcher.moved_heads():
         raise Broken(f"the head of task {int(moved[0]) + 1} changed while another task was learnt; {advice}")
     if watcher.heads[0].keys() != {"0"}:
-        raise Broken("a head was made before its task was met; leave the heads to MultiHead")
+        raise Broken("a head exists before its task begins; let MultiHead make the heads")
 
 
 @rule(
     "the logits of old tasks stay bit-identical after every later task",
     *({**o, "epochs": 1, "reset_optimizer": reset} for o in OPTIMIZERS.values() for reset in (True, False)),
     BATCHNORM,
-    {**BATCHNORM, "batchnorm": "shared"},  # methods that share anything refuse it
+    {**BATCHNORM, "batchnorm": "shared"},  # methods that share weights refuse it
     unless=lambda cls: (
-        'it does not claim so (forgetting = "none")'
+        'it does not claim this (forgetting = "none")'
         if cls.forgetting != "none"
         else "all tasks are trained at once (trains_jointly)"
         if cls.trains_jointly
@@ -346,12 +346,12 @@ def heads(runs: ShortRuns, name: str, **settings: Any) -> None:
 def lasting(runs: ShortRuns, name: str, **settings: Any) -> None:
     watcher = runs.finished(name, **settings).watcher
     if [len(row) for row in watcher.logits] != list(range(1, T + 1)):
-        raise Broken("there is not one head more after each task; leave the heads to MultiHead")
+        raise Broken("the network does not gain one head with each task; let MultiHead make the heads")
     if drift := watcher.drift():
         old, later = drift[0]
         raise Broken(
-            f"those of task {old + 1} changed while task {later + 1} was learnt; freeze with self.guard.freeze(name, where): "
-            "a zero gradient freezes nothing under momentum, weight decay or Adam"
+            f"the logits of task {old + 1} changed while task {later + 1} was learnt; use self.guard.freeze(name, where): "
+            "a zero gradient does not stop momentum, weight decay or Adam"
         )
 
 
@@ -363,34 +363,36 @@ WRONG += [("backbone", "vgg"), ("milestones", "3,2")]
 
 
 def wrong_values(cls: type[Method]) -> list[tuple[str, Any]]:
-    """Settings that no run of a method can have: the recipe's, and "?" for each of its own fields that is no text."""
+    """Invalid settings for a method: those of the recipe, and "?" for each of its own fields that is not a string."""
     return WRONG + [(name, "?") for name, kind in field_types(cls).items() if kind is not str and str not in get_args(kind)]
 
 
 def refused(runs: ShortRuns, name: str, setting: str, value: Any, *, must_be: bool = True) -> None:
-    """A wrong value is refused in one line that names its field, when the run is put together and before any data is loaded.
-    must_be: False where a method may also accept it."""
+    """An invalid value is refused in one line that names its field, when the run is resolved and before any data is loaded.
+    must_be: False if the method may also accept the value."""
     try:
         runs.job(name, **{setting: value})
     except Crashed as error:
-        advice = f"give {setting!r} bounds, as in setting(1.0, above=0), or raise ValueError with its name in __post_init__"
-        raise Broken(f"{setting}={value!r} breaks: {one_line(error.cause)}; {advice}") from None
+        advice = f"give {setting!r} bounds, such as setting(1.0, above=0), or raise a ValueError that names it in __post_init__"
+        raise Broken(f"{setting}={value!r} raises {one_line(error.cause)}; {advice}") from None
     except UserError as error:
         named = setting in str(error) and "\n" not in str(error)
         if not named and not (isinstance(error, Unsupported) and not must_be):
-            raise Broken(f"{setting}={value!r} is refused without its name ({one_line(error)}); name the field") from None
+            raise Broken(
+                f"{setting}={value!r} is refused, but its name is not given ({one_line(error)}); name the field"
+            ) from None
     else:
         if must_be:
             raise Broken(f"{setting}={value!r} is accepted; give the field a type, such as float or Literal")
 
 
-@rule("wrong values are refused by name before data is loaded")
+@rule("invalid values are refused by name before data is loaded")
 def settings_checked(runs: ShortRuns, name: str) -> None:
     cls = methods.get(name)
     for setting, value in wrong_values(cls):
         refused(runs, name, setting, value)
     for setting, kind in field_types(cls).items():
-        for value in (0, -1):  # may be right or wrong, nobody but the method knows
+        for value in (0, -1):  # only the method knows whether these are valid
             try:
                 convert(setting, value, kind)
             except UserError:
@@ -398,7 +400,7 @@ def settings_checked(runs: ShortRuns, name: str) -> None:
             refused(runs, name, setting, value, must_be=False)
 
 
-@rule("where it does not apply, it says why")
+@rule("recipes that it does not support are refused with a reason")
 def says_why(runs: ShortRuns, name: str) -> list[str]:
     settings, notes = runs.job(name).settings, []
     for change in ({}, *({"backbone": "resnet18", "batchnorm": policy} for policy in get_args(BatchNormPolicy))):
@@ -412,7 +414,7 @@ def says_why(runs: ShortRuns, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a rule. holds: None where it does not apply. notes: what was seen and what to do, or why it does not."""
+    """The result of a rule. holds: None if it does not apply. notes: what was seen and how to fix it, or why not."""
 
     rule: Rule
     holds: bool | None
@@ -420,7 +422,7 @@ class Outcome:
 
 
 def check(runs: ShortRuns, name: str) -> Iterator[Outcome]:
-    """Every rule for one method; a method that does not get through a run is not asked any further."""
+    """Test every rule on one method. A method that cannot finish a run is not tested any further."""
     for rule in RULES:
         outcome = judge(rule, runs, name)
         yield outcome
@@ -429,7 +431,7 @@ def check(runs: ShortRuns, name: str) -> Iterator[Outcome]:
 
 
 def judge(rule: Rule, runs: ShortRuns, name: str) -> Outcome:
-    """One rule in all its cases; those that do not fit the method are left out."""
+    """Test one rule in all its cases, except those that the method does not support."""
     if reason := rule.unless(methods.get(name)):
         return Outcome(rule, None, [reason])
     broken: dict[str, list[str]] = {}
@@ -442,14 +444,14 @@ def judge(rule: Rule, runs: ShortRuns, name: str) -> Outcome:
             unfit.append(str(error))
         except Broken as error:
             broken.setdefault(str(error), []).append(in_words(case))
-        except Exception as error:  # of the method's own code, outside a run
-            broken.setdefault(f"it breaks: {one_line(error)}", []).append(in_words(case))
+        except Exception as error:  # raised by the method's own code outside a run
+            broken.setdefault(f"it raises {one_line(error)}", []).append(in_words(case))
     if broken:
         return Outcome(rule, False, [what + where(cases) for what, cases in broken.items()])
     return Outcome(rule, None, unfit) if len(unfit) == len(rule.cases) else Outcome(rule, True, notes)
 
 
 def where(cases: list[str]) -> str:
-    """The end of a line: under which settings it was seen."""
+    """The end of a line: the settings with which it was seen."""
     first = next((case for case in cases if case), "")
     return (f" (with {first}" + (f", and {len(cases) - 1} more)" if len(cases) > 1 else ")")) if first and all(cases) else ""

@@ -1,7 +1,7 @@
 """Logits from exported artifacts, in a separate process that cannot train (`benchsuite.checks.contract`).
 
-In its working folder order.json names files of methods and artifacts, and holds images; the answers go to answers.pt: for each
-artifact the scores of every task, or in words why there are none.
+It reads order.json in its working folder, which holds the names of method files and artifacts, and images. It writes answers.pt:
+for each artifact the logits of every task, or a sentence that says why there are none.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TRAINING = ("benchsuite.training.strategy", "benchsuite.training.runner", "bench
 
 
 def main() -> None:
-    sys.modules.update(dict.fromkeys(TRAINING))  # type: ignore[arg-type]  # None: whoever imports one of them fails
-    from ..method.registered import methods  # after that: what trains must be missing when methods are imported
+    sys.modules.update(dict.fromkeys(TRAINING))  # type: ignore[arg-type]  # None: importing one of them fails
+    from ..method.registered import methods  # only now: the modules above must be missing when methods are imported
     from ..method.serving import load
     from ..training.device import configure_process
 

@@ -379,7 +379,7 @@ def test_a_new_method_runs_and_keeps_the_rules(folder, capsys):
         assert word in text
     assert call("check", "./my_anchor.py") == 0
     out = capsys.readouterr().out
-    assert out.startswith("my_anchor on split-digits, tier smoke\n  holds  a run of 3 tasks ends in a record\n")
+    assert out.startswith("my_anchor on split-digits, tier smoke\n  holds  a run of 3 tasks finishes and leaves a record\n")
     assert out.endswith("\nmy_anchor: all 10 applicable rules hold\n")
     assert "  n/a    the logits of old tasks" in out
     assert "FAILS" not in out
@@ -457,7 +457,7 @@ def test_a_method_that_breaks_a_rule_fails_the_check(folder, capsys):
         "  FAILS  the logits of old tasks stay bit-identical after every later task"
     ]
     why = lines[lines.index("  FAILS  the logits of old tasks stay bit-identical after every later task") + 1]
-    assert "those of task 1 changed while task 2 was learnt; freeze with self.guard.freeze" in why
+    assert "the logits of task 1 changed while task 2 was learnt; use self.guard.freeze" in why
     assert "a zero gradient freezes nothing" in why
     assert "optimizer=sgd, lr=0.01, momentum=0.9" in why
     assert lines[-1] == "masked: 1 of 11 rules broken"
@@ -467,7 +467,7 @@ def test_a_method_that_cannot_run_fails_the_check_at_once(folder, capsys):
     assert call("check", "./broken.py") == 1
     out = capsys.readouterr().out
     assert out.count("FAILS") == 1
-    assert "the run broke: RuntimeError: as it was told, at line 10 of broken.py; mend that first" in out
+    assert "the run failed: RuntimeError: as it was told, at line 10 of broken.py; fix that first" in out
     assert "holds" not in out
 
 
