@@ -278,7 +278,7 @@ def test_runs_of_fewer_tasks_are_drawn_apart():
 
 
 def test_without_figures_only_tables_are_written_and_no_older_figure_stays(tmp_path, undrawn, monkeypatch):
-    board = leaderboard([run("a"), run("b", diagnostics={"ranks": {"conv1": [3, 5]}})])
+    board = leaderboard([run("a"), run("b", diagnostics={"ranks": {"conv1": [[3], [5]]}})])
     drawn = {path for path in write_report(board, tmp_path) if path.suffix in (".pdf", ".png")}
     assert {path.name for path in drawn} >= {"accuracy_matrices.pdf", "rank_growth.png"}
     assert all(path.exists() for path in drawn)
@@ -520,7 +520,7 @@ def test_numbers_in_a_heat_map_are_of_full_size_and_inside_their_cells(tasks, ro
 
 @pytest.mark.parametrize("methods", [1, 3, 23])
 def test_panels_do_not_cover_one_another_nor_what_stands_around_them(methods):
-    bank = {"ranks": {f"conv{i}": [100, 1234] for i in range(9)}}
+    bank = {"ranks": {f"conv{i}": [[100], [1234]] for i in range(9)}}
     groups = {f"individual-tucker [width={i}.5]": [run("a", diagnostics=bank)] for i in range(methods)}
     for figure in (figures.accuracy_matrices(groups, "source " * 40), figures.rank_growth(groups, "source " * 40)):
         figure.draw_without_rendering()
@@ -611,7 +611,7 @@ def test_notes_on_sizes_stand_under_the_boards_of_sizes():
 
 
 def test_a_figure_that_another_command_has_removed_meanwhile_is_no_error(tmp_path, undrawn, monkeypatch):
-    write_report(leaderboard([run("a", tasks=3, diagnostics={"ranks": {"conv1": [1, 2, 3]}})]), tmp_path)
+    write_report(leaderboard([run("a", tasks=3, diagnostics={"ranks": {"conv1": [[1], [2], [3]]}})]), tmp_path)
     old = tmp_path / "rank_growth.png"
     assert old.exists()
     unlink = Path.unlink
