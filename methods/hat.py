@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from benchsuite.fields import setting
 from benchsuite.method import Method, Preset, Range, register
-from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
+from benchsuite.method.artifact import Artifact
 from benchsuite.nn.backbones import Units
+from benchsuite.nn.bits import pack_bits, unpack_bits
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.nn.sliced import slice_network

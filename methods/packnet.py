@@ -27,8 +27,9 @@ from torch.nn import functional as F
 
 from benchsuite.fields import setting
 from benchsuite.method import Choice, Method, Preset, register
-from benchsuite.method.artifact import Artifact, pack_bits, unpack_bits
+from benchsuite.method.artifact import Artifact
 from benchsuite.nn.backbones import init_default
+from benchsuite.nn.bits import pack_bits, unpack_bits
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.randomness import generator

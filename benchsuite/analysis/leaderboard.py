@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from types import MappingProxyType
 from typing import Any
 
@@ -73,6 +74,16 @@ class Leaderboard:
     elsewhere: list[str]
     runs: dict[str, list[RunRecord]]
     timed: list[RunRecord]
+
+    def _repr_html_(self) -> str:
+        """The four boards in a notebook: statistics with their intervals."""
+        parts = [f"<p>{escape(self.provenance)}</p>"]
+        for kind in ("accuracy", "backward_transfer", "parameter_efficiency", "training_memory"):
+            board = getattr(self, kind).dropna(axis="columns", how="all")
+            shown = [name for name in board if not name.endswith(("_p", "_paired", "_note", "_n")) and name != "competes"]
+            table = board[shown].to_html(index=False, float_format="{:.2f}".format, na_rep="")
+            parts.append(f"<h4>{kind.replace('_', ' ')}</h4>{table}")
+        return "".join(parts)
 
 
 @no_collection()

@@ -6,15 +6,13 @@ Its size on disk is the size on the leaderboard, so prediction must need nothing
 from __future__ import annotations
 
 import json
-import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -100,21 +98,6 @@ class Artifact:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (SafetensorError, KeyError, ValueError, struct.error) as error:
             raise UserError(f"{path}: is not a benchsuite artifact ({error})", "make one with `benchsuite export`") from None
-
-
-def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Pack whole numbers below 2^bits, of any shape, into ceil(numel * bits / 8) uint8 bytes without gaps."""
-    flat = values.reshape(-1, 1).long().cpu()
-    stream = (flat >> torch.arange(bits)).bitwise_and_(1).flatten()
-    stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
-    return (stream << torch.arange(8)).sum(1).to(torch.uint8)
-
-
-def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """Unpack the result of `pack_bits` to int64 numbers of that shape."""
-    count = math.prod(shape)
-    stream = (packed.long()[:, None] >> torch.arange(8)).bitwise_and_(1).flatten()[: count * bits]
-    return (stream.view(count, bits) << torch.arange(bits)).sum(1).view(*shape)
 
 
 def _prefixes(modules: Iterable[str]) -> tuple[str, ...]:

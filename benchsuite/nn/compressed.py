@@ -15,16 +15,16 @@ directions with 1e-7 of the energy of a float32 tensor, at a fraction of the cos
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .bits import pack_bits, unfold
 
 PIECE = 4096  # columns
 Geometry = tuple[Any, Any, Any, int]  # stride, padding, dilation, groups
@@ -387,42 +387,6 @@ class _Probe(torch.autograd.Function):
         return g, None, exact, None, None
 
 
-# One multiplication packs eight bytes of 0 or 1 into the bits of one byte: it shifts byte i to bit i of the highest byte.
-_BITS = sum(1 << (56 - 7 * i) for i in range(8))
-_PAIRS = sum(1 << (24 - 6 * i) for i in range(4))  # the same for four numbers below 4
-
-
-def pack(values: Tensor, bits: int) -> Tensor:
-    """Pack whole numbers below 2^bits (bits 1 or 2; uint8 or bool of any shape) into bytes without gaps."""
-    flat = values.reshape(-1).view(torch.uint8)
-    if missing := -len(flat) % (8 // bits):
-        flat = F.pad(flat, (0, missing))
-    if bits == 1:
-        return ((flat.view(torch.int64) * _BITS) >> 56).to(torch.uint8)
-    return ((flat.view(torch.int32) * _PAIRS) >> 24).to(torch.uint8)
-
-
-@cache
-def _table(kind: int | str, device: torch.device) -> Tensor:
-    """Table (256,) of what each packed byte unpacks to: eight bytes as one int64.
-
-    kind "bits": its eight bits. kind 0 or 1: for each of its four numbers below 4, a one-hot row of two pixels, the upper (0) or
-    lower (1) row of a 2 x 2 window."""
-    byte = torch.arange(256, device=device)[:, None]
-    if kind == "bits":
-        unfolded = (byte >> torch.arange(8, device=device)) & 1
-    else:
-        numbers = (byte >> torch.arange(0, 8, 2, device=device)) & 3
-        unfolded = (numbers[:, :, None] == 2 * int(kind) + torch.arange(2, device=device)).flatten(1)
-    return unfolded.to(torch.uint8).view(torch.int64).squeeze(1)
-
-
-def unfold(packed: Tensor, kind: int | str, shape: Sequence[int]) -> Tensor:
-    """Unpack to uint8 0 or 1 of that shape, see `_table`."""
-    flat = _table(kind, packed.device).index_select(0, packed.int()).view(torch.uint8)
-    return flat[: math.prod(shape)].view(*shape)
-
-
 def masked(g: Tensor, mask: Tensor) -> Tensor:
     """g where the mask is 1, else 0; several times faster than torch.where."""
     return torch.ops.aten.threshold_backward(g, mask.to(g.dtype), 0)
@@ -440,7 +404,7 @@ class MaskedReLU(torch.autograd.Function):
         ctx.last = not y.is_contiguous() and y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last)
         flat = y.permute(0, 2, 3, 1) if ctx.last else y
         ctx.size = flat.shape
-        ctx.save_for_backward(pack(flat.bool(), 1))
+        ctx.save_for_backward(pack_bits(flat.bool(), 1))
         return y
 
     @staticmethod
@@ -462,7 +426,7 @@ class CodedMaxPool2d(torch.autograd.Function):
         y, lower = torch.maximum(above, below), below > above
         right = (lower & (d > c)) | (~lower & (b > a))
         ctx.out = y.shape
-        ctx.save_for_backward(pack(lower.view(torch.uint8) * 2 + right.view(torch.uint8), 2))
+        ctx.save_for_backward(pack_bits(lower.view(torch.uint8) * 2 + right.view(torch.uint8), 2))
         return y
 
     @staticmethod

@@ -562,3 +562,12 @@ def test_many_revisions_are_counted_in_the_line_and_named_in_a_note():
     board = leaderboard([made(k) for k in range(4)])
     assert "4 revisions (see the notes);" in board.provenance
     assert any(note.startswith("source revisions differ: 0bcdef0 (m0)") for note in board.footnotes)
+
+
+def test_a_board_shows_itself_in_a_notebook():
+    html = leaderboard([run("<b>own"), run(), individual()])._repr_html_()
+    assert html.count("<table") == 4
+    assert "<td>finetune</td>" in html
+    assert "<b>own" not in html
+    assert "&lt;b&gt;own" in html
+    assert "NaN" not in html

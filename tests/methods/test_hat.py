@@ -7,9 +7,10 @@ import torch
 from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
 
-from benchsuite.method.artifact import Artifact, pack_bits
+from benchsuite.method.artifact import Artifact
 from benchsuite.method.base import RunInfo
 from benchsuite.methods.hat import HAT, Gate, compensate, hard
+from benchsuite.nn.bits import pack_bits
 from benchsuite.nn.guard import FrozenGuard
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import Recipe

@@ -9,9 +9,9 @@ from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
 from torch import nn
 
-from benchsuite.method.artifact import pack_bits, unpack_bits
 from benchsuite.methods.packnet import kept_of
 from benchsuite.nn.backbones import BACKBONES
+from benchsuite.nn.bits import pack_bits, unpack_bits
 
 LAYERS = ("conv1", "conv2", "conv3")
 

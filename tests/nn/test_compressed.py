@@ -23,9 +23,7 @@ from benchsuite.nn.compressed import (
     gram,
     hosvd,
     leading,
-    pack,
     power_step,
-    unfold,
 )
 from benchsuite.nn.interception import Interception
 from benchsuite.nn.modifiers import ASI, HOSVD, SVD, GradientFilter, Modifier, within
@@ -715,33 +713,7 @@ def test_layers_on_one_map_are_probed_as_one():
     assert min(alone[1]) > 0  # control: the second one counts
 
 
-# Exact book-keeping of ReLU and pooling, and how numbers are packed
-
-
-@pytest.mark.parametrize("bits", [1, 2])
-@pytest.mark.parametrize("count", [1, 3, 4, 7, 8, 9, 16, 31, 1000])
-def test_packing_leaves_no_gap_and_loses_nothing(bits, count):
-    values = torch.randint(2**bits, (count,), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
-    packed = pack(values, bits)
-    assert packed.dtype == torch.uint8
-    assert len(packed) == math.ceil(count * bits / 8)
-    single = np.stack([(values.numpy() >> i) & 1 for i in range(bits)], 1).reshape(-1)
-    assert packed.tolist() == np.packbits(single, bitorder="little").tolist()
-    if bits == 1:
-        assert torch.equal(unfold(packed, "bits", values.shape), values)
-    else:  # of the four pixels of a window, those of one row
-        rows = [values[:, None] == torch.tensor(row) for row in ((0, 1), (2, 3))]
-        assert all(torch.equal(unfold(packed, i, (count, 2)), row.byte()) for i, row in enumerate(rows))
-    assert torch.equal(pack(torch.cat([values, values])[count:], bits), packed)  # a piece of a larger tensor
-    values[-1] ^= 1
-    assert not torch.equal(pack(values, bits), packed)  # control
-
-
-def test_packing_keeps_the_shape_and_the_order():
-    values = noise(3, 5, 7) > 0
-    assert torch.equal(unfold(pack(values, 1), "bits", (3, 5, 7)).bool(), values)
-    assert torch.equal(unfold(pack(values.mT, 1), "bits", (3, 7, 5)).bool(), values.mT)
-    assert not torch.equal(unfold(pack(values.mT, 1), "bits", (3, 5, 7)).bool(), values)  # control
+# Exact book-keeping of ReLU and pooling
 
 
 EXACT = {

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from records import record_of
+from records import joint, record_of, run
 
+import benchsuite
 from benchsuite import files
 from benchsuite.errors import UserError
 from benchsuite.files import digest
@@ -191,3 +192,23 @@ def test_a_lock_that_another_holds_is_waited_for_or_refused(tmp_path):
         pass
     with files.locked(tmp_path / "lock", wait=False):  # released, it is free
         pass
+
+
+def test_all_records_below_a_folder_are_one_table(tmp_path):
+    runs = [run(seed=1), run("hat", 2, ((88, None), (88, 79))), joint()]
+    for record in runs:
+        write(record, tmp_path / record.job.folder / "record.json")
+    table = benchsuite.records(tmp_path)
+    assert len(table) == 3 + 3 + 2  # joint training is measured at the end alone
+    one = table[table["method"] == "finetune"]
+    assert one[["after", "position", "task", "accuracy"]].to_numpy().tolist() == [
+        [1, 1, "task 0", 90.0],
+        [2, 1, "task 0", 70.0],
+        [2, 2, "task 1", 80.0],
+    ]
+    assert set(one["final_accuracy"]) == {75.0}
+    assert set(one["bwt"]) == {-20.0}
+    assert set(one["configuration"]) == {runs[0].job.config}
+    final = table[table["after"] == table.groupby("path")["after"].transform("max")].groupby("method")["accuracy"].mean()
+    assert final.to_dict() == {record.job.method: record.accuracy for record in runs}
+    assert list(benchsuite.records(tmp_path / "none").columns) == list(table.columns)
