@@ -1,37 +1,32 @@
+"""What tests of every room share. It imports no torch: boards, reports, records and data are tested without."""
+
 import os
 import resource
-import warnings
+import sys
 from contextlib import contextmanager
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks: what is the same to the bit is so on the CPU
-
 import pytest
-import torch
 
-with warnings.catch_warnings():  # Avalanche imports solvers that warn of one another; the tests' own warnings are errors
-    warnings.simplefilter("ignore")
-    import avalanche.training.templates  # noqa: F401
-
-from benchsuite.method import methods
-from benchsuite.training.batches import TaskImages
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks: what is the same to the bit is so on the CPU
 
 
 @pytest.hookimpl(tryfirst=True)  # the plugin reads the marks at its own turn
 def pytest_collection_modifyitems(items):
-    """What shares fixtures runs in one process: a file's tests, and of the contract's every other method's."""
-    names = list(methods.all())
+    """The tests of a file share fixtures, and run in one process. What starts Chromium, Ray or pip is slow."""
     for item in items:
-        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-        half = f"-{names.index(name) % 2}" if item.path.name == "test_contract.py" and name in names else ""
-        item.add_marker(pytest.mark.xdist_group(item.path.name + half))
-
-
-torch.set_num_threads(1)  # the same in every process of a test; the networks are too small to share out
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
+        if {"chromium", "nodes", "wheel"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # the same in every process of a test; the networks are too small to share out
 
 
 @pytest.fixture
 def colour_task():
     """96 random 32x32 colour images of 5 classes, normalised as CIFAR-100."""
+    import torch
+
+    from benchsuite.training.batches import TaskImages
 
     def make(seed=0, n=96, classes=5, size=32, channels=3):
         g = torch.Generator().manual_seed(seed)
@@ -64,9 +59,48 @@ def room():
 @pytest.fixture
 def own_methods(monkeypatch):
     """The registered methods; what a test registers is forgotten after it."""
+    from benchsuite.method import methods
+
     monkeypatch.setattr(methods, "_known", dict(methods.all()))
     monkeypatch.setattr(methods, "_origins", dict(methods._origins))
     monkeypatch.setattr(methods, "_sources", dict(methods._sources))
     monkeypatch.setattr(methods, "_files", {})
     monkeypatch.setattr(methods, "_modified", {})
     return methods
+
+
+@pytest.fixture
+def forked_serving(monkeypatch):
+    """Artifacts are served by a fork of this process that has forgotten the project's modules: a new process, as the tests of the
+    built-in methods start it, imports PyTorch again, which takes ten seconds."""
+    import runpy
+    import tempfile
+    import traceback
+    import warnings
+    from types import SimpleNamespace
+
+    from benchsuite.checks import contract
+
+    def run(command, cwd, **_):
+        with tempfile.TemporaryFile("w+") as errors:
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # newer Pythons: of forks beside threads
+                child = os.fork()
+            if not child:
+                code = 1
+                try:
+                    warnings.simplefilter("ignore")
+                    os.dup2(errors.fileno(), 2)
+                    os.chdir(cwd)
+                    for name in [name for name in sys.modules if name.partition(".")[0] == "benchsuite"]:
+                        del sys.modules[name]
+                    runpy.run_module(command[-1], run_name="__main__")
+                    code = 0
+                except BaseException:
+                    os.write(2, traceback.format_exc().encode())
+                finally:
+                    os._exit(code)
+            status = os.waitpid(child, 0)[1]
+            errors.seek(0)
+            return SimpleNamespace(returncode=os.waitstatus_to_exitcode(status), stderr=errors.read())
+
+    monkeypatch.setattr(contract, "subprocess", SimpleNamespace(run=run))

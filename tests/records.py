@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "source": {"revision": "abcdef0123", "dirty": False},
     "date": "2026-01-02T03:04:05+00:00",
 }
+COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
 
 COMPLETE = {"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}
 

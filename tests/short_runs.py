@@ -2,6 +2,7 @@
 
 import torch
 
+from benchsuite.nn import decompose
 from benchsuite.protocol import protocols
 from benchsuite.randomness import seed_globals
 from benchsuite.training.assemble import assemble
@@ -32,6 +33,12 @@ def trained(*plugins, tasks=1, **settings):
     for experience in stream.train[:tasks]:
         strategy.train(experience, eval_streams=[])
     return strategy, stream
+
+
+def quick_fits(patch):
+    """Two sweeps for each fit of CP terms, in place of 200, where no test asks how good a fit is."""
+    fit = decompose.cp_fit
+    patch.setattr(decompose, "cp_fit", lambda kernel, rank, penalty, sweeps=2: fit(kernel, rank, penalty, sweeps))
 
 
 def weights(module):

@@ -132,16 +132,14 @@ def run(job: Job, results: Path, *plugins: SupervisedPlugin, **kwargs: Any) -> R
         raise Broken(f"the run failed: {one_line(cause)}{where}; fix that first") from error
 
 
-def run_in_pieces(job: Job, results: Path) -> int:
-    """Interrupt a run in the middle of every training and resume it each time. Returns how often it stopped."""
-    plugin, stops = Interrupted(), 0
+def run_in_pieces(job: Job, results: Path, plugin: Interrupted) -> None:
+    """Interrupt a run in the middle of every training and resume it each time."""
     for _ in range(T + 1):
         try:
             run(job, results, plugin)
         except Stop:
-            stops += 1
-        else:
-            return stops
+            continue
+        return
     raise AssertionError("the run never finished")
 
 
@@ -282,14 +280,14 @@ def evaluation(runs: ShortRuns, name: str, **settings: Any) -> None:
 @rule("a run that is interrupted and resumed in every task gives the same record", {}, {"reset_optimizer": False})
 def resumed(runs: ShortRuns, name: str, **settings: Any) -> None:
     job, whole = runs.job(name, **settings), runs.finished(name, **settings).record
-    results = runs.fresh()
-    stops = run_in_pieces(job, results)
+    results, stops = runs.fresh(), Interrupted()
+    run_in_pieces(job, results, stops)
     advice = (
         "keep what later tasks need in attributes that after_training_exp sets, and in state() and load_state() if you override "
         "them; make what a single task needs when that task begins"
     )
-    if stops != len(whole.iterations):
-        raise Broken(f"it trained {stops} times instead of {len(whole.iterations)}; {advice}")
+    if len(stops.at) != len(whole.iterations):
+        raise Broken(f"it trained {len(stops.at)} times instead of {len(whole.iterations)}; {advice}")
     same(RunFolder(results / job.folder).read(), whole, advice)
 
 

@@ -228,6 +228,7 @@ def test_a_file_that_is_no_method_is_refused(text, folder, capsys):
     assert "other.py" in err
 
 
+@pytest.mark.slow
 def test_failing_and_killed_runs_do_not_stop_the_others(folder, capfd):
     grid = ["--method", "./broken.py", "--method", "./killed.py", "--method", "finetune", "--seeds", "1", "--jobs", "1"]
     assert call("leaderboard", *TINY, *grid) == 1
@@ -365,7 +366,8 @@ def test_a_setting_of_several_types_takes_the_narrowest_that_fits():
         convert("n", "many", int | float)
 
 
-def test_a_new_method_runs_and_keeps_the_rules(folder, capsys):
+@pytest.mark.slow
+def test_a_new_method_runs_and_keeps_the_rules(folder, forked_serving, capsys):
     assert call("new-method", "my_anchor") == 0
     assert (
         capsys.readouterr().out
@@ -449,7 +451,8 @@ class Masked(Method):
 '''.lstrip()
 
 
-def test_a_method_that_breaks_a_rule_fails_the_check(folder, capsys):
+@pytest.mark.slow
+def test_a_method_that_breaks_a_rule_fails_the_check(folder, forked_serving, capsys):
     (folder / "masked.py").write_text(MASKED)
     assert call("check", "./masked.py") == 1
     lines = capsys.readouterr().out.splitlines()

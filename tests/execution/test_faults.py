@@ -70,8 +70,13 @@ def faulty(own_methods, monkeypatch):
     return monkeypatch
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run(job_of(tasks=1), results=tmp_path_factory.mktemp("undisturbed"))
+
+
 @pytest.mark.parametrize("where", [*TRAINING, *EVALUATION, *VERBS])
-def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, tmp_path):
+def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, undisturbed, tmp_path):
     faulty.setattr(Faulty, "where", where)
     job = job_of("faulty", tasks=1)
     with pytest.raises(RunFailed, match=f"RuntimeError: in {where}"):
@@ -82,7 +87,7 @@ def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, tmp_path):
     faulty.setattr(Faulty, "where", "")
     record = run(job, results=tmp_path)  # mended, it goes on
     assert where in Faulty.asked
-    assert record.correct == run(job_of(tasks=1), results=tmp_path).correct
+    assert record.correct == undisturbed.correct
     assert {path.name for path in folder.iterdir()} == {"record.json", "artifact.safetensors"}
 
 

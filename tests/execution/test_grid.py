@@ -2,12 +2,9 @@
 
 import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from argparse import ArgumentTypeError
 from contextlib import suppress
@@ -74,6 +71,7 @@ def alive(pid):
         return not Path("/proc").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_no_worker_outlives_its_command(number, code, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
@@ -263,57 +261,77 @@ def tiny(method, seed, **settings):
     return resolve("split-digits", "smoke", method, seed, overrides=tiny | settings)
 
 
-def test_twenty_kills_at_random_moments_change_no_number(tmp_path):
-    """Of two processes at once some are killed: before their first task, in a training, while they write, or at their end."""
-    rng = random.Random(0)
-    jobs = [tiny(method, seed) for method in ("finetune", "cacl") for seed in (1, 2, 3)]
-    place = RunContext(results=tmp_path / "killed", data_dir=None, device="cpu", threads=1)
-    undisturbed = replace(place, results=tmp_path / "alone")
-    run_all(jobs[:1], results=undisturbed.results, engine=Local(2, undisturbed))  # now the server is there
-    start = time.monotonic()
-    assert run_all(jobs[1:], results=undisturbed.results, engine=Local(2, undisturbed)) == {}
-    typical = 2 * (time.monotonic() - start) / len(jobs[1:])  # of one process, from its start to its end
-    engine, said, kills, over, kept = Local(2, place), [], [], threading.Event(), threading.Event()
+# Each process of its runs is killed when it comes for the first time to one of these moments, where there is a folder of kills.
+KILLED = """
+import os
+import signal
+from pathlib import Path
 
-    def report(message):
-        said.append(message)
-        if isinstance(message, Event) and message.stage > 0:
-            kept.set()
+from benchsuite import register
+from benchsuite.methods.cacl import CACL
 
-    def killer():
-        while len(kills) < 20 and not over.wait(rng.random() * 1.5 * typical):
-            if len(kills) % 2:  # every other time there is something to go on from, however slow the machine is
-                kept.clear()
-                kept.wait(60)
-            if processes := list(engine.processes.values()):
-                with suppress(ProcessLookupError, ValueError):  # it has ended by itself meanwhile
-                    os.kill(rng.choice(processes).pid, signal.SIGKILL)
-                    kills.append(time.monotonic())
+KILLS = Path({kills!r})
+REPLACE = os.replace
 
-    thread = Thread(target=killer)
-    thread.start()
-    try:
-        for _ in range(20):  # what was killed too often waits for the next command
-            left = missing(jobs, place.results)
-            if not left and len(kills) < 20:  # all of it once more
-                shutil.rmtree(place.results)
-            elif not left:
-                break
-            run_all(left, results=place.results, engine=engine, report=report)
-    finally:
-        over.set()
-        kept.set()
-        thread.join()
-    assert len(kills) == 20
-    assert sum(isinstance(line, Note) for line in said) >= 10  # control: most met a run, and some of these one with a checkpoint
-    assert any(event.epoch == 0 and event.stage > 0 for event in said if isinstance(event, Event))
-    assert not missing(jobs, place.results)
+
+@register
+class Doomed(CACL):
+    def once(self, moment):
+        mark = KILLS / f"{{self.seed}} {{moment}}"
+        if KILLS.exists() and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def prepare(self, model):
+        def replace(source, target):
+            file = Path(target).name
+            if watched := file in ("checkpoint.pt", "artifact.safetensors", "record.json"):
+                self.once(f"before {{file}} {{self.task}}")
+            REPLACE(source, target)
+            if watched:
+                self.once(f"after {{file}} {{self.task}}")
+
+        os.replace, self.task = replace, None
+        self.once("start")
+        return super().prepare(model)
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.task = strategy.experience.current_experience
+        super().before_training_exp(strategy, **kwargs)
+
+    def after_training_iteration(self, strategy, **kwargs):
+        if strategy.clock.train_exp_iterations == 3:
+            self.once(f"training {{self.task}}")
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_changes_no_number(tmp_path, own_methods):
+    """Of two processes at once: before its first task, in each training, before and after each file is in place."""
+    kills, method = tmp_path / "kills", tmp_path / "doomed.py"
+    method.write_text(KILLED.format(kills=str(kills)))
+    own_methods.load_file(method)
+    jobs = [tiny("doomed", seed) for seed in (1, 2)]
+    context = RunContext(results=tmp_path / "killed", data_dir=None, device="cpu", threads=1, method_files=(method,))
+    undisturbed = replace(context, results=tmp_path / "alone")
+    assert run_all(jobs, results=undisturbed.results, engine=Local(2, undisturbed)) == {}
+    kills.mkdir()
+    said = []
+    while missing(jobs, context.results):  # what was killed three times waits for the next command
+        run_all(missing(jobs, context.results), results=context.results, engine=Local(2, context), report=said.append)
+        assert len(said) < 1000
+    assert run_all(jobs, results=context.results, engine=Local(2, context)) == {}  # it tidies up after a kill at the end
+    moments = {"start", *(f"training {t}" for t in range(3)), "before record.json None", "after record.json None"}
+    moments |= {f"{when} checkpoint.pt {t}" for when in ("before", "after") for t in range(3)}
+    assert {f"{job.seed} {moment}" for job in jobs for moment in moments} <= {mark.name for mark in kills.iterdir()}
+    assert sum(isinstance(line, Note) for line in said) >= 20  # control: each was met by its command
+    assert {event.stage for event in said if isinstance(event, Event) and event.epoch == 0} == {0, 1, 2, 3}
     for job in jobs:
-        folder = place.results / job.folder
+        folder = context.results / job.folder
         assert sorted(path.name for path in folder.iterdir()) == ["artifact.safetensors", "record.json"]
         expected = store.read(undisturbed.results / job.folder / "record.json")
         assert schema.same_numbers(store.read(folder / "record.json"), expected)
-        artifacts = [(r / job.folder / "artifact.safetensors").read_bytes() for r in (place.results, undisturbed.results)]
+        artifacts = [(r / job.folder / "artifact.safetensors").read_bytes() for r in (context.results, undisturbed.results)]
         assert artifacts[0] == artifacts[1]
 
 
@@ -335,6 +353,7 @@ def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
     assert sorted(starts) == sorted(str(job.folder) for job in jobs)
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_forked_processes_are_spawned(tmp_path, monkeypatch):
     """As for a GPU: what has seen one cannot be forked."""
     import multiprocessing

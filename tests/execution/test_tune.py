@@ -439,7 +439,9 @@ def test_a_method_that_does_not_apply_says_so():
 
 
 def test_help_does_not_wait_for_the_optimiser():
-    code = "import sys, benchsuite.cli\ntry: benchsuite.cli.main(['tune', '--help'])\nfinally: print('optuna' in sys.modules)"
+    code = (
+        "import sys\nfrom benchsuite.cli.main import main\ntry: main(['tune', '--help'])\nfinally: print('optuna' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "--trials N" in out
     assert out.splitlines()[-1] == "False"

@@ -6,10 +6,12 @@ import sys
 
 import pandas as pd
 import pytest
-from short_runs import make
+from short_runs import make, quick_fits
 
 from benchsuite.cli.main import main
 from benchsuite.measure import activations, bench, cacl_lite, precision, race, records, serving
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("method", ["cacl", "cacl-cp", "cacl-tucker"])
@@ -41,7 +43,8 @@ def benched(tmp_path, *words):
 
 
 @pytest.mark.parametrize(("base", "chosen"), [("finetune", []), ("cacl", ["--methods", "ewc", "individual-svd"])])
-def test_the_bench_has_every_method_early_and_late(base, chosen, tmp_path, capsys):
+def test_the_bench_has_every_method_early_and_late(base, chosen, tmp_path, capsys, monkeypatch):
+    quick_fits(monkeypatch)
     rows = benched(tmp_path, "--sections", "methods", "--tasks", "2", "3", "--relative-to", base, *chosen)["ratio"]
     names = ("ewc", "individual-svd", "individual-svd recovery", "cacl")
     for name in names if chosen else (*names, "finetune", "packnet", "hat"):

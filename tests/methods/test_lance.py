@@ -113,7 +113,7 @@ OPTIMIZERS = {
 def learnt(optimizer):
     """Before and after each of three tasks: {layer: (M, weight)}."""
     seen = Protected()
-    trained(seen, method="lance", tasks=3, dtype=torch.float64, **OPTIMIZERS[optimizer])
+    trained(seen, method="lance", tasks=3, dtype=torch.float64, calibration_batches=5, **OPTIMIZERS[optimizer])
     return seen.tasks
 
 
@@ -131,7 +131,7 @@ def test_no_step_moves_what_earlier_tasks_need(optimizer):
 def test_without_the_projection_of_steps_only_plain_sgd_keeps_to_the_gradients_space(optimizer, leaks, monkeypatch):
     monkeypatch.setattr(LANCE, "after_update", lambda *_, **__: None)
     seen = Protected()
-    trained(seen, method="lance", tasks=2, dtype=torch.float64, **OPTIMIZERS[optimizer])
+    trained(seen, method="lance", tasks=2, dtype=torch.float64, calibration_batches=5, **OPTIMIZERS[optimizer])
     before, after = seen.tasks[1]
     found = max(float(((after[name][1] - start).flatten(1) @ m).abs().max()) for name, (m, start) in before.items())
     assert (found > 1e-4) is leaks

@@ -83,12 +83,12 @@ def test_heads_of_finished_tasks_are_frozen_for_methods_that_forget_nothing(meth
 
 
 @pytest.mark.parametrize("method", ["packnet", "hat"])
-@pytest.mark.parametrize(("optimizer", "reset"), sorted(MOVES))
+@pytest.mark.parametrize(("optimizer", "reset"), [("momentum and decay", False), ("adamw and decay", True)])  # others: see above
 def test_without_the_guard_the_methods_that_rely_on_it_forget(method, optimizer, reset, monkeypatch):
     def drift():
         strategy, stream = make(method=method, epochs=1, reset_optimizer=reset, **OPTIMIZERS[optimizer])
         x, logits = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), []
-        for experience in stream.train:
+        for experience in stream.train[:3]:
             strategy.train(experience, eval_streams=[])
             with torch.no_grad():
                 logits.append(strategy.model.eval()(x, 0))

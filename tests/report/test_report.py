@@ -360,6 +360,7 @@ def test_best_and_second_are_what_is_printed():
     assert "**" not in next(line for line in tables.to_markdown(paper, "accuracy").splitlines() if "HAT" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
 def test_the_report_compiles(tmp_path):
     odd = [run('a&b_100% {x} ~^ "quoted" <|> λ', s, settings={"a": "~\\" * 30}) for s in (1, 2)]
@@ -383,6 +384,7 @@ def test_the_report_compiles(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
 @pytest.mark.parametrize("other", ["cacl+hosvd", "individual-tucker", "individual-tucker [precision=bf16, width=0.5]"])
 def test_a_table_fits_the_column_of_an_article(other, tmp_path):

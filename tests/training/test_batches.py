@@ -51,11 +51,11 @@ def losses(batches, steps):
 
 def test_same_losses_as_the_plain_loader_in_float64(colour_task):
     task = colour_task()
-    fast = Batches([task], [0], 32, augmentation=CIFAR, seed=5, dtype=torch.float64)
-    twin = DataLoader(Plain(task, fast.draws(0), 4), batch_size=32)
+    fast = Batches([task], [0], 8, augmentation=CIFAR, seed=5, dtype=torch.float64)
+    twin = DataLoader(Plain(task, fast.draws(0), 4), batch_size=8)
     expected = losses(twin, 3)
     assert torch.allclose(losses(fast, 3), expected, rtol=1e-9, atol=0)
-    other_crops = Batches([task], [0], 32, augmentation=CIFAR, seed=6, dtype=torch.float64)
+    other_crops = Batches([task], [0], 8, augmentation=CIFAR, seed=6, dtype=torch.float64)
     assert not torch.allclose(losses(other_crops, 3), expected, rtol=1e-3, atol=0)  # control: the losses can tell
 
 

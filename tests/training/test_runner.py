@@ -3,17 +3,16 @@
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from msgspec import structs
 
 from benchsuite import files
 from benchsuite.errors import UserError
@@ -33,69 +32,55 @@ def job_of(name="finetune", seed=1, **settings):
     return resolve("split-digits", "smoke", name, seed, overrides=TINY | settings)
 
 
-DRIVER = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-from pathlib import Path
-import torch
-from benchsuite.record.schema import Job
-from benchsuite.training.runner import run
-torch.set_num_threads(1)
-
-def report(event):
-    print(event.stage, event.epoch, flush=True)
-    sys.stdin.readline()
-
-for line in sys.stdin:
-    results, job = json.loads(line)
-    run(Job(**job), results=Path(results), report=report)
-    print("done", flush=True)
-"""
-
-
 class OtherProcess:
-    """A process that runs jobs; it stands still at every event until it is told to go on."""
-
-    def __init__(self, folder):
-        script = folder / "driver.py"
-        script.write_text(DRIVER)
-        self.process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def say(self, line=""):
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+    """A process that runs a job; it stands still at every event until it is told to go on."""
 
     def start(self, job, results):
-        self.say(json.dumps([str(results), structs.asdict(job)]))
+        self.pipe, theirs = multiprocessing.Pipe()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # newer Pythons warn of forks beside threads
+            self.process = multiprocessing.get_context("fork").Process(target=self.drive, args=(theirs, job, results))
+            self.process.start()
+        theirs.close()
+
+    @staticmethod
+    def drive(pipe, job, results):
+        def report(event):
+            pipe.send((event.stage, event.epoch))
+            pipe.recv()
+
+        run(job, results=results, report=report)
+        pipe.send("done")
+
+    def go_on(self):
+        self.pipe.send(None)
 
     def until(self, event):
-        """Let it run until it stands at this event ("stage epoch", or "done")."""
-        while (line := self.process.stdout.readline().strip()) != event:
-            assert line, "the process ended"
-            self.say()
+        """Let it run until it stands at this event, (stage, epoch) or "done"."""
+        while self.pipe.recv() != event:
+            self.go_on()
 
 
-@pytest.fixture(scope="module")
-def other_process(tmp_path_factory):
-    other = OtherProcess(tmp_path_factory.mktemp("driver"))
+@pytest.fixture
+def other_process():
+    other = OtherProcess()
     yield other
     other.process.kill()
-    other.process.wait()
-    other.process.stdin.close()
-    other.process.stdout.close()
+    other.process.join()
+    other.process.close()
+    other.pipe.close()
 
 
 def test_two_processes_share_one_run(other_process, tmp_path):
     job, mine, events = job_of("cacl"), [], []
     other_process.start(job, tmp_path)
-    other_process.until("1 1")
+    other_process.until((1, 1))
     waiting = threading.Thread(target=lambda: mine.append(run(job, results=tmp_path, report=events.append)))
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
     said = [Note(f"{job}: is running in another process; waiting for it")]
     assert events == said
-    other_process.say()
+    other_process.go_on()
     other_process.until("done")
     waiting.join(60)
     assert not waiting.is_alive()
@@ -111,9 +96,10 @@ def test_a_killed_run_goes_on_where_it_was(other_process, tmp_path):
     job = job_of("cacl")
     folder = tmp_path / job.folder
     other_process.start(job, tmp_path)
-    other_process.until("2 1")  # in the middle of the third task
+    other_process.until((2, 1))  # in the middle of the third task
     other_process.process.kill()
-    assert other_process.process.wait() == -9
+    other_process.process.join()
+    assert other_process.process.exitcode == -9
     assert (folder / "checkpoint.pt").exists()
     assert not (folder / "record.json").exists()
     events = []
