@@ -1,4 +1,4 @@
-"""Files that processes share: written whole or not at all, locks, digests."""
+"""Files that several processes use: atomic writes, locks, digests."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 
 from .errors import UserError
 
-ELSEWHERE = "choose a folder that can be written (--results, --output or --data-dir; BENCHSUITE_CACHE for the cache)"
+ELSEWHERE = "choose a writable folder (--results, --output or --data-dir; BENCHSUITE_CACHE for the cache)"
 
 
 WRITING = ".writing."  # how the name of a file begins that is being written
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of the canonical JSON form of `content`. Raises ValueError for numbers that are not finite: JSON has none."""
+    """SHA-256 of the canonical JSON form of `content`. Raises ValueError for NaN and infinity, which JSON cannot store."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Put `data` at `path` whole or not at all: written beside it under a name of its own, synced, then renamed.
+    """Write `data` to `path` completely or not at all: it is written beside `path` under another name, synced, then renamed.
 
     Raises UserError where that fails. What a kill leaves of it begins with `WRITING`."""
     temporary = None
@@ -72,11 +72,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise Busy(f"{path.parent}: another process is at work on this run", "wait until it has ended") from None
+            raise Busy(f"{path.parent}: another process is working on this run", "wait until it has ended") from None
         except OSError as error:
             raise UserError(f"cannot write to {path.parent}: {error.strerror}", ELSEWHERE) from None
         with file:
-            # Whoever held the lock before has removed the file: the lock counts only on the file that has the name now.
+            # The previous holder may have removed the file: the lock counts only on the file that has this name now.
             try:
                 if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     continue
@@ -90,7 +90,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock at `path` at this moment. Leaves everything as it is."""
+    """Whether a process holds the lock at `path` right now. Changes nothing."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -92,6 +92,6 @@ class Registry(Generic[T]):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line: the nearest known name, or all of them."""
+    """The remedy of an error: the nearest known name, or all of them."""
     close = get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"

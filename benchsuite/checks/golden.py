@@ -304,7 +304,7 @@ def differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, f
 
 
 def compare(names: Iterable[str] = ()) -> dict[str, str]:
-    """Entries that differ from golden.json, and what differs first. names: these alone."""
+    """Entries that differ from golden.json, and what differs first. names: only these."""
     known, found = golden(), {}
     for name, settings in entry_plan().items():
         if names and name not in names and subject(name) not in names:
@@ -352,9 +352,9 @@ def update(names: Sequence[str], reason: str) -> list[str]:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchsuite.checks.golden", description="Compare with golden.json.")
-    parser.add_argument("names", nargs="*", help="entries, such as 'method ewc' (all)")
-    parser.add_argument("--update", nargs="*", metavar="NAME", help="regenerate these entries where they differ (all)")
-    parser.add_argument("--reason", help="why the numbers change")
+    parser.add_argument("names", nargs="*", help="entries, such as 'method ewc' (default: all)")
+    parser.add_argument("--update", nargs="*", metavar="NAME", help="regenerate these entries if they differ (default: all)")
+    parser.add_argument("--reason", help="why the numbers change, stored with the entries")
     arguments = parser.parse_args(words)
     if arguments.update is not None and not arguments.reason:
         parser.error("--update needs a --reason")

@@ -1,7 +1,7 @@
-"""Records made elsewhere: every one is checked before anything is written, and what does not hold is refused with the reason.
+"""Records made elsewhere: all are checked before anything is written, and records that do not hold are refused with the reason.
 
-Nothing here is ever overwritten, every file is written whole or not at all, the artifact before its record, and a run that is
-here already with the same numbers is skipped: after a kill the same command ends in the same state.
+Nothing here is ever overwritten. Files are written completely or not at all, an artifact before its record, and a run that is
+here already with the same numbers is skipped, so that after a kill the same command ends in the same state.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from ..source import stale
 from ..training.settings import TUNING_SEEDS, method_of, recipe_of
 from .verify import check_job
 
-APART = ("tune", "verify")  # of a results folder: trials and re-runs, which no leaderboard ranks
+APART = ("tune", "verify")  # folders of trials and re-runs, which no leaderboard ranks
 
 
 def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Callable[[str], None]) -> dict[str, int]:
-    """Bring the records below `source` into `results`. Returns how many were brought in, were here already, were refused.
+    """Add the records below `source` to `results`. Returns how many were added, were here already, and were refused.
 
-    say: called with each remark on a record that holds; refuse: with each reason why one does not, a line each. Raises UserError
-    where there is nothing to merge or `results` cannot be written; what was brought in until then stays.
+    say: called with each remark on a record that holds. refuse: called with the reason for each that does not. Both get one line.
+    Raises UserError if there is nothing to merge or `results` cannot be written; what was added until then stays.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: is no folder", f"name one below which {RECORD} files lie")
+        raise UserError(f"{source}: is not a folder", f"name one below which {RECORD} files lie")
     paths = [path for path in sorted(source.rglob(RECORD)) if path.relative_to(source).parts[0] not in APART]
     if not paths:
         raise UserError(f"{source}: there is no {RECORD} below it", "name the results folder that the runs were made in")
     sound: dict[Path, RunRecord] = {}
     bare = 0
-    count = {"brought in": 0, "here already": 0, "refused": 0}
-    agreed: dict[str, dict[tuple[str, str], str]] = {}  # by protocol: what all sound records say of its images
+    count = {"added": 0, "here already": 0, "refused": 0}
+    agreed: dict[str, dict[tuple[str, str], str]] = {}  # by protocol: what all records that hold say about its images
     for path in paths:
         try:
             record = store.read(path)
@@ -60,7 +60,7 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
             count["refused"] += 1
             refuse(_line(path, error))
             continue
-        except Exception as error:  # anybody can write a record: what no check foresaw refuses this one alone
+        except Exception as error:  # anybody can write a record: an unforeseen error refuses only this one
             count["refused"] += 1
             refuse(f"{path}: {one_line(error)[:200]}")
             continue
@@ -71,10 +71,10 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
         for remark in remarks:
             say(f"{path}: {remark}")
     if bare:
-        say(f"no artifact lies beside {bare} of {len(paths)} records: their sizes could not be held against one")
+        say(f"{bare} of {len(paths)} records have no artifact beside them, so their sizes could not be checked")
     for path, record in sound.items():  # only now is anything written
         try:
-            count["brought in" if _bring(record, path.parent, results / record.job.folder) else "here already"] += 1
+            count["added" if _bring(record, path.parent, results / record.job.folder) else "here already"] += 1
         except _Refused as error:
             count["refused"] += 1
             refuse(_line(path, error))
@@ -91,12 +91,12 @@ def _line(path: Path, error: UserError) -> str:
 
 
 def check(record: RunRecord) -> list[str]:
-    """What a record says must hold together, and agree with its protocol and method where they are known here.
+    """A record must be consistent, and agree with its protocol and method if they are known here.
 
-    Returns remarks, each a line; raises UserError for what does not hold."""
+    Returns remarks, one line each. Raises UserError for what does not hold."""
     job, T = record.job, len(record.tasks)
     if job.seed in TUNING_SEEDS:
-        raise UserError(f"seed {job.seed} is one that settings are tuned on, nothing is reported for it")
+        raise UserError(f"seed {job.seed} is used for tuning, so no result is reported for it")
     remarks = check_job(job)
     recipe = recipe_of(job.settings)
     together = len(record.iterations) == 1
@@ -105,12 +105,12 @@ def check(record: RunRecord) -> list[str]:
         values |= {"BWT": record.bwt, "forgetting": record.forgetting, "learning accuracy": record.learning_accuracy}
     for name, value in values.items():
         if not math.isfinite(value):
-            raise UserError(f"{name} cannot be computed: the accuracy matrix has holes, though the tasks were learnt one by one")
+            raise UserError(f"{name} cannot be computed: the accuracy matrix has gaps, although the tasks were learnt one by one")
     images = {entry.name: entry for entry in record.data}
     for name, entry in images.items():
         official = OFFICIAL[name].digest if name in OFFICIAL else None
         if entry.complete and official and entry.digest != official:
-            raise UserError(f"{name}: said to be complete, but its images (digest {entry.digest[:12]}) are not the official ones")
+            raise UserError(f"{name}: marked as complete, but its images (digest {entry.digest[:12]}) are not the official ones")
         if not entry.complete:
             remarks.append(f"{name} is not the published benchmark: {entry.note or 'incomplete'}")
     for task in record.tasks:
@@ -118,7 +118,7 @@ def check(record: RunRecord) -> list[str]:
             raise UserError(f"task {task.name}: no images of {task.dataset} are on record")
         most = (recipe.test_per_class or math.inf) * len(task.classes)
         if task.test > most:
-            raise UserError(f"task {task.name}: {task.test} test images, its settings allow {most}")
+            raise UserError(f"task {task.name}: {task.test} test images, but its settings allow {most}")
     if job.protocol in protocols.all():
         protocol = protocols.get(job.protocol)
         order = [protocol.tasks[i] for i in protocol.order(job.seed)][: recipe.tasks]
@@ -135,7 +135,7 @@ def check(record: RunRecord) -> list[str]:
 
 
 def check_artifact(record: RunRecord, folder: Path) -> bool:
-    """Whether there is an artifact beside the record. Raises UserError where it is not the one that the record is of."""
+    """Whether there is an artifact beside the record. Raises UserError if it is not the one that the record describes."""
     path = RunFolder(folder).artifact
     if not path.exists():
         return False
@@ -147,19 +147,19 @@ def check_artifact(record: RunRecord, folder: Path) -> bool:
     sizes["other"] += len(content) - sum(sizes.values())
     said = asdict(record.final_sizes)
     if sizes != said:
-        raise UserError(f"{path}: holds {sizes} bytes, its record says {said}")
+        raise UserError(f"{path}: contains {sizes} bytes, but its record says {said}")
     served = artifact.header.get("tasks")
     tasks = [(t.get("name"), t.get("classes")) for t in served if isinstance(t, dict)] if isinstance(served, list) else []
     own = [(task.name, task.classes) for task in record.tasks]
     if tasks != own or artifact.header.get("method") != record.job.method:
-        raise UserError(f"{path}: serves other tasks, or was learnt by another method, than its record says")
+        raise UserError(f"{path}: its tasks or its method are not those of its record")
     return True
 
 
 def claims(record: RunRecord) -> list[tuple[tuple[str, str], str]]:
-    """What sound records of one protocol agree on: the images of each complete set, and how many of them each task has.
+    """What the records of one protocol must agree on: the images of each complete set, and how many of them each task has.
 
-    Where the images are part of a run's identity (`Job.data`) runs on others are other runs, and nothing is claimed."""
+    If the images are part of a run's identity (`Job.data`), runs on other images are other runs, and nothing is claimed."""
     if record.job.data:
         return []
     digests = {entry.name: entry.digest for entry in record.data if entry.complete}
@@ -172,7 +172,7 @@ def claims(record: RunRecord) -> list[tuple[tuple[str, str], str]]:
 
 
 def _agreed_here(folder: Path) -> dict[tuple[str, str], str]:
-    """What the records say that are here; one that cannot be read says nothing, and is refused where it is ranked."""
+    """What the records here claim. One that cannot be read claims nothing, and is refused when it is ranked."""
     agreed: dict[tuple[str, str], str] = {}
     for path in sorted(folder.rglob(RECORD)):
         try:
@@ -185,7 +185,7 @@ def _agreed_here(folder: Path) -> dict[tuple[str, str], str]:
 
 
 def _bring(record: RunRecord, source: Path, target: Path) -> bool:
-    """Put a record and its artifact in their place; False if the record is there already."""
+    """Put a record and its artifact in place. False if the record is there already."""
     here, there = RunFolder(target), RunFolder(source)
     if not here.record.exists() or (there.artifact.exists() and not here.artifact.exists()):
         try:
@@ -216,11 +216,11 @@ def _place(record: RunRecord, source: Path, target: Path) -> bool:
 
 
 def _agree(record: RunRecord, own: Path) -> None:
-    """Raises where the record here is not the same run with the same numbers."""
+    """Raises UserError if the record here is not of the same run with the same numbers."""
     try:
         here = store.read_of(record.job, own)
     except UserError as error:
-        raise _Refused(f"there is one here already, but {error}") from None
+        raise _Refused(f"a record is here already, but {error}") from None
     if different := schema.differences(replace(record, job=here.job), here):
         raise _Refused(
             f"here already with other numbers ({', '.join(different)}): made {_provenance(record)}, here {_provenance(here)}",

@@ -1,26 +1,27 @@
-"""Does a record reproduce? Its job is run again from the record's own settings, and the two records are compared.
+"""Does a record reproduce? Its job is run again with the record's own settings, and the two records are compared.
 
-identical: every number that a run determines is the same (`records.differences`), as it must be on the same kind of machine:
-device, threads, a processor's vector instructions and versions of the libraries.
+identical: every number that a run determines is the same (`record.schema.differences`). It must be so on the same kind of
+machine: device, threads, vector instructions of the processor and versions of the libraries.
 
-within interval: elsewhere sums are rounded in another order, and training amplifies that, so that the two runs are two trainings
-of one recipe on one test set. Let p_j be the chance that a training gets image j right, and let the two trainings err
-independently. Then the difference of two accuracies on n images has mean 0 and variance 2/n^2 sum_j p_j (1 - p_j), which is at
-most 2/n p (1 - p), p the mean of the p_j (p (1 - p) is concave). p is estimated from both runs together, with two right and two
-wrong answers added, so that accuracies of 0 and 100 % have an interval too. Compared are the final accuracy of each task, ACC
-and, where measured, learning accuracy, whose variances are those of means of independent terms; each must lie within z standard
-deviations, z such that by the normal approximation sound runs fail with a chance of LEVEL over all comparisons (Bonferroni).
+within interval: on another kind of machine, sums are rounded in another order and training amplifies the differences, so the two
+runs are two trainings by one recipe with one test set. Let p_j be the probability that a training classifies image j correctly,
+and let the two trainings err independently. The difference of two accuracies on n images then has mean 0 and variance
+2/n^2 sum_j p_j (1 - p_j), which is at most 2/n p (1 - p) with p the mean of the p_j (p (1 - p) is concave). p is estimated from
+both runs together, with two correct and two wrong answers added, so that accuracies of 0 and 100 % have an interval too. Compared
+are the final accuracy of each task, ACC and, if measured, learning accuracy; the variances of the last two are those of means of
+independent terms. Each difference must lie within z standard deviations, where z is such that, by the normal approximation, sound
+runs fail with probability LEVEL over all comparisons together (Bonferroni).
 
-What this covers: the finite test set, with room to spare, as most images are nearly always right or nearly always wrong
-(p_j (1 - p_j) far below p (1 - p)). What it does not: that one training is luckier than another on all images of a task at once.
-Where nothing is forgotten that fits into the room. How much of a task is forgotten, though, hangs on chance: over the published
-runs of one job in fp32 and bf16 final accuracies differ by 0.4 (individual networks), 1.2 (CACL) and 2.0 (fine-tuning) of the
-deviation above, root mean square over tasks, and the last is explained by a deviation of 0.09 of what was forgotten. So FORGOTTEN
-= 0.1 of a task's forgetting, as a deviation of each of the two runs, is added to the variance of its final accuracy. That was
-measured on one protocol with three methods, and is no law. Nor is agreement within the interval a proof: differences smaller
-than it go unseen.
+What this covers: the finite test set, with room to spare, because most images are nearly always classified correctly or nearly
+always wrongly (p_j (1 - p_j) is far below p (1 - p)). What it does not cover: one training may be luckier than another on all
+images of a task at once. If nothing is forgotten, the spare room is enough for that. How much of a task is forgotten, however,
+depends on chance: over the published runs of one job in fp32 and bf16, final accuracies differ by 0.4 (individual networks), 1.2
+(CACL) and 2.0 (fine-tuning) of the standard deviation above (root mean square over tasks), and the last figure is explained by a
+standard deviation of 0.09 of what was forgotten. Therefore FORGOTTEN = 0.1 of a task's forgetting, as a standard deviation of
+each of the two runs, is added to the variance of its final accuracy. It was measured on one protocol with three methods and is
+not a law. Nor is agreement within the interval a proof: smaller differences are not detected.
 
-Sizes must be the same where they follow from the settings, and within 5 % where they are learnt.
+Sizes must be the same if they follow from the settings, and within 5 % if they are learnt.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ from ..training.events import Event, Note
 from ..training.runner import run
 from ..training.settings import PRECISIONS, check_protocol, method_of, recipe_of
 
-LEVEL = 0.01  # the chance that two sound runs are told apart, over all comparisons
+LEVEL = 0.01  # probability that two sound runs are called different, over all comparisons
 
-FORGOTTEN = 0.1  # standard deviation of what is forgotten of a task between trainings, as a share of it
+FORGOTTEN = 0.1  # standard deviation between trainings of what is forgotten of a task, as a share of it
 
-SIZE = 0.05  # by how much a size that is learnt may differ
+SIZE = 0.05  # largest relative difference of a learnt size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """reproduced: whether it holds; words: in a few words; remarks: what else is to be known, one line each."""
+    """reproduced: whether the record reproduces; words: the verdict; remarks: further information, one line each."""
 
     reproduced: bool
     words: str
@@ -75,8 +76,8 @@ def verify(
 ) -> Verdict:
     """Run the job of the record at `path` again, below the folder `scratch`, and compare.
 
-    It uses as many threads as the record says, and with device "auto" the record's kind of device where there is one. An
-    interrupted verification resumes. Raises UserError where the job cannot be run here, and `runner.RunFailed`.
+    It uses the record's number of threads and, with device "auto", the record's kind of device if this machine has one. An
+    interrupted verification resumes. Raises UserError if the job cannot be run here, and `runner.RunFailed` if its run fails.
     """
     record = store.read(path)
     job = record.job
@@ -88,11 +89,11 @@ def verify(
     configure_process(device, job.precision)
     own = RunFolder(scratch / job.folder)
     if own.record.exists() and own.record.samefile(path):
-        raise UserError(f"{path}: is itself what `benchsuite verify` has made", "name the record that is to be verified")
+        raise UserError(f"{path}: was itself made by `benchsuite verify`", "name the record to verify")
     before = torch.get_num_threads()
     if own.record.exists():
         if _made_here(own.read_of(job).environment, where.threads, device):
-            remarks.append(f"the run of an earlier verification by the same code is compared: {own.record}")
+            remarks.append(f"compared with the re-run of an earlier verification by the same code: {own.record}")
         else:
             own.record.unlink()
     try:
@@ -104,15 +105,15 @@ def verify(
 
 
 def check_job(job: Job, *, strict: bool = False) -> list[str]:
-    """Raises UserError where no run by this version can have such a job. What cannot be judged, since the protocol or the method
-    is not known here, is returned, one remark each, or, if `strict`, an error too."""
+    """Raises UserError if no run by this version can have this job. What cannot be checked, because the protocol or the method is
+    not known here, is returned as remarks or, if `strict`, is an error too."""
     if job.precision not in PRECISIONS:
         raise UserError(f"no precision is called {job.precision!r}", suggest(job.precision, PRECISIONS))
     remarks = []
     recipe_kinds = field_types(Recipe)
     known = set(recipe_kinds)
     if missing := [name for name in ("backbone", "epochs") if name not in job.settings]:
-        raise UserError(f"lacks the setting {missing[0]}, which has no default")
+        raise UserError(f"the setting {missing[0]} is missing and has no default")
     try:
         recipe = recipe_of(job.settings)
         if job.protocol in protocols.all():
@@ -130,14 +131,14 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
         cls = methods.get(job.method)
         kinds = field_types(cls)
         if unknown := sorted(set(job.settings) - known - set(kinds)):
-            raise UserError(f"{unknown[0]!r} is no setting of {job.method} in this version of benchsuite")
+            raise UserError(f"{unknown[0]!r} is not a setting of {job.method} in this version of benchsuite")
         if unfit := method_of(job.method, job.settings).unsupported_reason(recipe):
             raise UserError(f"{job.method} cannot run like this: {unfit}")
     except (TypeError, ValueError) as error:
         raise UserError(f"{job.method}: {error}") from None
     left_out = {"batchnorm", *neutral_values(Recipe), *neutral_values(cls)}  # where they have no effect
     absent = sorted({*known, *kinds} - set(job.settings) - left_out)
-    return remarks + [f"{name} did not exist when the record was made; this version's default stands" for name in absent]
+    return remarks + [f"{name} did not exist when the record was made; this version's default is used" for name in absent]
 
 
 def _unknown(job: Job) -> str | None:
@@ -161,7 +162,7 @@ def _unknown(job: Job) -> str | None:
 
 
 def check_images(record: RunRecord, data_dir: Path | None) -> None:
-    """Raises UserError where the images at hand are not those of the record: before a run, which may take hours."""
+    """Raises UserError if the images here are not those of the record. Called before the run, which may take hours."""
     partial = recipe_of(record.job.settings).partial_data
     on_record = {entry.name: entry.digest for entry in record.data}
     names = dict.fromkeys(task.dataset for task in record.tasks)
@@ -175,14 +176,14 @@ def check_images(record: RunRecord, data_dir: Path | None) -> None:
 
 
 def _made_here(environment: Environment, threads: int, device: str) -> bool:
-    """Whether a run made in this environment would be the same one now."""
+    """Whether a run made in that environment would be the same now."""
     now = source_revision()
     made = (environment.source, environment.earlier_sources, environment.threads, environment.device)
     return made == (now, [], threads, device) and not now.dirty and environment.versions.get("torch") == version("torch")
 
 
 def compare(record: RunRecord, again: RunRecord, *, learnt: bool, remarks: Sequence[str] = ()) -> Verdict:
-    """The verdict over a record and its re-run. learnt: whether the method's size is."""
+    """The verdict on a record and its re-run. learnt: whether the size of the method is learnt."""
     said = [*remarks, *_machines(record, again)]
     different = schema.differences(record, again)
     if not different:
@@ -190,26 +191,28 @@ def compare(record: RunRecord, again: RunRecord, *, learnt: bool, remarks: Seque
     said.append(f"not identical in: {', '.join(different)}")
     outside = []
     if same_kind(record.environment, again.environment):
-        outside.append("both were made on one kind of machine, by the same versions of the libraries: they must be identical")
+        outside.append(
+            "both were made on the same kind of machine with the same versions of the libraries, so they must be identical"
+        )
     if record.tasks != again.tasks or record.iterations != again.iterations:
-        outside.append("tasks or iterations differ: this is not the same training")
+        outside.append("tasks or iterations differ, so this is not the same training")
     else:
         for what, one, other, bound in intervals(record, again):
             if abs(one - other) > bound:
-                outside.append(f"{what}: {one:.2f} % on record, {other:.2f} % here, which may differ by {bound:.2f}")
+                outside.append(f"{what}: {one:.2f} % on record, {other:.2f} % here; the allowed difference is {bound:.2f}")
             elif what in ("ACC", "learning accuracy"):
-                said.append(f"{what}: {one:.2f} % on record, {other:.2f} % here; may differ by {bound:.2f}")
+                said.append(f"{what}: {one:.2f} % on record, {other:.2f} % here; the allowed difference is {bound:.2f}")
     old, new = record.stored_bytes, again.stored_bytes
     if not learnt and record.stored != again.stored:
         outside.append(f"stored bytes: {old:,} on record, {new:,} here; they follow from the settings and must not differ")
     elif abs(new - old) > SIZE * old:
-        outside.append(f"stored bytes: {old:,} on record, {new:,} here, which may differ by {SIZE:.0%}")
+        outside.append(f"stored bytes: {old:,} on record, {new:,} here; the allowed difference is {SIZE:.0%}")
     words = "NOT reproduced" if outside else "reproduced within interval"
     return Verdict(reproduced=not outside, words=words, remarks=said + outside)
 
 
 def intervals(record: RunRecord, again: RunRecord) -> list[tuple[str, float, float, float]]:
-    """What is compared, its two values in per cent, and by how much they may differ: see the top of this file."""
+    """What is compared, its two values in per cent, and the allowed difference: see the top of this file."""
     tests = np.array([task.test for task in record.tasks], dtype=float)
     T = len(tests)
     one, other = (np.array(r.correct, dtype=float) for r in (record, again))
@@ -239,7 +242,7 @@ def same_kind(one: Environment, other: Environment) -> bool:
 
 
 def _machines(record: RunRecord, again: RunRecord) -> list[str]:
-    """Where both were made, if not on the same kind of machine by the same code."""
+    """How the machines and the code of the two runs differ, if they do."""
     found = []
     for what, get in (
         ("machine", lambda e: e.machine),

@@ -79,10 +79,10 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
 
 
 def planned(arguments: argparse.Namespace) -> Plan:
-    """The board that the arguments mean; methods that it leaves out are named, with the reason."""
+    """The board that the arguments describe. Methods that it leaves out are printed with the reason."""
     from rich.console import Console
 
-    with Console(stderr=True).status("starting PyTorch and Avalanche"):  # which takes seconds; shown on a terminal alone
+    with Console(stderr=True).status("starting PyTorch and Avalanche"):  # takes seconds; shown only on a terminal
         from ..execution.plan import SEEDS, plan
 
     found = plan(
@@ -103,7 +103,7 @@ def planned(arguments: argparse.Namespace) -> Plan:
 
 
 def finished(arguments: argparse.Namespace) -> Leaderboard:
-    """The board of the records that are there. Needs no PyTorch."""
+    """The board of the existing records. Needs no PyTorch."""
     from ..analysis.leaderboard import leaderboard
     from ..protocol import protocols
     from ..record.store import read_board
@@ -112,7 +112,7 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
     given = {"--method": arguments.methods, "--set": arguments.settings, "--seeds": arguments.seeds}
     if any(given.values()):
         words = ", ".join(name for name, value in given.items() if value)
-        raise UserError("--no-run ranks every record that is there", f"{words} can only choose what to run, leave it out")
+        raise UserError("--no-run ranks all existing records", f"leave out {words}, which only choose what to run")
     protocol = protocols.get(arguments.protocol)
     protocol.recipe(arguments.tier)
     match = arguments.match_size
@@ -132,7 +132,7 @@ def command_status(arguments: argparse.Namespace) -> None:
         arguments.tier = arguments.tier or "paper"
         jobs = planned(arguments).jobs
     elif arguments.methods or arguments.seeds or arguments.settings:
-        raise UserError("--method, --seeds and --set say what should be there", "name the --protocol too")
+        raise UserError("--method, --seeds and --set describe a board that should exist", "name its --protocol, too")
     found = boards(arguments.results, arguments.protocol, arguments.tier, [job.folder for job in jobs])
     if not found:
         print(f"no runs below {arguments.results}; start some with `benchsuite leaderboard`, or name their folder with --results")
@@ -151,7 +151,7 @@ def command_tune(arguments: argparse.Namespace) -> int:
         arguments.protocol, arguments.tier, method, arguments.trials, overrides=overrides, precision=arguments.precision
     )
     note_slow_precision(arguments)
-    folder, trials = arguments.results / "tune", []  # apart from the runs that a leaderboard ranks
+    folder, trials = arguments.results / "tune", []  # separate from the runs that a leaderboard ranks
     for trial in chosen.search(folder, data_dir=arguments.data_dir, device=arguments.device):
         print(trial, flush=True)
         trials.append(trial)

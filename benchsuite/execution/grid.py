@@ -1,7 +1,7 @@
-"""Many runs: those without a record, longest first; a finished one is never lost, a failed one never stops the others.
+"""Many runs: those without a record, longest first. A finished run is never lost, and a failed one never stops the others.
 
-The engine decides where: `local.Local` in processes of this machine, `ray.Cluster` on a Ray cluster. Each run has a process of
-its own, so that no run affects another, and a process that is killed costs its run the task in training.
+The engine decides where they run: `local.Local` in processes on this machine, `ray.Cluster` on a Ray cluster. Each run has a
+process of its own, so no run affects another; if the process is killed, its run loses only the task being trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RETRIES = 2  # of a run whose process was killed
 
 
 class Engine(Protocol):
-    """Where runs are run. A context manager: when it exits, no run is under way."""
+    """Where runs are executed. A context manager: when it exits, no run is under way."""
 
     @property
     def slots(self) -> int:
@@ -40,7 +40,7 @@ class Engine(Protocol):
         """Start a run; returns a key for it."""
 
     def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Message]]:
-        """Wait for the runs with these keys, and yield what some of them have to say. An `Ending` is a run's last message."""
+        """Wait for the runs with these keys, and yield messages of some of them. An `Ending` is a run's last message."""
 
     def __enter__(self) -> Any: ...
 
@@ -48,10 +48,10 @@ class Engine(Protocol):
 
 
 def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lambda line: None) -> list[Job]:
-    """The jobs without a record that counts, longest first; those that nothing is known of come before all others.
+    """The jobs without a valid record, longest first; those whose duration is unknown come before all others.
 
-    say: is told which of them are stale, which failed before and why, and which have a record that cannot be trusted or is of
-    another job: these are among them, for `run_all` to refuse.
+    say: called with a line for each of them that is stale, that failed before, or whose record cannot be trusted or is of another
+    job. The last kind is returned too, for `run_all` to refuse.
     """
     left = []
     for job in jobs:
@@ -60,7 +60,7 @@ def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lam
             try:
                 if not (reason := stale(folder.read_of(job))):
                     continue
-                say(f"stale: {job}: {reason}; it is run again, the old record is kept beside the new one")
+                say(f"stale: {job}: {reason}; it is run again, and the old record is kept beside the new one")
             except UserError as error:
                 say(f"not run: {job}: {error}")
         elif reason := folder.read_failure():
@@ -85,14 +85,14 @@ def measured(folder: Path) -> list[tuple[str, float]]:
     """Configuration and seconds (wall clock, training and evaluation) of each record of a method, stale ones too."""
     found = []
     for path in folder.glob(f"*/{EVERY_RECORD}"):
-        with suppress(UserError):  # it is refused where its run is asked for
+        with suppress(UserError):  # it is refused when its run is requested
             record = read(path)
             found.append((record.job.config, sum(record.seconds.train) + sum(record.seconds.evaluate)))
     return found
 
 
 def expected(job: Job, known: Sequence[tuple[str, float]]) -> float:
-    """Seconds that a run will take: as its configuration took, else as its method did; infinite where neither was measured."""
+    """Expected seconds of a run: the mean of its configuration, or else of its method; infinite if neither was measured."""
     times = [seconds for config, seconds in known if config == job.config] or [seconds for _, seconds in known]
     return fmean(times) if times else float("inf")
 
@@ -100,9 +100,9 @@ def expected(job: Job, known: Sequence[tuple[str, float]]) -> float:
 def run_all(
     left: Sequence[Job], *, results: Path, engine: Engine, report: Callable[[Event | Note], None] = lambda event: None
 ) -> dict[str, str]:
-    """Run these jobs in this order. Returns the errors by run folder. Each is on record in that folder too.
+    """Run these jobs in this order. Returns the errors by run folder; each is also on record in that folder.
 
-    A job whose folder holds a record that cannot be trusted is an error: it is not run, and its folder is left alone.
+    A job whose folder holds a record that cannot be trusted is an error: it is not run, and its folder is not touched.
     report: called with the `Event`s of every run, and with `Note`s.
     """
     errors = {str(job.folder): reason for job in left if (reason := refusal(job, results))}
@@ -113,7 +113,7 @@ def run_all(
             report(Note(engine.remark))
         while queue or running:
             while queue and len(running) < engine.slots:
-                # What another command is running comes later: by then it may be done.
+                # Runs of another command come later: by then they may be finished.
                 free = next((i for i, job in enumerate(queue) if not RunFolder(results / job.folder).is_locked()), None)
                 job = queue.pop(free or 0)
                 if free is None:
@@ -140,7 +140,7 @@ def run_all(
                         f"{job}: its process was killed {killed[name]} times (out of memory?); run the same command to resume it"
                     )
                 errors[name] = reason
-                # A run that broke has put its reason and traceback on record; any other failure is known here alone.
+                # A run that failed has written its reason and traceback; any other failure is known only here.
                 known = folder.read_failure()
                 if not (known and known in reason) and not folder.record.exists():
                     folder.write_failure(job, reason.removeprefix(f"{job}: "))

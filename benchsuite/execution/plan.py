@@ -1,12 +1,12 @@
-"""Which runs a board needs, which of them are missing, running them, and ranking what is there.
+"""Which runs a board needs and which of them are missing, running these, and ranking all results.
 
     plan = benchsuite.plan("split-digits", tier="smoke", methods=["finetune", "cacl", "./anchor.py"], seeds=[1, 2])
     print(plan.not_applicable, len(plan.missing()), "of", len(plan.jobs))
     failed = plan.run(jobs=2)
     print(plan.leaderboard().accuracy)
 
-`benchsuite leaderboard` and `benchsuite status` are callers of this. Each run has a process of its own, which does not import the
-script or notebook that asks for it: no `if __name__ == "__main__":` is needed, and a method must be installed or lie in a file.
+`benchsuite leaderboard` and `benchsuite status` call this. Each run has a process of its own, which does not import the script or
+notebook that started it: no `if __name__ == "__main__":` is needed, but a method must be installed or defined in a file.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ Report = Callable[[Event | Note | Begun], None]
 class Plan:
     """The runs of a board, as `plan` has resolved them.
 
-    settings: by method, those of the given settings that it has. reference: a job of the method whose size is to be matched.
-    jobs: every run of the board. not_applicable: methods that cannot run like this, and why.
+    settings: for each method, those of the given settings that it has. reference: a job of the method whose size is matched.
+    jobs: every run of the board. not_applicable: methods that cannot run with these settings, and why.
     """
 
     protocol: Protocol
@@ -80,12 +80,12 @@ class Plan:
     ) -> dict[str, str]:
         """Run what is missing, each run in a process of its own. Returns the errors by run folder.
 
-        What is finished is never run again; interrupted, this goes on where it was when called again. With `match_size`, every
-        other method whose size can be computed then runs at the width at which it stores as much as the reference, too.
+        Finished runs are never repeated; after an interruption, call this again to continue. With `match_size`, every other
+        method whose size can be computed then also runs at the largest width at which it stores no more than the reference.
 
-        jobs: runs at once on this machine (default: one a core on the CPU, one on a GPU).
-        ray: run on the Ray cluster at this address in place of this machine; "local" starts one here. cpus_per_run (default: 1)
-        and gpus_per_run (default: 1 with device "cuda", else 0) are what a run takes of it, GPUs in shares too.
+        jobs: number of runs at once on this machine (default: one per core on a CPU, one on a GPU).
+        ray: use the Ray cluster at this address instead of this machine; "local" starts one here. cpus_per_run (default: 1) and
+        gpus_per_run (default: 1 with device "cuda", else 0) are reserved for each run; the latter may be a fraction.
         report: called with progress and with notes for the user, which are shown nowhere else.
         """
         self._check(jobs, ray, cpus_per_run, gpus_per_run)
@@ -96,8 +96,8 @@ class Plan:
         return failed | run(self.matched(report)) if self.reference else failed
 
     def matched(self, report: Report = lambda message: None) -> tuple[Job, ...]:
-        """The jobs of equal size: every other method whose size can be computed, as wide as it can be without storing more than
-        the reference. None before the reference has a record."""
+        """The jobs of equal size: every other method whose size can be computed, at the largest width at which it stores no more
+        than the reference. Empty until the reference has a record."""
         assert self.reference is not None, "a plan without match_size has nothing to match"
         records = read_all(self.results / self.protocol.name / self.tier)
         sizes = [record.stored_bytes for record in records if record.job.config == self.reference.config]
@@ -111,7 +111,7 @@ class Plan:
 
             try:
                 if method_of(name, at(1).settings).size_is_learnt:
-                    report(Note(f"{name}: its size is learnt; only widths that it has records of can match"))
+                    report(Note(f"{name}: its size is learnt; only widths that have records can match"))
                     continue
                 width = matching_width(at, target)
             except Unsupported:
@@ -135,7 +135,7 @@ class Plan:
         return resolve(self.protocol.name, self.tier, method, seed, overrides=settings, precision=self.precision)
 
     def _resolved(self, settings: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Job, ...], dict[str, str]]:
-        """The jobs of these methods with these settings, and why some of the methods have none."""
+        """The jobs of these methods with these settings, and why some methods have none."""
         jobs, unsupported = [], {}
         for seed in self.seeds:
             for name, own in settings.items():
@@ -179,7 +179,7 @@ class Plan:
         if not left:
             return {}
         images: Images = {}
-        for job in left:  # before any run starts: one clear error, and one process that decodes
+        for job in left:  # before any run starts: one clear error, and only one process that decodes
             recipe = recipe_of(job.settings)
             names = self.protocol.datasets(job.seed, recipe)
             images = {**images, **load_all(names, self.data_dir, partial=recipe.partial_data, given=images)}
@@ -218,7 +218,7 @@ def plan(
     methods: names, or Python files that define one method each (default: every registered method).
     settings: of the recipe or of a method; each method takes those that it has.
     match_size: a method whose size the others are to be compared at, beside the plain runs.
-    Raises UserError for a word that is wrong, with the nearest right one.
+    Raises UserError for an unknown name, with the nearest known one.
     """
     chosen = protocols.get(protocol)
     chosen.recipe(tier)
@@ -230,7 +230,7 @@ def plan(
     known = {name: {*field_types(Recipe), *field_types(registered.get(name))} for name in names}
     for setting in given:
         if not any(setting in fields for fields in known.values()):
-            raise UserError(f"{setting!r} is no setting of {', '.join(known)}", suggest(setting, set().union(*known.values())))
+            raise UserError(f"{setting!r} is not a setting of {', '.join(known)}", suggest(setting, set().union(*known.values())))
     made = Plan(
         protocol=chosen,
         tier=tier,

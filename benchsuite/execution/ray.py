@@ -1,9 +1,9 @@
-"""Runs on a Ray cluster: an engine beside `grid.Local`.
+"""Runs on a Ray cluster: an engine like `local.Local`.
 
-What a run needs is sent along: its method's file, and its image sets as they are decoded here, each of which goes to a node
-once and stays in that node's cache. Where the results folder is shared, which a run sees by a mark in it, a run works there, and
-one whose node dies goes on elsewhere from its last task. Elsewhere it works in the node's cache and its files come back here; the
-node keeps its own until it has heard, with a later run, that they are on record here.
+What a run needs is sent along: its method's file, and its image sets as decoded here. Each set goes to a node once and stays in
+that node's cache. If a node shares the results folder, which it sees by a marker file, the run works there, and if the node dies,
+the run continues on another node after its last finished task. Otherwise the run works in the node's cache and its files are sent
+back here; the node keeps its own copies until a later run tells it that they are on record here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FILES = (PROGRESS, FAILURE, ARTIFACT, RECORD)
 
 
 class Sent(NamedTuple):
-    """An image set on its way: its arrays lie in Ray's object store, from which a node takes them when it needs them."""
+    """An image set that is sent: its arrays lie in Ray's object store, from which a node fetches them when it needs them."""
 
     arrays: Any
     digest: str
@@ -52,9 +52,9 @@ class Sent(NamedTuple):
 
 
 class Cluster:
-    """The nodes of a Ray cluster. address: of its head, or "local" for one of its own on this machine.
+    """The nodes of a Ray cluster. address: of its head, or "local" for a cluster on this machine only.
 
-    images: what the runs need, by name, None where a set is missing and may be. cpus, gpus: what a run takes; GPUs in shares too.
+    images: what the runs need, by name; None for a set that may be missing and is. cpus, gpus: for each run; a GPU can be shared.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Cluster:
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if address == "local" and "RAY_AUTH_MODE" not in os.environ:
-            # Nobody else may run anything there. A token of its own: the file that Ray would leave behind in the home folder has
-            # later clusters ask for one, too.
+            # Nobody else may run anything there. The token is set here because Ray would leave a file with one in the home
+            # folder, and later clusters would ask for it.
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         try:
             import ray
@@ -80,9 +80,9 @@ class Cluster:
     def __enter__(self) -> Cluster:
         self._answers()
         own = {"include_dashboard": False} if self.address == "local" else {}
-        handler = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in place
+        handler = signal.getsignal(signal.SIGTERM)  # Ray installs its own
         try:
-            with chdir(os.sep):  # Ray lets nodes import from here: a source tree would hide the package that is installed
+            with chdir(os.sep):  # nodes import from the working folder, where a source tree would shadow the installed package
                 self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise self._silence(" ".join(str(error).split())[:200]) from None
@@ -115,7 +115,7 @@ class Cluster:
         return self
 
     def _answers(self) -> None:
-        """Ray itself would try for minutes."""
+        """Raises UserError if nothing answers at the address. Ray itself would try for minutes."""
         host, colon, port = self.address.rpartition(":")
         if colon and port.isdecimal() and "/" not in host:
             try:
@@ -131,7 +131,7 @@ class Cluster:
         )
 
     def _too_large(self) -> str | None:
-        """A remark if none of the present nodes has room for one run. Raises UserError if none can join."""
+        """A remark if none of the present nodes has room for one run. Raises UserError if no further node can join."""
         needs = {"CPU": self.cpus, "GPU": self.gpus}
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
@@ -148,7 +148,7 @@ class Cluster:
 
     @property
     def slots(self) -> int:
-        """As many runs as the present nodes can take, and one that waits: it tells a cluster that can grow to do so."""
+        """As many runs as the present nodes can take, and one more that waits: it makes a cluster that can grow do so."""
         there, needs = self.ray.cluster_resources(), {"CPU": self.cpus, "GPU": self.gpus}
         return 1 + min(int(there.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)
 
@@ -159,7 +159,7 @@ class Cluster:
 
     def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Message]]:
         ready: list[Any] = []
-        while not ready:  # in short turns, for Ctrl-C
+        while not ready:  # wait briefly each time, for Ctrl-C
             ready, _ = self.ray.wait(list(keys), timeout=1, fetch_local=False)
         for key in ready:
             try:
@@ -174,7 +174,7 @@ class Cluster:
                 self.unkept.pop(key, None)
                 try:
                     self._keep(key, message.contents)
-                except UserError as error:  # what counts is whether the last ones, with the record, can be written
+                except UserError as error:  # only the last files count, which include the record
                     self.unkept[key] = f"{self.jobs[key]}: {error}"
                 continue
             if isinstance(message, Finished) and key in self.unkept:
@@ -184,7 +184,7 @@ class Cluster:
             yield key, message
 
     def _keep(self, key: Any, files: Mapping[str, bytes]) -> None:
-        """Write what a node without access to the results folder has sent, under the run's lock."""
+        """Write the files that a node without access to the results folder has sent, under the run's lock."""
         folder = RunFolder(self._results() / self.jobs[key].folder)
         if key not in self.locks and not folder.is_locked():
             with ExitStack() as stack:
@@ -221,7 +221,7 @@ def _arrays(images: Any) -> cache.Arrays:
 
 
 def _whole(array: Any) -> Any:
-    return np.array(array)  # a memory map is a file of this machine
+    return np.array(array)  # a memory map refers to a file on this machine
 
 
 def _digest(content: bytes) -> str:
@@ -237,10 +237,10 @@ def on_node(
     made: Mapping[str, str],
     recorded: Set[str] = frozenset(),
 ) -> Iterator[Message | Files]:
-    """On a node, in a process of its own: one run. Yields its events and its ending; and where the results folder cannot be seen
-    from there, the files of the run's folder, as they come.
+    """One run on a node, in a process of its own. Yields its events and its ending and, if the node cannot see the results
+    folder, the files of the run's folder as they are written.
 
-    texts: the files of methods, by path. recorded: digests of the record files that need not be kept on this node any longer."""
+    texts: the content of method files, by path. recorded: digests of record files that this node no longer needs to keep."""
     shared = mark.exists()
     context = replace(
         context,
@@ -265,7 +265,7 @@ def on_node(
             messages.put(outcome(job, replace(context, images=own), messages.put))
         except UserError as error:
             messages.put(Failed(str(error)))
-        except BaseException as error:  # whatever it is, the reader waits for an ending
+        except BaseException as error:  # whatever happens, the reader waits for an ending
             messages.put(Failed(f"{job}: {one_line(error)}"))
 
     Thread(target=work, daemon=True).start()
@@ -279,9 +279,9 @@ def on_node(
 
 
 def _clear(runs: Path, arrived: Set[str]) -> None:
-    """Remove what this node keeps of the runs whose records have arrived."""
+    """Remove this node's files of runs whose records have arrived."""
     for path in record_paths(runs):
-        with suppress(OSError, UserError):  # another process is at it
+        with suppress(OSError, UserError):  # another process is using it
             if _digest(path.read_bytes()) in arrived:
                 with RunFolder(path.parent).locked(wait=False):
                     shutil.rmtree(path.parent)
@@ -296,7 +296,7 @@ def _content(folder: Path, *names: str) -> dict[str, bytes]:
 
 
 def _written(name: str, text: bytes) -> Path:
-    """A method's file, put where this node has it from now on."""
+    """The path of a method's file in this node's cache, written if necessary."""
     path = cache.root() / "methods" / _digest(text)[:16] / name
     if not path.exists():
         write_atomic(path, text)
@@ -304,16 +304,16 @@ def _written(name: str, text: bytes) -> Path:
 
 
 def received(name: str, sent: Sent) -> sets.ImageSet:
-    """The image set from this node's cache, where it is put on first use."""
+    """The image set from this node's cache, where it is stored on first use."""
     key = f"received-{sent.digest[:16]}"
     entry = cache.lookup(name, key)
     if entry is None:
         with cache.decoding(name):
-            entry = cache.lookup(name, key)  # another process may have been at it meanwhile
+            entry = cache.lookup(name, key)  # another process may have stored it meanwhile
             if entry is None:
                 import ray
 
                 entry = cache.store(name, key, cache.Arrays(*ray.get(sent.arrays[0])), sent.note)
     if entry.digest != sent.digest:
-        raise UserError(f"{name}: the images in {cache.root()} are not those that were sent", "delete that folder")
+        raise UserError(f"{name}: the images in {cache.root()} are not the ones that were sent", "delete that folder")
     return sets.ImageSet(name=name, **entry.arrays._asdict(), digest=sent.digest, complete=sent.complete, note=sent.note)

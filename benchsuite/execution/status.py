@@ -1,7 +1,7 @@
-"""What a results folder holds: which runs are done, running, failed, interrupted or stale, and which are missing. No torch.
+"""What a results folder contains: which runs are done, running, failed, interrupted or stale, and which are missing. No torch.
 
-Whether a run is running is told by its lock, which ends with its process; never by a time, so that a clock set back, or a kill,
-shows nothing as running that is not.
+A run counts as running while its lock is held. The lock ends with the process and involves no time, so neither a kill nor a clock
+that was set back can make a run look as if it were running.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STATES = ("running", "failed", "unreadable", "stale", "interrupted", "missing", 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run. config: the digits of its settings. detail: in words."""
+    """One run. config: digest of its settings. detail: a few words on its state."""
 
     protocol: str
     tier: str
@@ -34,7 +34,7 @@ class Run:
 def boards(
     results: Path, protocol: str | None = None, tier: str | None = None, planned: Iterable[Path] = ()
 ) -> dict[tuple[str, str], list[Run]]:
-    """The runs by protocol and tier. protocol, tier: these alone. planned: folders below `results` that should be there."""
+    """The runs by protocol and tier. protocol, tier: only these. planned: folders below `results` that should exist."""
     planned = dict.fromkeys(planned)
     there = [path.relative_to(results) for path in results.glob(f"{protocol or '*'}/{tier or '*'}/*/*-seed*") if path.is_dir()]
     found: dict[tuple[str, str], list[Run]] = {}
@@ -59,7 +59,7 @@ def boards(
 
 
 def state_of(path: Path) -> tuple[str, str]:
-    """One of STATES for the run in this folder, and what there is to say about it."""
+    """The state of the run in this folder (one of STATES), and a few words on it."""
     folder = RunFolder(path)
     if folder.is_locked():
         return "running", _words(folder)
@@ -81,7 +81,7 @@ def state_of(path: Path) -> tuple[str, str]:
 def _words(folder: RunFolder) -> str:
     state = folder.read_progress()
     if not state:
-        return "begins"
+        return "starting"
     words = [f"task {min(state.stage + 1, state.stages)} of {state.stages}, epoch {state.epoch} of {state.epochs}"]
     if state.images_per_second:
         words.append(f"{state.images_per_second:,.0f} images/s")
@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
 
 
 def lines(found: dict[tuple[str, str], list[Run]]) -> Iterator[str]:
-    """The boards in words: what needs attention run by run, what is missing or done by method."""
+    """The boards in words: one line for each run that needs attention; missing and finished runs are grouped by method."""
     for (protocol, tier), runs in found.items():
         counts = [f"{n} {state}" for state in STATES if (n := sum(run.state == state for run in runs))]
         yield f"{protocol}/{tier}: {', '.join(counts)}"
@@ -115,7 +115,7 @@ def lines(found: dict[tuple[str, str], list[Run]]) -> Iterator[str]:
 
 
 def ranges(seeds: Sequence[int]) -> str:
-    """1-3,7: as `--seeds` takes them."""
+    """Seeds in the form that `--seeds` takes, such as 1-3,7."""
     groups: list[list[int]] = []
     for seed in sorted(seeds):
         if groups and seed == groups[-1][-1] + 1:

@@ -99,11 +99,11 @@ def resolve(
         if declared.protocol == protocol and declared.tier in (None, tier):
             for name, value in declared.values.items():
                 if name not in kinds:
-                    raise UserError(f"{method}: declares a value for {name!r}, which is no setting", suggest(name, kinds))
+                    raise UserError(f"{method}: declares a value for {name!r}, which is not a setting", suggest(name, kinds))
                 settings[name], origins[name] = value, declared.origin
     for name, value in (overrides or {}).items():
         if name not in kinds:
-            raise UserError(f"{name!r} is no setting of {protocol} or {method}", suggest(name, kinds))
+            raise UserError(f"{name!r} is not a setting of {protocol} or {method}", suggest(name, kinds))
         settings[name], origins[name] = value, "command line"
     if unset := sorted(set(kinds) - set(settings)):
         raise UserError(f"{method}: {unset[0]} has no default", f"give it with --set {unset[0]}=VALUE")

@@ -1,4 +1,4 @@
-"""Records made elsewhere: what holds is brought in, what does not is refused, and nothing here is overwritten."""
+"""Records made elsewhere: what holds is added, what does not is refused, and nothing here is overwritten."""
 
 import json
 import shutil
@@ -62,11 +62,11 @@ def edited(path, **changes):
 
 
 def test_what_holds_is_brought_in_byte_by_byte_and_a_second_time_skipped(elsewhere, here, capsys):
-    assert merged(elsewhere, here, capsys) == (0, "2 brought in, 0 here already, 0 refused", [], [])
+    assert merged(elsewhere, here, capsys) == (0, "2 added, 0 here already, 0 refused", [], [])
     assert contents(here) == contents(elsewhere)
     assert len(contents(here)) == 4
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    assert merged(elsewhere, here, capsys)[:2] == (0, "0 brought in, 2 here already, 0 refused")
+    assert merged(elsewhere, here, capsys)[:2] == (0, "0 added, 2 here already, 0 refused")
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
     assert len(store.read_all(here)) == 2
 
@@ -83,17 +83,17 @@ SPOILT = {
     "tasks in another order": (lambda r: {"tasks": [r.tasks[1], r.tasks[0]]}, "not those of split-digits in the order of seed 1"),
     "an unknown tier": (lambda r: {"job": changed(r.job, tier="light")}, "no tier of split-digits is called 'light'"),
     "an unknown precision": (lambda r: {"job": changed(r.job, precision="fp8")}, "no precision is called 'fp8'"),
-    "a setting of nobody": (lambda r: {"job": swap(r, strenght=1)}, "'strenght' is no setting of finetune"),
+    "a setting of nobody": (lambda r: {"job": swap(r, strenght=1)}, "'strenght' is not a setting of finetune"),
     "a setting that is none": (lambda r: {"job": swap(r, epochs=0)}, "epochs must be at least 1"),
-    "a seed of tuning": (lambda r: {"job": changed(r.job, seed=1002)}, "is one that settings are tuned on"),
+    "a seed of tuning": (lambda r: {"job": changed(r.job, seed=1002)}, "is used for tuning"),
     "a hole in the matrix": (
         lambda r: {"correct": [[None, None], r.correct[1]]},
-        "cannot be computed: the accuracy matrix has holes",
+        "cannot be computed: the accuracy matrix has gaps",
     ),
     "other images": (lambda r: {"data": [changed(r.data[0], digest="0" * 64)]}, "are not the official ones"),
-    "images of something else": (lambda r: {"data": [changed(r.data[0], name="mnist")]}, "mnist: said to be complete"),
+    "images of something else": (lambda r: {"data": [changed(r.data[0], name="mnist")]}, "mnist: marked as complete"),
     "no images": (lambda r: {"data": []}, "no images of digits are on record"),
-    "too many test images": (lambda r: {"tasks": tasks_of(r, test=4000)}, "4000 test images, its settings allow 40"),
+    "too many test images": (lambda r: {"tasks": tasks_of(r, test=4000)}, "4000 test images, but its settings allow 40"),
     "one training for two tasks": (
         lambda r: {"iterations": [4], "seconds": {"train": [1.0], "evaluate": [1.0]}, "memory": {}},
         "1 trainings for 2 tasks",
@@ -101,7 +101,7 @@ SPOILT = {
     "a larger size": (lambda r: {"stored": [None, changed(r.stored[1], heads=r.stored[1].heads + 1)]}, "bytes, its record says"),
     "other parts": (
         lambda r: {"stored": [None, changed(r.stored[1], heads=0, masks=r.stored[1].heads)]},
-        "bytes, its record says",
+        "bytes, but its record says",
     ),
     "another artifact": (lambda r: {"artifact_sha256": "0" * 64}, "is not the file that its record describes"),
 }
@@ -112,7 +112,7 @@ def test_what_does_not_hold_is_refused_with_the_reason_and_the_others_are_brough
     path = finetune(elsewhere)
     edited(path, **spoil(read(path)))
     code, count, (refusal,), _ = merged(elsewhere, here, capsys)
-    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert (code, count) == (1, "1 added, 0 here already, 1 refused")
     assert word in refusal
     assert str(path.parent) in refusal
     assert [p.parent.parent.name for p in here.rglob("record.json")] == ["joint"]
@@ -134,7 +134,7 @@ def test_a_damaged_record_does_not_stop_the_others(spoil, word, elsewhere, here,
     path.write_text(spoil(text))
     assert path.read_text() != text
     code, count, (refusal,), _ = merged(elsewhere, here, capsys)
-    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert (code, count) == (1, "1 added, 0 here already, 1 refused")
     assert word in refusal
 
 
@@ -142,7 +142,7 @@ def test_an_error_that_no_check_foresaw_refuses_one_record_alone(elsewhere, here
     sound = merge.check
     monkeypatch.setattr(merge, "check", lambda record: 1 // (record.job.method != "finetune") and sound(record))
     code, count, (refusal,), _ = merged(elsewhere, here, capsys)
-    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert (code, count) == (1, "1 added, 0 here already, 1 refused")
     assert f"{finetune(elsewhere)}: ZeroDivisionError" in refusal
 
 
@@ -159,7 +159,7 @@ def test_what_would_not_come_out_the_same_is_brought_in_with_a_remark(elsewhere,
     ):
         edited(path, made_by=made_by)
         code, count, _, (remark,) = merged(elsewhere, here / str(i), capsys)
-        assert (code, count) == (0, "2 brought in, 0 here already, 0 refused")
+        assert (code, count) == (0, "2 added, 0 here already, 0 refused")
         assert f"{reason}: `benchsuite leaderboard` runs it again" in remark
 
 
@@ -172,11 +172,11 @@ def test_an_artifact_that_was_changed_or_serves_others_is_refused(elsewhere, her
     assert other != content
     path.write_bytes(other)
     edited(finetune(elsewhere), artifact_sha256="")
-    assert "learnt by another method" in merged(elsewhere, here, capsys)[2][0]
+    assert "its method are not those of its record" in merged(elsewhere, here, capsys)[2][0]
     path.unlink()
     code, count, refused, remarks = merged(elsewhere, here, capsys)
-    assert (code, count, refused) == (0, "1 brought in, 1 here already, 0 refused", [])
-    assert "no artifact lies beside 1 of 2 records" in remarks[0]
+    assert (code, count, refused) == (0, "1 added, 1 here already, 0 refused", [])
+    assert "1 of 2 records have no artifact beside them" in remarks[0]
 
 
 def test_the_same_run_with_other_numbers_is_refused_with_both_origins_and_kept_as_it_is(elsewhere, here, capsys):
@@ -188,14 +188,14 @@ def test_the_same_run_with_other_numbers_is_refused_with_both_origins_and_kept_a
     environment = changed(record.environment, device_name="Model Y", source={"revision": "abcdef0123", "dirty": False})
     edited(path, correct=[record.correct[0], [first - 1, *rest]], environment=environment)
     code, count, (refusal,), _ = merged(elsewhere, here, capsys)
-    assert (code, count) == (1, "0 brought in, 1 here already, 1 refused")
+    assert (code, count) == (1, "0 added, 1 here already, 1 refused")
     assert "other numbers (correct)" in refusal
     assert "Model Y" in refusal
     assert "revision abcdef0" in refusal
     assert record.environment.device_name in refusal
     assert contents(here) == before
     edited(path, correct=record.correct)  # control: made elsewhere, but with the same numbers
-    assert merged(elsewhere, here, capsys)[:2] == (0, "0 brought in, 2 here already, 0 refused")
+    assert merged(elsewhere, here, capsys)[:2] == (0, "0 added, 2 here already, 0 refused")
     assert contents(here) == before
 
 
@@ -204,7 +204,7 @@ def test_two_that_come_together_and_disagree_are_not_both_brought_in(elsewhere, 
     shutil.copytree(finetune(elsewhere).parent, twin)
     edited(twin / "record.json", macs=[1, 1])
     code, count, (refusal,), _ = merged(elsewhere, here, capsys)
-    assert (code, count) == (1, "2 brought in, 0 here already, 1 refused")
+    assert (code, count) == (1, "2 added, 0 here already, 1 refused")
     assert "other numbers (macs)" in refusal
 
 
@@ -220,7 +220,7 @@ def test_other_images_than_those_of_the_records_here_are_refused(elsewhere, here
     assert "images of digits: 111111111111 on record" in refusal
     edited(path, data=[changed(record.data[0], digest="1" * 64, complete=False, note="2 of 3 images")])
     code, count, refused, remarks = merged(elsewhere, here, capsys)  # partial sets differ: it is said
-    assert (code, count, refused) == (0, "1 brought in, 1 here already, 0 refused", [])
+    assert (code, count, refused) == (0, "1 added, 1 here already, 0 refused", [])
     assert any("digits is not the published benchmark: 2 of 3 images" in remark for remark in remarks)
 
 
@@ -231,7 +231,7 @@ def test_a_method_that_is_not_known_here_is_no_reason_to_refuse(elsewhere, here,
     path.with_name("artifact.safetensors").unlink()
     edited(path, job=job)
     code, count, refused, remarks = merged(elsewhere, here, capsys)
-    assert (code, count, refused) == (0, "2 brought in, 0 here already, 0 refused", [])
+    assert (code, count, refused) == (0, "2 added, 0 here already, 0 refused", [])
     assert any("no method is called 'theirs'" in remark and "its settings were not checked" in remark for remark in remarks)
     assert (here / job.folder / "record.json").exists()
 
@@ -274,8 +274,8 @@ def test_a_run_that_is_under_way_here_is_left_alone(elsewhere, here, capsys):
     record = read(finetune(elsewhere))
     with files.locked(here / record.job.folder / "lock"):
         code, count, (refusal,), _ = merged(elsewhere, here, capsys)
-    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
-    assert "another process is at work on this run" in refusal
+    assert (code, count) == (1, "1 added, 0 here already, 1 refused")
+    assert "another process is working on this run" in refusal
     assert not (here / record.job.folder / "record.json").exists()
 
 
@@ -285,7 +285,7 @@ def test_an_artifact_here_without_a_record_is_not_overwritten(elsewhere, here, c
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
     code, count, (refusal,), _ = merged(elsewhere, here, capsys)
-    assert (code, count) == (1, "1 brought in, 0 here already, 1 refused")
+    assert (code, count) == (1, "1 added, 0 here already, 1 refused")
     assert "is here already and is another file" in refusal
     assert own.read_bytes() == b"mine"
 
@@ -293,7 +293,7 @@ def test_an_artifact_here_without_a_record_is_not_overwritten(elsewhere, here, c
 def test_trials_and_re_runs_stay_apart_and_a_folder_without_records_is_an_error(elsewhere, here, capsys):
     for name in APART:
         shutil.copytree(finetune(elsewhere).parent, elsewhere / name / "split-digits")
-    assert merged(elsewhere, here, capsys)[1] == "2 brought in, 0 here already, 0 refused"
+    assert merged(elsewhere, here, capsys)[1] == "2 added, 0 here already, 0 refused"
     (here.parent / "empty").mkdir()
     for source in ("empty", "none"):
         assert main(["merge", str(here.parent / source), "--results", str(here)]) == 2

@@ -52,7 +52,7 @@ def test_a_record_of_this_machine_reproduces_to_the_bit_and_is_left_alone(path, 
     (again,) = (path.parents[4] / "verify").rglob("record.json")
     assert schema.same_numbers(read(again), read(path))
     assert main(["verify", str(again), "--results", str(path.parents[4])]) == 2  # it would always be identical to itself
-    assert "is itself what `benchsuite verify` has made" in capsys.readouterr().err
+    assert "was itself made by `benchsuite verify`" in capsys.readouterr().err
 
 
 def elsewhere(record):
@@ -66,7 +66,7 @@ def test_on_the_same_kind_of_machine_a_count_that_differs_is_not_reproduced(path
     write(changed(record, correct=[record.correct[0], [first, last - 1]]), path)
     code, out, _ = verified(path, capsys)
     assert code == 1
-    assert "made on one kind of machine, by the same versions of the libraries: they must be identical" in out
+    assert "made on the same kind of machine with the same versions of the libraries, so they must be identical" in out
     assert out.splitlines()[-1].endswith("NOT reproduced")
     one = record.environment
     assert same_kind(one, changed(one, date="", versions={**one.versions, "benchsuite": "9"}))
@@ -166,7 +166,7 @@ def test_an_earlier_re_run_counts_only_if_the_code_is_the_same(path, capsys, mon
     (again,) = (path.parents[4] / "verify").rglob("record.json")
     made = again.stat().st_mtime_ns
     out = verified(path, capsys)[1]
-    assert "the run of an earlier verification by the same code is compared" in out
+    assert "compared with the re-run of an earlier verification by the same code" in out
     assert again.stat().st_mtime_ns == made
     revision[0] = "b" * 40
     out = verified(path, capsys)[1]
@@ -238,7 +238,7 @@ def test_a_job_that_this_version_does_not_know_is_an_error(path, capsys):
     for change, word in (
         ({"protocol": "split-other"}, "no protocol is called"),
         ({"method": "finetun"}, "no method is called"),
-        ({"settings": {**record.job.settings, "strenght": 1}}, "is no setting of finetune in this version"),
+        ({"settings": {**record.job.settings, "strenght": 1}}, "is not a setting of finetune in this version"),
     ):
         write(changed(record, job=changed(record.job, **change)), path)
         code, _, err = verified(path, capsys)

@@ -148,7 +148,7 @@ BAD = [
     (["check", "cakl"], ["did you mean 'cacl'?"]),
     (["check", "none.py"], ["none.py", "registered name or a Python file"]),
     (["check", "cacl", "--set", "energy_drop=2"], ["energy_drop", "[0, 1)"]),
-    (["check", "cacl", "--set", "epochs=1"], ["epochs", "the fields of cacl"]),
+    (["check", "cacl", "--set", "epochs=1"], ["epochs", "the settings of cacl"]),
     (["fly"], ["'fly'", "--help"]),
 ]
 

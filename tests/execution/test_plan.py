@@ -82,7 +82,7 @@ def test_each_method_takes_the_settings_that_it_has(tmp_path):
     finetune, ewc = plan.jobs
     assert ewc.settings["strength"] == 3.0
     assert "strength" not in finetune.settings
-    with pytest.raises(UserError, match="'strenght' is no setting of finetune, ewc; did you mean 'strength'"):
+    with pytest.raises(UserError, match="'strenght' is not a setting of finetune, ewc; did you mean 'strength'"):
         small(tmp_path, ["finetune", "ewc"], settings={"strenght": 3})
 
 

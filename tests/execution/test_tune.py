@@ -357,7 +357,7 @@ SPACE = '{"strength": Range(1e-3, 10.0, log=True)}'
         (("--set", "tasks=2"), SPACE, "tasks is the same in every study; leave it out of --set"),
         (("--set", "holdout=0.5"), SPACE, "holdout is the same in every study; leave it out of --set"),
         (("--set", "strength=1"), SPACE, "strength is being searched; leave it out of --set"),
-        (("--set", "powr=1"), SPACE, "'powr' is no setting of split-digits or pull; did you mean 'power'?"),
+        (("--set", "powr=1"), SPACE, "'powr' is not a setting of split-digits or pull; did you mean 'power'?"),
         (("--tier", "smok"), SPACE, "no tier of split-digits is called 'smok'; did you mean 'smoke'?"),
     ],
 )

@@ -186,7 +186,7 @@ def test_every_published_record_is_read():
 def test_a_lock_that_another_holds_is_waited_for_or_refused(tmp_path):
     with (
         files.locked(tmp_path / "lock"),
-        pytest.raises(files.Busy, match="another process is at work"),
+        pytest.raises(files.Busy, match="another process is working"),
         files.locked(tmp_path / "lock", wait=False),
     ):
         pass
