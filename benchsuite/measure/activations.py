@@ -35,7 +35,7 @@ from ..training.settings import recipe_of, resolve
 from ..training.stream import build_stream
 from ..training.watch import Watch
 from . import script
-from .race import Contender, held, race, ratio
+from .race import Contender, paused, race, ratio
 
 EPSILONS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -97,7 +97,7 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
         strategy.train_epochs = 10**6
-        contenders[label] = held(strategy, stream.train[0])
+        contenders[label] = paused(strategy, stream.train[0])
     frame = pd.DataFrame(rows)
     frame["held_ratio"] = frame["held"] / frame["held"][0]
     frame[["time", "lowest", "highest"]] = float("nan")

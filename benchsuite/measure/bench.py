@@ -60,7 +60,7 @@ from ..training.optimizer import make_optimizer
 from ..training.settings import Unsupported, recipe_of, resolve
 from ..training.stream import TaskStream, build_stream
 from ..training.watch import Watch
-from .race import Contender, held, race, ratio
+from .race import Contender, paused, race, ratio
 
 COLUMNS = ["section", "what", "relative_to", "ratio", "lowest", "highest", "seconds", "gradient_error", "update_error"]
 SECTIONS = ("loop", "methods", "evaluation", "data", "settings", "profile")
@@ -155,7 +155,7 @@ class Bench:
                 batches: lambda: Bare(self, batches=True),
                 silent: lambda: self.ours("finetune", watched=False),
                 ours: lambda: self.ours("finetune"),
-                naive: lambda: held(self.naive(), self.full.train[0]),
+                naive: lambda: paused(self.naive(), self.full.train[0]),
             },
             [*((name, bare) for name in (bare, batches, silent, ours, naive)), (ours, naive)],
         )
@@ -260,7 +260,7 @@ class Bench:
         naive = f"Avalanche's Naive x {count} threads, fp32"
         configure_process("cpu", self.precision, count)
         try:
-            contenders: dict[str, Contender] = {one: together, many: apart, naive: held(self.naive(), self.full.train[0])}
+            contenders: dict[str, Contender] = {one: together, many: apart, naive: paused(self.naive(), self.full.train[0])}
             seconds = race(contenders, self.rounds, self.steps)
         finally:
             together.close()
@@ -330,7 +330,7 @@ class Bench:
             strategy.train(experience, eval_streams=[])
         if recovery:
             strategy.method.dense_epochs = lambda: 0  # the network is factorised before the first step
-        return held(forever(strategy), self.full.train[task - 1])
+        return paused(forever(strategy), self.full.train[task - 1])
 
     def network(self, recipe: Recipe) -> MultiHead:
         image = protocols.get(self.protocol).image

@@ -41,7 +41,7 @@ def ratio(seconds: Mapping[str, Sequence[float]], one: str, other: str) -> Ratio
     return Ratio(statistics.median(values), min(values), max(values))
 
 
-def held(strategy: Any, experience: Any) -> Contender:
+def paused(strategy: Any, experience: Any) -> Contender:
     """`strategy.train`, advanced by one batch per call: it runs in a thread that waits at the end of each iteration.
 
     Whatever ends the training, such as an error, is raised by the call during which it happens."""

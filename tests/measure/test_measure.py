@@ -125,7 +125,7 @@ def test_a_process_on_each_core_is_timed_for_each_image(monkeypatch):
 
 def test_an_error_in_a_training_that_is_held_is_raised_where_its_step_is_asked_for():
     strategy, stream = make()
-    step = race.held(strategy, stream.train[0])
+    step = race.paused(strategy, stream.train[0])
     step()
     strategy.method.before_forward = lambda *_, **__: 1 / 0
     with pytest.raises(ZeroDivisionError):
