@@ -67,7 +67,7 @@ COLUMNS = {
         Column("Heads (MB)", "heads", screen=False),
         Column("Masks (MB)", "masks", screen=False),
         Column("Other (MB)", "other", screen=False),
-        Column("Size / individual", "ratio"),
+        Column("Size ratio", "ratio"),
         Column("Compression", "compression", screen=False),  # the inverse of the column before
         Column("MB / task", "added", screen=False),
         Column("MACs (M)", "macs"),
@@ -99,8 +99,8 @@ SAYS = {  # what the columns mean, and the order of rows where it is not that of
         " task's best accuracy to its final one. Both without the last task."
     ),
     "parameter_efficiency": (
-        "MB: size of the file that serves all tasks. Individual: a separate network per task. Pareto: no ranked row dominates it"
-        " in size and accuracy. Order: Pareto front, then by size."
+        "MB: size of the file that serves all tasks. Size ratio: to a separate network per task. Pareto: no ranked row dominates"
+        " it in size and accuracy. Order: Pareto front, then by size."
     ),
     "training_memory": (
         "Memory of a training step. Held: for the backward pass. Peak: most allocated at once. Formula: what papers count."
