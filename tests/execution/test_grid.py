@@ -25,9 +25,12 @@ from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
 from benchsuite.record.folder import RunFolder
 from benchsuite.record.schema import Job
+from benchsuite.source import digests
 from benchsuite.training.device import cores
 from benchsuite.training.events import Event, Note
 from benchsuite.training.settings import resolve
+
+CURRENT = {"optimizer adam": digests()["optimizer adam"]}  # what makes a record one of this version
 
 # A leaderboard whose one worker never gets beyond its start.
 COMMAND = """
@@ -214,7 +217,7 @@ def test_what_another_command_has_in_hand_comes_later(tmp_path):
 
 def measured_record(method, seed, seconds, results, **settings):
     seconds = {"train": [seconds, 0.0], "evaluate": [1.0, 1.0]}
-    record = leaderboard_run(method, seed=seed, settings=settings, seconds=seconds)
+    record = leaderboard_run(method, seed=seed, settings=settings, seconds=seconds, made_by=CURRENT)
     store.write(record, results / record.job.folder / "record.json")
     return record.job
 

@@ -635,7 +635,7 @@ def test_a_method_in_a_file_runs_under_a_modifier(tmp_path, monkeypatch, own_met
     assert record.job.method == "mine+hosvd"
     assert record.job.settings["epsilon"] == 0.7
     assert len(record.job.method_source) == 64
-    assert record.memory["formula"][0] > 0
+    assert record.memory.formula[0] > 0
     assert main(["leaderboard", "--tier", "smoke", "--no-run", "--output", "board"]) == 0
     assert "mine+hosvd" in capfd.readouterr().out
     assert main([*words, "--method", "./mine.py+hosvdd"]) == 2
