@@ -1,4 +1,4 @@
-"""Errors with a meaning of their own."""
+"""Exceptions that callers tell apart: user errors and divergence."""
 
 from __future__ import annotations
 

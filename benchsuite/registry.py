@@ -1,6 +1,6 @@
 """Finding methods and protocols: built-in packages, entry points of other packages, or a file.
 
-A failing import is an error, and so is a name that is taken: a method that is silently missing would be a row silently missing.
+A failing import is an error, and so is a name that is taken: otherwise a method could be missing from a board without notice.
 """
 
 from __future__ import annotations

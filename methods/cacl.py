@@ -12,7 +12,7 @@ pool grows (`growth`), and its components are initialised again. Task i is serve
 head i, so later tasks cannot change it.
 
 The procedure (initialise, train, keep by energy, fix, grow, serve a prefix) needs only a layer's factors and their energies, so
-`cacl_cp` and `cacl_tucker` reuse it with other factorisations. The equations follow the official code (github
+`cacl_cp`, `cacl_kronecker` and `cacl_tucker` reuse it with other factorisations. The equations follow the official code (github
 pavanteja295/CACL), because the text of the paper was not available.
 """
 

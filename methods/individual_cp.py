@@ -1,4 +1,4 @@
-"""Individual networks, each compressed after training: CP decomposition of every kernel, then a short recovery training.
+"""Individual networks, each compressed before its last epochs: CP decomposition of every kernel, then a short recovery training.
 
 As `individual_svd`, with W ~ sum_r w_r a_r o b_r o d_r o e_r by alternating least squares with an L2 penalty (arXiv 1412.6553).
 A best CP approximation need not exist: terms may grow without bound and cancel. The record holds kappa = sum_r w_r^2 / ||W||^2 of

@@ -1,4 +1,4 @@
-"""Individual networks, each compressed after training: truncated SVD of every kernel, then a short recovery training.
+"""Individual networks, each compressed before its last epochs: truncated SVD of every kernel, then a short recovery training.
 
 Task t has a dense network of its own. Before the last `recovery` share of its epochs every kernel W is replaced by factors,
 which are trained further at `recovery_rate` times the learning rate. The rank:

@@ -1,4 +1,4 @@
-"""Individual networks, each compressed after training: Tucker-2 form of every kernel, then a short recovery training.
+"""Individual networks, each compressed before its last epochs: Tucker-2 form of every kernel, then a short recovery training.
 
 As `individual_svd`, with W ~ sum_pq core_pq a_p o b_q by higher-order orthogonal iteration (arXiv 1511.06530). rank_by="ratio"
 keeps the same share of channels on both sides; "energy" and "evbmf" use the unfoldings along output and input

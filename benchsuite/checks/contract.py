@@ -433,20 +433,20 @@ def judge(rule: Rule, runs: ShortRuns, name: str) -> Outcome:
     if reason := rule.unless(methods.get(name)):
         return Outcome(rule, None, [reason])
     broken: dict[str, list[str]] = {}
-    unfit: list[str] = []
+    unsupported: list[str] = []
     notes: list[str] = []
     for case in rule.cases:
         try:
             notes += rule(runs, name, **case)
         except Unsupported as error:
-            unfit.append(str(error))
+            unsupported.append(str(error))
         except Broken as error:
             broken.setdefault(str(error), []).append(in_words(case))
         except Exception as error:  # raised by the method's own code outside a run
             broken.setdefault(f"it raises {one_line(error)}", []).append(in_words(case))
     if broken:
         return Outcome(rule, False, [what + where(cases) for what, cases in broken.items()])
-    return Outcome(rule, None, unfit) if len(unfit) == len(rule.cases) else Outcome(rule, True, notes)
+    return Outcome(rule, None, unsupported) if len(unsupported) == len(rule.cases) else Outcome(rule, True, notes)
 
 
 def where(cases: list[str]) -> str:

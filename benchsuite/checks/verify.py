@@ -132,8 +132,8 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
         kinds = field_types(cls)
         if unknown := sorted(set(job.settings) - known - set(kinds)):
             raise UserError(f"{unknown[0]!r} is not a setting of {job.method} in this version of benchsuite")
-        if unfit := method_of(job.method, job.settings).unsupported_reason(recipe):
-            raise UserError(f"{job.method} cannot run like this: {unfit}")
+        if reason := method_of(job.method, job.settings).unsupported_reason(recipe):
+            raise UserError(f"{job.method} cannot run like this: {reason}")
     except (TypeError, ValueError) as error:
         raise UserError(f"{job.method}: {error}") from None
     left_out = {"batchnorm", *neutral_values(Recipe), *neutral_values(cls)}  # where they have no effect

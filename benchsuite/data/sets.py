@@ -189,10 +189,10 @@ def _source(name: str, data_dir: Path | None) -> readers.Source:
     folder = _folder(name, data_dir)
     source = readers.find(name, folder)
     if source is None:
-        mend = readers.HOW_TO["miniimagenet"] if name == "miniimagenet" else f"fetch it with `benchsuite data get {name}`"
+        remedy = readers.HOW_TO["miniimagenet"] if name == "miniimagenet" else f"fetch it with `benchsuite data get {name}`"
         raise MissingData(
             f"{name} not found in {folder} (looked for {readers.LAYOUTS[name]})",
-            f"{mend}, or name the folder that has it with --data-dir",
+            f"{remedy}, or name the folder that has it with --data-dir",
         )
     return source
 
@@ -221,10 +221,10 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
     notes = [official.substitute, entry.note]
     if what:
         if not partial:
-            mend = "lay out the whole set" if name == "miniimagenet" else f"fetch it with `benchsuite data get {name}`"
+            remedy = "lay out the whole set" if name == "miniimagenet" else f"fetch it with `benchsuite data get {name}`"
             raise UserError(
                 f"{name}: {source.place} holds {what}",
-                f"{mend}, or run on what is there with --partial-data (never comparable with published figures)",
+                f"{remedy}, or run on what is there with --partial-data (never comparable with published figures)",
             )
         notes.append(what)
     elif altered and not partial:

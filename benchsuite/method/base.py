@@ -1,4 +1,4 @@
-"""The base class of methods: an Avalanche plugin with hyper-parameters as fields and three more methods to override."""
+"""The base class of methods: an Avalanche plugin with hyper-parameters as fields and a few methods to override."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def environment(device: torch.device, revisions: Sequence[Source]) -> Environmen
         versions={"python": platform.python_version(), **{name: version(name) for name in names}, **cudnn},
         source=revisions[-1],
         earlier_sources=list(revisions[:-1]),
-        date=_now(),
+        date=now(),
     )
 
 
@@ -67,5 +67,5 @@ def _cpu(what: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(what)), "")
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

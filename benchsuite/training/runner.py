@@ -38,7 +38,7 @@ from .accounting import macs
 from .assemble import assemble, with_header
 from .checkpoint import assign_state
 from .device import configure_process
-from .environment import _now, environment, source_revision
+from .environment import environment, now, source_revision
 from .events import Event, Note
 from .settings import recipe_of
 from .stream import TaskStream, build_stream
@@ -195,7 +195,7 @@ class _Run:
     def _beat(self) -> None:
         """Write the progress of the run to disk."""
         state = {name: value for name, value in vars(self.event).items() if name in Progress.__struct_fields__}
-        self.folder.write_progress(Progress(**state, kept=self.done, host=socket.gethostname(), date=_now()))
+        self.folder.write_progress(Progress(**state, kept=self.done, host=socket.gethostname(), date=now()))
         self.beat = time.monotonic()
 
     def finish(self, note: str | None = None) -> RunRecord:

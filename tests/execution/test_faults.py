@@ -243,7 +243,7 @@ def test_a_clock_that_goes_backwards_changes_no_number(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "time", back)
-    monkeypatch.setattr(environment, "_now", lambda: datetime.fromtimestamp(back(), UTC).isoformat(timespec="seconds"))
+    monkeypatch.setattr(environment, "now", lambda: datetime.fromtimestamp(back(), UTC).isoformat(timespec="seconds"))
     with pytest.raises(KeyboardInterrupt):
         run(job, results=tmp_path, report=stop)
     checkpoint = tmp_path / job.folder / "checkpoint.pt"

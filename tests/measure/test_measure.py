@@ -115,7 +115,7 @@ def test_a_process_on_each_core_is_timed_for_each_image(monkeypatch):
         assert (contenders[together].count, contenders[apart].count) == (1, 2)
         return {together: [4.0], apart: [6.0], naive: [9.0]}
 
-    for name, fake in (("cores", lambda: 2), ("Processes", Named), ("race", race), ("held", lambda *_: None)):
+    for name, fake in (("cores", lambda: 2), ("Processes", Named), ("race", race), ("paused", lambda *_: None)):
         monkeypatch.setattr(bench, name, fake)
     one, other = bench.Bench(steps=1).processes()
     assert (one["ratio"], other["ratio"], other["seconds"]) == (0.75, 1 / 3, 3.0)
@@ -123,7 +123,7 @@ def test_a_process_on_each_core_is_timed_for_each_image(monkeypatch):
     assert Named.closed == 2
 
 
-def test_an_error_in_a_training_that_is_held_is_raised_where_its_step_is_asked_for():
+def test_an_error_in_a_paused_training_is_raised_where_its_step_is_asked_for():
     strategy, stream = make()
     step = race.paused(strategy, stream.train[0])
     step()

@@ -92,6 +92,7 @@ def test_two_processes_share_one_run(other_process, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["artifact.safetensors", "record.json"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(other_process, tmp_path):
     job = job_of("cacl")
     folder = tmp_path / job.folder
