@@ -71,7 +71,9 @@ def test_the_row_closest_from_below_is_matched():
         "cacl": 85,
         "finetune [width=1.3]": 75,
     }
-    assert any("no more than cacl (1.000 MB) and at least 90% of it" in note for note in leaderboard(runs, match="cacl").footnotes)
+    assert any(
+        "no more than cacl (1.000 MB) and at least 90% of it" in note for note in leaderboard(runs, match="cacl").footnotes
+    )
     assert not leaderboard(runs).parameter_efficiency["matched_accuracy"].notna().any()
     with pytest.raises(UserError, match="no finished run of ewc"):
         leaderboard(runs, match="ewc")
