@@ -44,7 +44,7 @@ class AGEM(Method):
             " on a held-out 10 % of the training images",
         ),
     )
-    space: ClassVar = {"sample_size": Choice((32, 64))}  # larger batches multiply the cost of every step
+    space: ClassVar = {"sample_size": Choice((32, 64, 128))}  # larger ones multiply the cost of every step
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         return mixed_batches(recipe)

@@ -18,7 +18,7 @@ pavanteja295/CACL), because the text of the paper was not available.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from benchsuite.fields import setting
-from benchsuite.method import Method, Preset, register
+from benchsuite.method import Choice, Method, Preset, Range, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.nn.conditional import replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, KernelBank, Rank, SVDConv2d, break_even_rank
@@ -153,6 +153,11 @@ class CACL(Method):
             " ratio on a held-out part of the training images of another order (benchsuite.measure.cacl_lite)",
         ),
     )
+    # Without energy_drop: it sets the size, and accuracy alone would keep everything.
+    space: ClassVar[Mapping[str, Range | Choice]] = {
+        "sparsity_weight": Range(0.05, 20.0, log=True),
+        "orthogonality_weight": Range(0.5, 200.0, log=True),
+    }
 
     # The factorisation: variants of the method override these four
 

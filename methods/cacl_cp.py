@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchsuite.fields import setting
-from benchsuite.method import Preset, register
+from benchsuite.method import Choice, Preset, register
 from benchsuite.nn.factorised import CPConv2d, FactorisedConv2d, Rank, break_even_rank
 
 from .cacl import CACL, sparsity
@@ -72,6 +72,7 @@ class CACLCP(CACL):
             " (benchsuite.measure.cacl_lite)",
         ),
     )
+    space: ClassVar = {**CACL.space, "fresh_share": Choice((0.1, 0.2, 0.5))}
 
     @classmethod
     def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from benchsuite.fields import setting
-from benchsuite.method import Preset, register
+from benchsuite.method import Choice, Preset, register
 from benchsuite.nn.factorised import FactorisedConv2d, Rank, TuckerConv2d
 
 from .cacl import CACL, Growth, Orthogonality, sparsity
@@ -49,6 +49,7 @@ class CACLTucker(CACL):
             " (benchsuite.measure.cacl_lite)",
         ),
     )
+    space: ClassVar = {**CACL.space, "fresh_share": Choice((0.1, 0.2, 0.5))}
 
     @classmethod
     def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:

@@ -14,7 +14,7 @@ from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer
 
 from benchsuite.fields import setting
-from benchsuite.method import Method, register
+from benchsuite.method import Choice, Method, register
 from benchsuite.method.replay import AS_MANY_LARGE, BUDGET, FEW_DIGITS, image_bytes, images_in, mixed_batches
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import seeded
@@ -26,10 +26,12 @@ class ER(Method):
     """ER: also trains every step on stored images of earlier tasks."""
 
     budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images
+    sample_size: int | None = setting(None, least=1, neutral=None)  # stored images in each batch; None: as many as new ones
 
     family = "replay"
     trains_old_heads = True
     settings: ClassVar = (FEW_DIGITS, AS_MANY_LARGE)
+    space: ClassVar = {"sample_size": Choice((None, 32, 128))}  # the budget is the same for all replay methods
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         return mixed_batches(recipe)
@@ -45,4 +47,4 @@ class ER(Method):
         stored = [len(group.buffer) for group in memory.buffer_groups.values()]
         self.memory_bytes = sum(n * image_bytes(one) for n, one in zip(stored, earlier, strict=True))
         # From the second task on Avalanche's own hook installs a loader over both.
-        ReplayPlugin(mem_size=size, storage_policy=memory).before_training_exp(strategy)
+        ReplayPlugin(mem_size=size, batch_size_mem=self.sample_size, storage_policy=memory).before_training_exp(strategy)

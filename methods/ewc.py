@@ -52,7 +52,7 @@ class EWC(Method):
             " on a held-out 10 % of the training images",
         ),
     )
-    space: ClassVar = {"strength": Range(1e2, 1e6, log=True)}
+    space: ClassVar = {"strength": Range(1e1, 1e5, log=True)}  # a search from 100 on took its smallest value
 
     def __post_init__(self) -> None:
         super().__post_init__()

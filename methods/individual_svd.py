@@ -50,7 +50,11 @@ class IndividualSVD(Individual):
     family = "factorised"
     size_reference = False
     layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
-    space: ClassVar = {"recovery": Choice((0.2, 0.5)), "recovery_rate": Choice((0.1, 1.0))}
+    space: ClassVar = {  # without what sets the size
+        "recovery": Choice((0.2, 0.5)),
+        "recovery_rate": Choice((0.1, 1.0)),
+        "whiten": Choice((False, True)),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from benchsuite.errors import Diverged, UserError
 from benchsuite.fields import setting
-from benchsuite.method import Method, Preset, register
+from benchsuite.method import Method, Preset, Range, register
 from benchsuite.nn.compressed import Geometry, Kept, eigen
 from benchsuite.nn.conditional import evaluating
 from benchsuite.nn.interception import Interception
@@ -160,6 +160,8 @@ class LANCE(Method):
             origin="ours: a task has 400 steps here, and 100 batches would take about as long as its training",
         ),
     )
+    # How much of the inputs is protected: new tasks against old ones. Without epsilon, which sets the memory.
+    space: ClassVar = {"threshold": Range(0.8, 0.97)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,12 +8,12 @@ parameters of frozen layers are frozen too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from benchsuite.fields import setting
-from benchsuite.method import Method, register
+from benchsuite.method import Choice, Method, register
 
 
 @register
@@ -24,6 +24,7 @@ class Transfer(Method):
     last: int = setting(2, least=0)  # convolutions that are trained further; arXiv 2411.06346 uses 2 and 4
 
     family = "reference"
+    space: ClassVar = {"last": Choice((0, 1, 2))}  # 3 are all layers of the smallest network
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         backbone = self.model.backbone

@@ -18,6 +18,7 @@ from benchsuite.data import sets
 from benchsuite.errors import UserError
 from benchsuite.execution import tune
 from benchsuite.execution.tune import best_of, study
+from benchsuite.fields import field_types
 from benchsuite.method import Choice, Method, Range, methods, register
 from benchsuite.record.store import read_all
 from benchsuite.training import runner, stream
@@ -408,6 +409,22 @@ def test_what_was_found_goes_into_the_file_and_from_there_under_the_table(own_me
     assert (tuned.job.origins["power"], tuned.job.settings["power"]) == (origin, 4), "what it was found with"
     notes = leaderboard([plain, tuned]).footnotes
     assert any(f"strength = {best['values']['strength']} ({origin})" in note for note in notes)
+
+
+FIXED = {"budget"}  # terms of the comparison: the same for every method that has them
+
+
+def untuned(classes):
+    """Methods that have settings of their own and no space."""
+    return [name for name, cls in classes.items() if field_types(cls).keys() - FIXED and not cls.space]
+
+
+def test_every_method_with_settings_of_its_own_has_a_space(toy):
+    ours = {name: cls for name, cls in methods.all().items() if name != "toy"}
+    assert untuned(ours) == []
+    assert {name for name, cls in ours.items() if not cls.space} == {"finetune", "individual", "joint"}
+    toy.space = {}
+    assert untuned(methods.all()) == ["toy"], "control"
 
 
 @pytest.mark.parametrize("name", [name for name, cls in methods.all().items() if cls.space])

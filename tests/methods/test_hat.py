@@ -7,6 +7,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
 
+from benchsuite.execution.tune import study
 from benchsuite.method.artifact import Artifact
 from benchsuite.method.base import RunInfo
 from benchsuite.methods.hat import HAT, Gate, compensate, hard
@@ -46,6 +47,41 @@ def test_the_slope_is_annealed_within_each_epoch_and_embeddings_stay_within_six(
     assert slopes.slopes[:3] == pytest.approx([1 / 400, (400 + 1 / 400) / 2, 400])
     assert slopes.slopes[3:] == slopes.slopes[:3]
     assert slopes.largest == 6.0
+
+
+class Starts(SupervisedPlugin):
+    """Embeddings at the start of each task, and the slope of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn, self.slopes = [], set()
+
+    def before_training_epoch(self, strategy, **kwargs):
+        if strategy.clock.train_exp_epochs == 0:
+            self.drawn.append(torch.cat([gate.embedding.detach().clone() for gate in strategy.method.gates.values()]))
+
+    def before_forward(self, strategy, **kwargs):
+        self.slopes |= {gate.slope for gate in strategy.method.gates.values()}
+
+
+def test_embeddings_can_start_open_and_gates_steep():
+    normal, uniform = Starts(), Starts()
+    trained(normal, tasks=2, **FAST)
+    trained(uniform, tasks=2, start="uniform", anneal=False, **FAST)
+    for drawn in uniform.drawn:
+        assert 0 <= drawn.min() < 0.2 < 1.8 < drawn.max() <= 2
+        assert drawn.mean() == pytest.approx(1, abs=4 * (1 / 3 / len(drawn)) ** 0.5)
+    assert not torch.equal(*uniform.drawn), "each task has its own draw"
+    assert uniform.slopes == {400.0}
+    assert all(drawn.min() < 0 and drawn.max() > 2 for drawn in normal.drawn), "control: the paper's law is another"
+    assert min(normal.slopes) == 1 / 400, "control: the slope is annealed by default"
+
+
+def test_five_trials_see_every_start_with_and_without_annealing():
+    made = study("split-digits", "lite", "hat", 5)
+    seen = {(values["start"], values["anneal"]) for values in [made.start, *made.spread()]}
+    assert seen == {(start, anneal) for start in ("normal", "uniform") for anneal in (True, False)}
+    assert {"start", "anneal"}.isdisjoint(made.job({}, 1002).settings), "neutral values leave earlier records valid"
 
 
 def test_the_masks_of_finished_tasks_never_change():
