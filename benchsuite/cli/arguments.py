@@ -14,7 +14,7 @@ EPILOG = """examples:
   benchsuite run --method cacl+hosvd --set epsilon=0.9      CACL with compressed activations
   benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1-5
   benchsuite status                                        which runs are done, running, failed or interrupted
-  benchsuite tune --protocol split-cifar100 --method ewc --trials 12
+  benchsuite tune --protocol split-cifar100 --method ewc
   benchsuite new-method my_method && benchsuite check ./my_method.py
 """
 
@@ -144,11 +144,18 @@ def parser() -> Parser:
     paper.add_argument("--protocol", nargs="+", default=(), metavar="P", help="only these (default: all that have records)")
     paper.add_argument("--tier", nargs="+", default=(), metavar="T", help="only these (default: all that have records)")
     search = commands.add_parser(
-        "tune", parents=[place, how, data], help="search the settings of a method, on training images only"
+        "tune", parents=[place, how, data], help="search the settings of methods, on training images only"
     )
     search.add_argument("--tier", default="lite", help="paper (the full recipe), lite (default) or smoke")
-    search.add_argument("--method", required=True, help="a registered method or a Python file that defines one")
-    search.add_argument("--trials", type=int, required=True, metavar="N", help="number of trials")
+    search.add_argument(
+        "--method",
+        dest="methods",
+        action="append",
+        metavar="METHOD",
+        help="a registered method or a Python file that defines one; repeatable, one search after another"
+        " (default: every registered method with a search space)",
+    )
+    search.add_argument("--trials", type=int, default=5, metavar="N", help="number of trials for each method (default: 5)")
     sets = commands.add_parser("data", help="download or check the image sets of a protocol, or one image set")
     actions = sets.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     for action, what in (("get", "download what is missing"), ("verify", "decode all images again and check them")):

@@ -145,21 +145,38 @@ def command_tune(arguments: argparse.Namespace) -> int:
     from ..execution.tune import best_of, study
     from ..fields import in_words
     from ..method.registered import methods
+    from ..training.settings import Unsupported
 
-    method = methods.find(arguments.method)
-    chosen = study(
-        arguments.protocol, arguments.tier, method, arguments.trials, overrides=overrides, precision=arguments.precision
-    )
+    studies = []  # all checked before the first trains
+    for method in map(methods.find, arguments.methods or [name for name, cls in methods.all().items() if cls.space]):
+        try:
+            studies.append(
+                study(
+                    arguments.protocol,
+                    arguments.tier,
+                    method,
+                    arguments.trials,
+                    overrides=overrides,
+                    precision=arguments.precision,
+                )
+            )
+        except Unsupported as error:
+            if arguments.methods:
+                raise
+            print(f"benchsuite: note: {error}", file=sys.stderr)
     note_slow_precision(arguments)
-    folder, trials = arguments.results / "tune", []  # separate from the runs that a leaderboard ranks
-    for trial in chosen.search(folder, data_dir=arguments.data_dir, device=arguments.device):
-        print(trial, flush=True)
-        trials.append(trial)
-    path = chosen.write(trials, folder, device=arguments.device)
-    best = best_of(trials)
-    if best is None:
-        print(f"benchsuite: failed: no trial has a score; see {path}", file=sys.stderr)
-        return 1
-    print(f"best: {in_words(best.values)} (trial {best.number}); for the `settings` of {method}:\n\n{chosen.declared(best)}\n")
-    print(path)
-    return 0
+    folder, failed = arguments.results / "tune", 0  # separate from the runs that a leaderboard ranks
+    for chosen in studies:
+        trials = []
+        for trial in chosen.search(folder, data_dir=arguments.data_dir, device=arguments.device):
+            print(f"{chosen.method}: {trial}" if len(studies) > 1 else trial, flush=True)
+            trials.append(trial)
+        path = chosen.write(trials, folder, device=arguments.device)
+        best = best_of(trials)
+        if best is None:
+            failed = 1
+            print(f"benchsuite: failed: no trial has a score; see {path}", file=sys.stderr)
+            continue
+        print(f"best: {in_words(best.values)} (trial {best.number}); for the `settings` of {chosen.method}:\n")
+        print(f"{chosen.declared(best)}\n\n{path}", flush=True)
+    return failed

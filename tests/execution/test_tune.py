@@ -332,6 +332,42 @@ def test_a_trial_that_fails_is_shown_and_ends_nothing(own_methods, tmp_path, mon
     assert json.loads((tmp_path / "runs/tune/split-digits/smoke/prickly.json").read_text())["best"] is None
 
 
+def test_several_methods_are_searched_in_turn_and_a_second_call_reads_what_is_done(
+    own_methods, trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, space in (("pull", SPACE), ("push", SPACE), ("plain", "{}")):
+        source = PULL.replace("class Pull", f"class {name.title()}").replace(SPACE, space).replace("SETTINGS\n", "")
+        (tmp_path / f"{name}.py").write_text(source)
+    command = ["tune", "--tier", "smoke", *SET]
+    both = [*command, "--method", "pull.py", "--method", "push.py"]
+    assert main([*both, "--method", "plain.py"]) == 2, "all are checked before the first trains"
+    assert "plain has nothing to tune" in capsys.readouterr().err
+    assert (trained, (tmp_path / "runs").exists()) == ([], False)
+
+    assert main(both) == 0
+    out = capsys.readouterr().out
+    assert [job.method for job in trained] == ["pull"] * 5 + ["push"] * 5, "five trials each"
+    assert all(f"{name}: trial {n}: strength=" in out for name in ("pull", "push") for n in range(1, 6))
+    assert {path.name for path in (tmp_path / "runs/tune/split-digits/smoke").glob("*.json")} == {"pull.json", "push.json"}
+    trained.clear()
+    assert main(both) == 0
+    assert capsys.readouterr().out == out
+    assert trained == []
+
+
+def test_without_a_method_every_space_is_searched(own_methods, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    searched = []
+    monkeypatch.setattr(tune.Study, "search", lambda self, *_, **__: searched.append(self.method) or iter(()))
+    monkeypatch.setattr(tune.Study, "write", lambda *_, **__: "study.json")
+    command = ["tune", "--tier", "smoke", "--set", "backbone=resnet18"]
+    assert main([*command, "--set", "batchnorm=per_task"]) == 1, "no trial has a score"
+    assert "note: lwf cannot run like this" in capsys.readouterr().err
+    assert {"ewc", "hat", "cacl"} & set(searched)
+    assert {"lwf", "er", "finetune", "joint"}.isdisjoint(searched)
+
+
 SPACE = '{"strength": Range(1e-3, 10.0, log=True)}'
 
 
