@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from benchsuite.fields import setting
 from benchsuite.method import Choice, Method, Preset, Range, register
 from benchsuite.method.artifact import Artifact
+from benchsuite.method.forms import Axes
 from benchsuite.nn.conditional import replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, KernelBank, Rank, SVDConv2d, break_even_rank
 from benchsuite.nn.multihead import MultiHead
@@ -138,6 +139,7 @@ class CACL(Method):
     forgetting = "none"
     size_is_learnt = True
     fresh_share = 1.0  # initial variance of later tasks' free components, as a share of the first task's
+    unit_axes: ClassVar[Axes] = {**SVDConv2d.grows, "kernels": (0, 1)}
     counted: ClassVar = "the official code counts (factors and heads alone)"
     settings: ClassVar[tuple[Preset, ...]] = (
         Preset(

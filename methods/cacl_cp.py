@@ -61,6 +61,7 @@ class CACLCP(CACL):
     fresh_share: float = setting(0.1, above=0)  # initial variance of later tasks' free terms, as a share of the first task's
 
     name: ClassVar = "cacl-cp"
+    unit_axes: ClassVar = {**CPConv2d.grows, "kernels": (0, 1)}
     counted: ClassVar = "factors and heads alone"
     settings: ClassVar[tuple[Preset, ...]] = (
         CACL.settings[0],

@@ -24,6 +24,7 @@ class CACLKronecker(CACLCP):
     """CACL-Kronecker: grows and prunes a bank of Kronecker products for each convolution, task by task."""
 
     name: ClassVar = "cacl-kronecker"
+    unit_axes: ClassVar = {**KroneckerConv2d.grows, "kernels": (0, 1)}
 
     @classmethod
     def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:

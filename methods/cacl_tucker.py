@@ -39,6 +39,7 @@ class CACLTucker(CACL):
     fresh_share: float = setting(0.1, above=0)  # initial variance of later tasks' free components, as a share of the first task's
 
     name: ClassVar = "cacl-tucker"
+    unit_axes: ClassVar = {**TuckerConv2d.grows, "kernels": (0, 1)}
     counted: ClassVar = "factors and heads alone"
     settings: ClassVar = (
         Preset(

@@ -28,6 +28,7 @@ class IndividualCP(IndividualSVD):
 
     name: ClassVar = "individual-cp"
     layer: ClassVar = CPConv2d
+    unit_axes: ClassVar = CPConv2d.grows
     size_is_learnt = True  # a kernel without an accepted fit stays dense
 
     def __post_init__(self) -> None:

@@ -50,6 +50,7 @@ class IndividualSVD(Individual):
     family = "factorised"
     size_reference = False
     layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
+    unit_axes: ClassVar = SVDConv2d.grows
     space: ClassVar = {  # without what sets the size
         "recovery": Choice((0.2, 0.5)),
         "recovery_rate": Choice((0.1, 1.0)),

@@ -26,6 +26,7 @@ class IndividualTucker(IndividualSVD):
 
     name: ClassVar = "individual-tucker"
     layer: ClassVar = TuckerConv2d
+    unit_axes: ClassVar = TuckerConv2d.grows
 
     def rank(self, kernel: Tensor) -> Rank:
         return decompose.tucker_rank(kernel, self.rank_by, self.ratio, self.energy)

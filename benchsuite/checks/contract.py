@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -263,6 +265,68 @@ def size(runs: ShortRuns, name: str, **settings: Any) -> None:
         if sizes != sorted(sizes):
             words = " to ".join(map(str, sizes))
             raise Broken(f"the {part} went from {words} bytes; artifact() must keep serving every task so far")
+
+
+@rule(
+    "a storage form rounds each number by at most half a step, takes the bytes of its formula, and no more than the form before"
+)
+def storage_forms(runs: ShortRuns, name: str, **settings: Any) -> None:
+    finished, cls = runs.finished(name, **settings), methods.get(name)
+    record, whole, before = finished.record, artifact.Artifact.read(finished.path), sys.maxsize
+    if list(record.forms) != list(cls.forms):
+        said = "; ".join(record.diagnostics.remarks)
+        raise Broken(f"it was not stored in {', '.join(form for form in cls.forms if form not in record.forms)}: {said}")
+    first = record.forms[cls.forms[0]]
+    if first.sizes != record.final_sizes or first.correct != record.correct[-1]:
+        raise Broken("the exported file has another size or other answers than the run; artifact() must hold the final network")
+    for form in cls.forms:
+        encoded = whole.encoded(form, cls.unit_axes)
+        content = encoded.to_bytes()
+        read = artifact.Artifact.from_bytes(content)
+        if read.header != whole.header or read.tensors.keys() != whole.tensors.keys():
+            raise Broken(f"the {form} file does not give back the names of its tensors and its header")
+        if asdict(record.forms[form].sizes) != encoded.sizes():
+            raise Broken(f"{form} has {len(content)} bytes, its record says {record.forms[form].sizes.total}")
+        for key, tensor in whole.tensors.items():
+            bound, size = stored_within(tensor, form, key, cls.unit_axes)
+            if ((read.tensors[key] - tensor).abs() > bound).any() or read.tensors[key].shape != tensor.shape:
+                raise Broken(f"in {form}, {key} is off by more than half a step; {UNITS}")
+            there = next(t for stored, t in encoded.tensors.items() if stored.partition(":")[0] == key)
+            if there.numel() * there.element_size() != size:
+                raise Broken(f"in {form}, {key} takes {there.numel() * there.element_size()} bytes instead of {size}; {UNITS}")
+        if len(content) > before:
+            raise Broken(f"{form} has {len(content)} bytes, the form before {before}; {UNITS}")
+        before = len(content)
+
+
+UNITS = "unit_axes must name the dimensions of the units of each stored tensor, where they are not dimension 0"
+
+
+def stored_within(tensor: Tensor, form: str, name: str, axes: Mapping[str, Any]) -> tuple[Tensor, int]:
+    """How far each number of a tensor may be off in a storage form, and the bytes that it takes: by the formulas of
+    `benchsuite.method.forms`, but slice by slice, as a reference for its code."""
+    exact = torch.zeros(tensor.shape)
+    if form not in schema.BITS or not tensor.is_floating_point():
+        return exact, tensor.numel() * tensor.element_size()
+    own = axes.get(name.rpartition("/")[2].rpartition(".")[2], 0)
+    own = [own] if isinstance(own, int) else list(own)
+    units = [tensor.shape[axis] for axis in own] if tensor.dim() > 1 else [tensor.numel()]
+    bits = schema.BITS[form]
+    if bits == 16 or tensor.numel() <= math.prod(units):
+        return tensor.abs() * 2.0**-11 + 2.0**-25, 2 * tensor.numel()
+    scales = 0
+    for unit in itertools.product(*map(range, units)):
+        where = [slice(None)] * tensor.dim()
+        for axis, position in zip(own, unit, strict=True):
+            where[axis] = slice(position, position + 1)
+        numbers, allowed = tensor[tuple(where)].flatten(), []
+        for group in numbers.split(64 if bits == 4 else len(numbers)):
+            scales += 1
+            largest = float(group.abs().max())
+            step = (largest * (1 + 2.0**-10) + 2.0**-24 * (largest > 0)) / (2 ** (bits - 1) - 1)
+            allowed.append(torch.full_like(group, step / 2 * (1 + 1e-5), dtype=exact.dtype))
+        exact[tuple(where)] = torch.cat(allowed).view(exact[tuple(where)].shape)
+    return exact, 2 * scales + math.ceil(tensor.numel() * bits / 8)
 
 
 @rule("evaluation during training changes nothing", {}, BATCHNORM)

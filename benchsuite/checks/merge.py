@@ -148,6 +148,11 @@ def check_artifact(record: RunRecord, folder: Path) -> bool:
     said = asdict(record.final_sizes)
     if sizes != said:
         raise UserError(f"{path}: contains {sizes} bytes, but its record says {said}")
+    known = record.job.base in methods.all() and methods.source(record.job.method) == record.job.method_source
+    for form in record.forms if known else ():
+        sizes, said = artifact.encoded(form, methods.get(record.job.method).unit_axes).sizes(), asdict(record.forms[form].sizes)
+        if sizes != said:
+            raise UserError(f"{path}: in {form} it takes {sizes} bytes, but its record says {said}")
     served = artifact.header.get("tasks")
     tasks = [(t.get("name"), t.get("classes")) for t in served if isinstance(t, dict)] if isinstance(served, list) else []
     own = [(task.name, task.classes) for task in record.tasks]

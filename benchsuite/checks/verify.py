@@ -207,6 +207,10 @@ def compare(record: RunRecord, again: RunRecord, *, learnt: bool, remarks: Seque
         outside.append(f"stored bytes: {old:,} on record, {new:,} here; they follow from the settings and must not differ")
     elif abs(new - old) > SIZE * old:
         outside.append(f"stored bytes: {old:,} on record, {new:,} here; the allowed difference is {SIZE:.0%}")
+    for form in [form for form in record.forms if form in again.forms and not learnt]:
+        old, new = (r.forms[form].sizes.total for r in (record, again))
+        if old != new:
+            outside.append(f"stored bytes in {form}: {old:,} on record, {new:,} here; they follow from the settings")
     words = "NOT reproduced" if outside else "reproduced within interval"
     return Verdict(reproduced=not outside, words=words, remarks=said + outside)
 

@@ -6,20 +6,20 @@ Its size on disk is the size on the leaderboard, so prediction must need nothing
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import UserError
 from ..files import write_atomic
 from ..nn.multihead import MultiHead
-from ..record.schema import PARTS
+from ..record.schema import BITS, PARTS
+from . import forms
 
 FORMAT = 1
 
@@ -68,6 +68,16 @@ class Artifact:
             )
         return model.eval()
 
+    def encoded(self, form: str, axes: forms.Axes) -> Artifact:
+        """The same in a storage form (`forms`), which its header names: what a file of that form holds. axes: `Method.unit_axes`.
+        Raises UserError for numbers that the form cannot hold."""
+        if form not in BITS:
+            return self
+        used = {name.rpartition("/")[2].rpartition(".")[2] for name in self.tensors}
+        other = {name: axis for name, axis in axes.items() if axis != 0 and name in used}
+        header = {**self.header, "form": form, **({"unit_axes": other} if other else {})}
+        return Artifact(forms.encode(self.tensors, form, axes), header)
+
     def to_bytes(self) -> bytes:
         header = {"format": FORMAT, **self.header}
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
@@ -86,18 +96,26 @@ class Artifact:
 
     @classmethod
     def read(cls, path: Path) -> Artifact:
-        """Read an artifact. Raises UserError with the file's name if it is not one. Nothing in the file is executed."""
+        """Read an artifact, in whatever form it is stored. Raises UserError with the file's name if it is not one. Nothing in
+        the file is executed."""
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["benchsuite"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if header.pop("format") != FORMAT:
-                raise UserError(f"{path}: was written in another artifact format", "export it again with this version")
-            return cls(tensors, header)
+            return cls.from_bytes(path.read_bytes(), path)
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except (SafetensorError, KeyError, ValueError, struct.error) as error:
-            raise UserError(f"{path}: is not a benchsuite artifact ({error})", "make one with `benchsuite export`") from None
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: Path | str = "an artifact") -> Artifact:
+        """The artifact that a file holds. name: of the file, for errors."""
+        try:
+            size = int.from_bytes(content[:8], "little")
+            header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["benchsuite"])
+            tensors = safetensors.torch.load(content)
+            if header.pop("format") != FORMAT:
+                raise UserError(f"{name}: was written in another artifact format", "export it again with this version")
+            form, axes = header.pop("form", None), header.pop("unit_axes", {})
+            return cls(forms.decode(tensors, form, axes) if form else tensors, header)
+        except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise UserError(f"{name}: is not a benchsuite artifact ({error})", "make one with `benchsuite export`") from None
 
 
 def _prefixes(modules: Iterable[str]) -> tuple[str, ...]:

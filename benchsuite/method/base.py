@@ -17,7 +17,9 @@ from ..nn.guard import FrozenGuard
 from ..nn.multihead import MultiHead
 from ..protocol import Recipe
 from ..randomness import generator
+from ..record.schema import FORMS
 from .artifact import Artifact
+from .forms import Axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ class Method(SupervisedPlugin):
     size_reference: ClassVar[bool] = False  # True: one plain network per task; size and forward gain of others are relative to it
     settings: ClassVar[tuple[Preset, ...]] = ()
     space: ClassVar[Mapping[str, Range | Choice]] = {}  # search space of `benchsuite tune`, by setting
+    forms: ClassVar[tuple[str, ...]] = FORMS  # storage forms of its artifacts; NATIVE if it stores codes itself
+    unit_axes: ClassVar[Axes] = {}  # of stored tensors whose units (`method.forms`) do not lie along dimension 0
 
     run: RunInfo
     model: MultiHead

@@ -18,6 +18,8 @@ _PAIRS = sum(1 << (24 - 6 * i) for i in range(4))  # the same for four numbers b
 def pack_bits(values: Tensor, bits: int) -> Tensor:
     """Pack whole numbers below 2^bits, of any shape, into ceil(numel * bits / 8) bytes."""
     flat = values.reshape(-1)
+    if bits == 8:
+        return flat.to(torch.uint8)
     if bits > 2:
         flat = (flat.long()[:, None] >> torch.arange(bits, device=flat.device)).bitwise_and_(1).flatten()
         bits = 1
@@ -31,6 +33,8 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     """Unpack the result of `pack_bits` to int64 numbers of that shape."""
+    if bits == 8:
+        return packed.long().view(*shape)
     stream = unfold(packed, "bits", (math.prod(shape), bits)).long()
     return (stream << torch.arange(bits, device=packed.device)).sum(1).view(*shape)
 

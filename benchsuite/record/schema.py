@@ -106,6 +106,21 @@ class Sizes(Part, frozen=True):
 
 
 PARTS = Sizes.__struct_fields__
+BITS = {"fp16": 16, "int8": 8, "int6": 6, "int4": 4}  # of a number, in the storage forms that round it
+FORMS = ("fp32", *BITS)
+NATIVE = ("native",)  # the one form of a method that stores codes itself
+
+
+class Form(Part, frozen=True):
+    """The final network as served from a file in one storage form (`benchsuite.method.forms`).
+
+    sizes: bytes of that file. correct: right answers on the test set of each task. changed: test images of all tasks whose
+    predicted class is another one than from the first form's file.
+    """
+
+    sizes: Sizes
+    correct: list[Count]
+    changed: Count = 0
 
 
 class UsedData(Part, frozen=True):
@@ -214,6 +229,8 @@ class RunRecord(Part, frozen=True, dict=True):
     size_reference: whether sizes and forward gain of other methods are measured against this run (`Method.size_reference`).
     made_by: digests of the golden entries and sources that the numbers depend on; {} in records of earlier versions.
     artifact_sha256: of the artifact's file; "" in records of earlier versions.
+    forms: the same network from each of its method's storage forms, by name: `FORMS` or `NATIVE`, in that order, without those
+        that cannot hold its numbers; {} in records of earlier versions.
     """
 
     job: Job
@@ -234,6 +251,7 @@ class RunRecord(Part, frozen=True, dict=True):
     diagnostics: Diagnostics = Diagnostics()
     made_by: dict[str, str] = {}
     artifact_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    forms: dict[str, Form] = {}
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no finished run can have, beyond what the types say."""
@@ -253,6 +271,14 @@ class RunRecord(Part, frozen=True, dict=True):
         for layer, ranks in self.diagnostics.ranks.items():
             same = len(ranks) == n and len({*map(len, ranks)}) == 1
             _check(same, f"ranks of {layer} must have one entry for each task, all of one length")
+        names = list(self.forms)
+        _check(names == [name for name in (*NATIVE, *FORMS) if name in names], "storage forms must be known ones, in their order")
+        for name, form in self.forms.items():
+            whole = len(form.correct) == n and not any(map(operator.gt, form.correct, tests))
+            _check(whole, f"form {name} must have correct answers for each task, no more than test images")
+            _check(form.changed <= sum(tests), f"form {name} cannot change more predictions than there are test images")
+        own = not names or (names[0] in (FORMS[0], *NATIVE) and not self.forms[names[0]].changed)
+        _check(own, "the first storage form must be the artifact's own")
 
     @property
     def stored_bytes(self) -> int:
@@ -332,6 +358,8 @@ def differences(a: RunRecord, b: RunRecord) -> list[str]:
     """The fields in which two records differ, of those that a run determines: all but wall clock, allocations, date, environment
     and what the code was."""
     determined = [name for name in RunRecord.__struct_fields__ if name not in NOT_DETERMINED]
+    if not (a.forms and b.forms):  # a record of an earlier version has none
+        determined.remove("forms")
     return [name for name in determined if getattr(a, name) != getattr(b, name)]
 
 

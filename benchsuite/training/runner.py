@@ -21,6 +21,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from msgspec import convert, structs, to_builtins
+from torch import Tensor
 
 from .. import files, source
 from ..data.sets import Images, has_one_form, load_all
@@ -33,9 +34,10 @@ from ..nn.multihead import MultiHead
 from ..protocol import Protocol, protocols
 from ..randomness import seed_globals
 from ..record.folder import IN_HAND, Progress, RunFolder
-from ..record.schema import Diagnostics, Job, LearntTask, Memory, RunRecord, Seconds, Sizes, Source, UsedData
+from ..record.schema import Diagnostics, Form, Job, LearntTask, Memory, RunRecord, Seconds, Sizes, Source, UsedData
 from .accounting import macs
 from .assemble import assemble, with_header
+from .batches import Batches
 from .checkpoint import assign_state
 from .device import configure_process
 from .environment import environment, now, source_revision
@@ -316,8 +318,40 @@ class _Run:
         dense.add_task(0)
         return macs(dense.eval(), self.protocol.image, 0)
 
+    @torch.no_grad()
+    def _answers(self, artifact: bytes) -> list[Tensor]:
+        """The predicted class of each test image, task by task, by the network that this file serves, computed as in the
+        evaluation of the run: on its device, in its precision and in the same batches."""
+        served = type(self.method).restore(Artifact.from_bytes(artifact)).to(self.device).eval()
+        strategy, found = self.strategy, []
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=strategy.precision == "bf16"):
+            for t, experience in enumerate(self.stream.test):
+                batches = Batches([experience.images], [t], strategy.eval_mb_size, augmentation=None, dtype=strategy.dtype)
+                found.append(torch.cat([served(x, t).argmax(1) for x, *_ in batches]))
+        return found
+
+    def _forms(self, artifact: Artifact) -> tuple[dict[str, Form], list[str]]:
+        """The network as it is served from each storage form, and why it cannot be stored in some."""
+        forms: dict[str, Form] = {}
+        refused, first = [], None
+        for name in self.method.forms:
+            try:
+                encoded = artifact.encoded(name, self.method.unit_axes)
+            except UserError as error:
+                refused.append(str(error))
+                continue
+            answers = self._answers(encoded.to_bytes())
+            first = first or answers
+            right = [(a == e.images.labels).sum() for a, e in zip(answers, self.stream.test, strict=True)]
+            changed = sum((a != b).sum() for a, b in zip(answers, first, strict=True))
+            *correct, changed = torch.stack([*right, changed]).tolist()
+            forms[name] = Form(sizes=Sizes(**encoded.sizes()), correct=correct, changed=changed)
+        return forms, refused
+
     def _record(self, artifact: Path) -> RunRecord:
-        served = type(self.method).restore(Artifact.read(artifact))  # from the file alone, as in serving
+        exported = Artifact.read(artifact)
+        served = type(self.method).restore(exported)  # from the file alone, as in serving
+        forms, refused = self._forms(exported)
         tasks = self.stream.tasks
         p = self.progress
         diagnostics = reported(self.method)
@@ -354,7 +388,12 @@ class _Run:
             dense_macs=self._dense_macs(),
             memory_bytes=self.method.memory_bytes,
             size_reference=self.method.size_reference,
-            diagnostics=structs.replace(diagnostics, other_sizes={**alternatives, **diagnostics.other_sizes}),
+            diagnostics=structs.replace(
+                diagnostics,
+                other_sizes={**alternatives, **diagnostics.other_sizes},
+                remarks=[*diagnostics.remarks, *refused],
+            ),
             made_by=self.made_by,
             artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
+            forms=forms,
         )

@@ -22,7 +22,7 @@ from benchsuite.checks.contract import (
     run_in_pieces,
 )
 from benchsuite.fields import field_types
-from benchsuite.method import Method, methods, register
+from benchsuite.method import Method, forms, methods, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.methods.packnet import PackNet
 from benchsuite.nn.normalisation import BatchNormPolicy
@@ -184,6 +184,24 @@ class Shrinks(Method):
         return artifact
 
 
+class Loud(Method):
+    """One of its numbers is too large for fp16."""
+
+    def artifact(self):
+        artifact = super().artifact()
+        artifact.tensors["other/loud"] = torch.tensor([1e6])
+        return artifact
+
+
+class Alien(Method):
+    """What it stores has other numbers than what was evaluated."""
+
+    def artifact(self):
+        artifact = super().artifact()
+        artifact.tensors |= {name: -t for name, t in artifact.tensors.items() if name.startswith("heads/")}
+        return artifact
+
+
 class Shifted(Method):
     """What it learns depends on how often it was evaluated."""
 
@@ -280,9 +298,11 @@ CONTROLS = [
     (contract.finishes, Stumbles, {}, "the run failed: RuntimeError: as it was told"),
     (contract.size, Grows, {}, r"bytes on record, \d+ in the file"),
     (contract.size, Shrinks, {}, "the masks went from 8 to 7 to 6 bytes"),
+    (contract.storage_forms, Loud, {}, r"not stored in fp16, int8, int6, int4: other/loud holds numbers that are .* above 65504"),
+    (contract.storage_forms, Alien, {}, "other answers than the run"),
     (contract.evaluation, Shifted, {"optimizer": "sgd"}, "differ in .*; evaluation hooks"),
-    (contract.resumed, Absentminded, {"optimizer": "sgd"}, r"differ in .*artifact_sha256; .* state\(\)"),
-    (contract.same_seed, Random, {}, r"differ in .*artifact_sha256; .*self\.generator"),
+    (contract.resumed, Absentminded, {"optimizer": "sgd"}, r"differ in .*artifact_sha256, forms; .* state\(\)"),
+    (contract.same_seed, Random, {}, r"differ in .*artifact_sha256, forms; .*self\.generator"),
     (contract.resumed, Random, {}, r"differ in .*artifact_sha256"),
     (contract.other_seed, Zeroed, {}, "seeds 1 and 2 end in the same weights"),
     (contract.heads, PenaltyOnHeads, {"epochs": 1}, "the head of task 1 changed while another"),
@@ -300,6 +320,20 @@ def test_a_method_that_breaks_the_rule_is_found_out(rule, cls, settings, said, o
     with pytest.raises(Broken, match=said) as error:
         rule(own_bench, cls.name, **settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda scales, bits: torch.full_like(scales, 0.01, dtype=torch.float32), "off by more than half a step"),
+        (lambda scales, bits: scales.float() / (2**bits - 1), "off by more than half a step"),
+    ],
+)
+def test_a_form_without_its_scales_is_found_out(spoil, said, runs, monkeypatch):
+    contract.storage_forms(runs, "finetune")
+    monkeypatch.setattr(forms, "_steps", spoil)
+    with pytest.raises(Broken, match=said):
+        contract.storage_forms(runs, "finetune")
 
 
 HIDDEN = """

@@ -103,6 +103,10 @@ SPOILT = {
         lambda r: {"stored": [None, changed(r.stored[1], heads=0, masks=r.stored[1].heads)]},
         "bytes, but its record says",
     ),
+    "a smaller storage form": (
+        lambda r: {"forms": r.forms | {"int8": changed(r.forms["int8"], sizes=changed(r.forms["int8"].sizes, heads=1))}},
+        "in int8 it takes",
+    ),
     "another artifact": (lambda r: {"artifact_sha256": "0" * 64}, "is not the file that its record describes"),
 }
 

@@ -96,6 +96,11 @@ def test_sizes_that_follow_from_the_settings_must_not_differ(path):
     much = changed(here, stored=[record.stored[0], changed(larger, weights=2 * larger.weights)])
     assert not compare(record, much, learnt=True).reproduced
     assert not compare(record, changed(here, iterations=[1, 1]), learnt=True).reproduced
+    int8 = here.forms["int8"]
+    other = changed(here, forms=here.forms | {"int8": changed(int8, sizes=changed(int8.sizes, heads=int8.sizes.heads + 1))})
+    assert not compare(record, other, learnt=False).reproduced
+    assert compare(record, other, learnt=True).reproduced
+    assert compare(here, changed(here, forms={}), learnt=False).words == "identical"  # an earlier version put none on record
     assert compare(record, here, learnt=False).words == "identical"
 
 
@@ -108,7 +113,7 @@ def test_the_interval_covers_independent_trainings_and_not_a_lower_accuracy(path
     def record(p):
         counts = (rng.random((T, n)) < p).sum(1).tolist()
         correct = [[counts[i] if t in (i, T - 1) else None for i in range(T)] for t in range(T)]
-        common = {"stored": [template.stored[-1]] * T, "macs": [1] * T, "iterations": [1] * T, "memory": {}}
+        common = {"stored": [template.stored[-1]] * T, "macs": [1] * T, "iterations": [1] * T, "memory": {}, "forms": {}}
         return changed(template, tasks=tasks, correct=correct, seconds={"train": [1.0] * T, "evaluate": [1.0] * T}, **common)
 
     def refused(p, q, runs=300):

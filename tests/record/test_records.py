@@ -36,6 +36,10 @@ def content():
         data=[{"name": "digits", "digest": "d" * 64, "complete": True, "note": ""}],
         dense_macs=10,
         diagnostics={"ranks": {"conv": [[1], [2]]}, "other_sizes": {"weights alone": 100}, "remarks": ["one"]},
+        forms={
+            "fp32": {"sizes": {"weights": 100, "heads": 20, "masks": 0, "other": 5}, "correct": [12, 19]},
+            "int8": {"sizes": {"weights": 25, "heads": 5, "masks": 0, "other": 6}, "correct": [11, 20], "changed": 2},
+        },
     )
     return json.loads(to_json(record))
 
@@ -105,6 +109,11 @@ SPOILT = {
     "ranks of different modes": put(["diagnostics", "ranks", "conv"], [[1], [2, 2]]),
     "ranks without layers": put(["diagnostics", "ranks"], [[1], [2]]),
     "classes that are a number": put(["tasks", 0, "classes"], 2),
+    "a form of one task": put(["forms", "int8", "correct"], [12]),
+    "a form with more right than there are": put(["forms", "int8", "correct", 0], 21),
+    "a form that changes more than there are": put(["forms", "int8", "changed"], 41),
+    "an unknown form": put(["forms", "int2"], {"sizes": {"weights": 1, "heads": 1, "masks": 0, "other": 5}, "correct": [1, 1]}),
+    "a first form that differs from itself": put(["forms", "fp32", "changed"], 1),
     "half a digest": put(["artifact_sha256"], "ab"),
     "another field": put(["surprise"], 1),
     "a seed that is text": put(["job", "seed"], "1"),

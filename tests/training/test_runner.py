@@ -16,14 +16,17 @@ import torch
 
 from benchsuite import files
 from benchsuite.errors import UserError
-from benchsuite.method import Method, register
+from benchsuite.method import Method, methods, register
 from benchsuite.method.artifact import Artifact
+from benchsuite.nn.images import normalise
 from benchsuite.nn.multihead import MultiHead
+from benchsuite.protocol import protocols
 from benchsuite.record import schema, store
 from benchsuite.training.accounting import macs
 from benchsuite.training.events import Note
 from benchsuite.training.runner import RunFailed, identify, run
-from benchsuite.training.settings import resolve
+from benchsuite.training.settings import recipe_of, resolve
+from benchsuite.training.stream import build_stream
 
 TINY = {"tasks": 4, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
 
@@ -421,6 +424,59 @@ def test_a_checkpoint_of_something_else_is_refused(content, tmp_path):
     torch.save(content, path)
     with pytest.raises(UserError, match="delete it to start this run again"):
         run(job, results=tmp_path)
+
+
+class OneForm(Method):
+    """It stores codes itself."""
+
+    forms = schema.NATIVE
+
+
+class Loud(Method):
+    """One of its numbers is too large for fp16."""
+
+    def artifact(self):
+        artifact = super().artifact()
+        artifact.tensors["other/loud"] = torch.tensor([1e6])
+        return artifact
+
+
+def test_the_final_network_is_evaluated_from_each_storage_form(tmp_path):
+    job = job_of("cacl")
+    record = run(job, results=tmp_path)
+    assert list(record.forms) == ["fp32", "fp16", "int8", "int6", "int4"]
+    assert record.forms["fp32"].correct == record.correct[-1]
+    assert record.forms["fp32"].sizes == record.final_sizes
+    exported, cls = Artifact.read(tmp_path / job.folder / "artifact.safetensors"), methods.get("cacl")
+    stream = build_stream(protocols.get("split-digits"), recipe_of(job.settings), 1, data_dir=None, device=torch.device("cpu"))
+    for name, form in record.forms.items():
+        (tmp_path / name).write_bytes(exported.encoded(name, cls.unit_axes).to_bytes())
+        assert (tmp_path / name).stat().st_size == form.sizes.total
+        networks = [cls.restore(Artifact.read(tmp_path / file)) for file in (name, "fp32")]
+        right = changed = 0
+        for t, experience in enumerate(stream.test):
+            images = experience.images
+            x = normalise(images.pixels, images.mean, images.std)
+            with torch.no_grad():
+                now, before = (network(x, t).argmax(1) for network in networks)
+            assert int((now == images.labels).sum()) == form.correct[t]
+            changed += int((now != before).sum())
+            right += form.correct[t]
+        assert changed == form.changed
+    assert record.forms["int4"].changed > 0  # control: a form that rounds so much does change answers
+
+
+def test_a_method_that_stores_codes_itself_has_one_form_and_what_no_form_can_hold_is_a_remark(own_methods, tmp_path):
+    register(OneForm)
+    register(Loud)
+    record = run(job_of("oneform", tasks=1, epochs=1), results=tmp_path)
+    assert list(record.forms) == ["native"]
+    assert record.forms["native"].sizes == record.final_sizes
+    record = run(job_of("loud", tasks=1, epochs=1), results=tmp_path)
+    assert list(record.forms) == ["fp32"]
+    assert [remark.partition(",")[0] for remark in record.diagnostics.remarks] == [
+        "other/loud holds numbers that are not finite or above 65504"
+    ] * 4
 
 
 @pytest.mark.parametrize(
