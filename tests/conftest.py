@@ -2,10 +2,16 @@
 
 import os
 import resource
+import runpy
 import sys
+import tempfile
 from contextlib import contextmanager
+from functools import cache
+from multiprocessing import util
+from types import SimpleNamespace
 
 import pytest
+from processes import forked
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks: what is the same to the bit is so on the CPU
 
@@ -19,6 +25,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)  # the same in every process of a test; the networks are too small to share out
+    if runner := sys.modules.get("benchsuite.training.runner"):
+        runner.source_revision = cache(runner.source_revision)  # it asks git
 
 
 @pytest.fixture
@@ -71,36 +79,34 @@ def own_methods(monkeypatch):
 
 @pytest.fixture
 def forked_serving(monkeypatch):
-    """Artifacts are served by a fork of this process that has forgotten the project's modules: a new process, as the tests of the
-    built-in methods start it, imports PyTorch again, which takes ten seconds."""
-    import runpy
-    import tempfile
-    import traceback
-    import warnings
-    from types import SimpleNamespace
-
+    """Artifacts are served by a fork of this process, not by a new one, as in the tests of the built-in methods."""
     from benchsuite.checks import contract
 
     def run(command, cwd, **_):
         with tempfile.TemporaryFile("w+") as errors:
-            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # newer Pythons: of forks beside threads
-                child = os.fork()
-            if not child:
-                code = 1
-                try:
-                    warnings.simplefilter("ignore")
-                    os.dup2(errors.fileno(), 2)
-                    os.chdir(cwd)
-                    for name in [name for name in sys.modules if name.partition(".")[0] == "benchsuite"]:
-                        del sys.modules[name]
-                    runpy.run_module(command[-1], run_name="__main__")
-                    code = 0
-                except BaseException:
-                    os.write(2, traceback.format_exc().encode())
-                finally:
-                    os._exit(code)
-            status = os.waitpid(child, 0)[1]
+
+            def serve():
+                os.dup2(errors.fileno(), 2)
+                os.chdir(cwd)
+                runpy.run_module(command[-1], run_name="__main__")
+
+            status = os.waitpid(forked(serve, [errors.fileno()]), 0)[1]
             errors.seek(0)
             return SimpleNamespace(returncode=os.waitstatus_to_exitcode(status), stderr=errors.read())
 
     monkeypatch.setattr(contract, "subprocess", SimpleNamespace(run=run))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_server():
+    """The server that forks the processes of runs is itself a fork of this process. Tests of whole commands start a new one."""
+    start = util.spawnv_passfds
+
+    def fork(path, words, files):
+        if "multiprocessing.forkserver" not in words[-1]:
+            return start(path, words, files)
+        return forked(lambda: exec(words[-1], {}), files)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(util, "spawnv_passfds", fork)
+        yield

@@ -73,13 +73,19 @@ warnings.simplefilter("ignore")
 import benchsuite.methods.cacl, benchsuite.protocols.split_digits
 from benchsuite.method import methods
 from benchsuite.protocol import protocols
-print(json.dumps({
+found = json.dumps({
     "files": [m.__file__ for m in (benchsuite, benchsuite.methods.cacl, benchsuite.protocols.split_digits)],
     "top": [name for name in ("methods", "protocols") if importlib.util.find_spec(name)],
     "methods": list(methods.all()),
     "protocols": list(protocols.all()),
-}))
+})
+import sys
+from benchsuite.cli.main import main
+assert main(["run", *sys.argv[1:]]) == 0
+print(found)
 """
+
+RUN = "--protocol their-digits --tier smoke --method theirs --set factor=2 --results runs"
 
 
 def pip(*words, cwd):
@@ -125,12 +131,19 @@ def python(target, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    call.folder = folder
     return call
 
 
 @pytest.fixture(scope="module")
-def installed(python):
-    return json.loads(python("-c", PROBE))
+def output(python):
+    """The lines of a process that runs their method on their protocol and says what it imported."""
+    return python("-c", PROBE, *RUN.split()).splitlines()
+
+
+@pytest.fixture(scope="module")
+def installed(output):
+    return json.loads(output[-1])
 
 
 def test_the_wheel_holds_the_packages_and_the_licence(wheel):
@@ -175,21 +188,9 @@ def test_list_names_what_other_distributions_bring(python):
     assert "their-digits 2 tasks x 5 digits" in lines
 
 
-def test_their_method_runs_on_their_protocol(python, tmp_path):
-    words = [
-        "--protocol",
-        "their-digits",
-        "--tier",
-        "smoke",
-        "--method",
-        "theirs",
-        "--set",
-        "factor=2",
-        "--results",
-        str(tmp_path),
-    ]
-    assert "their-digits/smoke theirs seed 1: ACC " in python("-m", "benchsuite", "run", *words)
-    (path,) = tmp_path.rglob("record.json")
+def test_their_method_runs_on_their_protocol(output, python):
+    assert any("their-digits/smoke theirs seed 1: ACC " in line for line in output)
+    (path,) = python.folder.rglob("record.json")
     record = json.loads(path.read_text())
     assert record["job"]["settings"]["factor"] == 2
     assert [task["classes"] for task in record["tasks"]] in (

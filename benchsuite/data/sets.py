@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,6 +262,7 @@ def _shortfall(official: Official, arrays: Arrays) -> str | None:
     return f"{what} images" + ", unevenly over the classes" * uneven
 
 
+@functools.cache  # reading the text takes as long as a short training
 def _digits() -> ImageSet:
     """The 1,797 digits in scikit-learn, values 0..16 scaled to 0..255.
 

@@ -39,7 +39,8 @@ def test_a_command_imports_only_what_it_needs(command, heavy, tmp_path):
 
 
 def test_an_import_of_torch_is_noticed(tmp_path):
-    """Control."""
+    """Control. A module of this name is enough."""
+    (tmp_path / "torch.py").touch()
     words = [sys.executable, "-c", CODE.replace("main(sys", "import torch; main(sys"), "torch,avalanche", "--help"]
     answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1].split() == ["imported:", "torch"]

@@ -2,8 +2,8 @@
 
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from argparse import ArgumentTypeError
@@ -14,6 +14,7 @@ from threading import Thread
 
 import pytest
 from msgspec import structs
+from processes import forked
 from records import run as leaderboard_run
 
 from benchsuite import files
@@ -74,42 +75,73 @@ def alive(pid):
         return not Path("/proc").exists()
 
 
+def ended(process, seconds):
+    """The exit code of a child process that ends within this time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    return None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_no_worker_outlives_its_command(number, code, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "new"), [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, False), (signal.SIGKILL, -9, True)]
+)
+def test_no_worker_outlives_its_command(number, code, new, tmp_path, monkeypatch):
+    """One command is a new process, with a new server; the others are forks."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "command.py").write_text(COMMAND)
     (tmp_path / "benchsuite.py").touch()  # where the command is typed something of this name may lie
-    command = subprocess.Popen(
-        [sys.executable, "bin/command.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    reader, writer = os.pipe()
+
+    def typed():
+        os.setpgid(0, 0)
+        os.dup2(writer, 2)
+        runpy.run_path("bin/command.py", run_name="__main__")
+
+    if new:
+        errors = [(os.POSIX_SPAWN_DUP2, writer, 2)]
+        words = [sys.executable, "bin/command.py"]
+        command = os.posix_spawn(sys.executable, words, os.environ, file_actions=errors, setpgroup=0)
+    else:
+        command = forked(typed, [writer])
+    os.close(writer)
+    running = True
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "worker").exists() and time.monotonic() < deadline:
-            assert command.poll() is None, command.stderr.read()
+            assert alive(command)
             time.sleep(0.05)
         worker, deaf = (tmp_path / "worker").read_text().split()
         worker = int(worker)
         assert deaf == "True"  # to Ctrl-C, which a terminal sends to every process of the command
         if number == signal.SIGINT:
-            os.killpg(command.pid, number)
+            os.killpg(command, number)
         else:
-            command.send_signal(number)
-        assert command.wait(10) == code
+            os.kill(command, number)
+        found = ended(command, 10)
+        running = found is None
+        assert found == code
         deadline = time.monotonic() + 2
         while alive(worker) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not alive(worker)
-        err = command.stderr.read()  # its end comes only when every process that holds it has gone
+        with open(reader, closefd=False) as file:
+            err = file.read()  # its end comes only when every process that holds it has gone
         assert "Traceback" not in err
         if number != signal.SIGKILL:  # after which Python's own resource tracker clears up, and says so
             assert err == "benchsuite: interrupted; finished tasks are kept, the same command resumes\n"
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(command.pid, signal.SIGKILL)
-        command.wait()
-        command.stderr.close()
+            os.killpg(command, signal.SIGKILL)
+        if running:
+            os.waitpid(command, 0)
+        os.close(reader)
 
 
 def test_only_the_cores_that_may_be_used_count(monkeypatch):
