@@ -162,12 +162,14 @@ def parser() -> Parser:
         actions.add_parser(action, parents=[data], help=what).add_argument("name", help="a registered protocol, or an image set")
     out = commands.add_parser("export", help="copy the artifacts of finished runs, ready to be served")
     out.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its record.json")
+    out.add_argument("--form", default=None, metavar="FORM", help="store in fewer bits: fp16, int8, int6 or int4 (default: fp32)")
     out.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="file to write, for a single run (default: PROTOCOL-TIER-METHOD-seedN.safetensors in this folder)",
+        help="file to write, for a single run (default: PROTOCOL-TIER-METHOD-seedN[-FORM].safetensors in this folder)",
     )
+    out.add_argument("--method", metavar="FILE", help="for --form: Python file that defines the method, unless it is installed")
     again = commands.add_parser("verify", help="run a record's job again and say whether it gives the same numbers")
     again.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or its record.json")
     again.add_argument("--method", metavar="FILE", help="Python file that defines the method, unless it is installed")

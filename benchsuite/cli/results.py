@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..record.schema import RunRecord
 
 
 def command_report(arguments: argparse.Namespace) -> None:
@@ -46,12 +50,18 @@ def command_export(arguments: argparse.Namespace) -> None:
 
     if arguments.output and len(arguments.runs) > 1:
         raise UserError(f"--output names a single file, but there are {len(arguments.runs)} runs")
+    if arguments.method:
+        from ..method.registered import methods
+
+        methods.find(arguments.method)
     folders = list(dict.fromkeys(run.parent if run.name == RECORD else run for run in arguments.runs))
     records = [RunFolder(folder).read() for folder in folders]
     names = [f"{r.job.protocol}-{r.job.tier}-{r.job.method}-seed{r.job.seed}" for r in records]
     exports = []
     for folder, record, name in zip(folders, records, names, strict=True):
         content = RunFolder(folder).read_artifact(record)
+        if arguments.form:
+            content, name = _in_form(arguments.form, content, record), f"{name}-{arguments.form}"
         if Counter(names)[name] > 1:  # several configurations: tell their files apart
             name = f"{name}-{record.job.config}"
         output = arguments.output or Path(f"{name}.safetensors")
@@ -62,6 +72,18 @@ def command_export(arguments: argparse.Namespace) -> None:
         write_atomic(output, content)
         print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
         print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
+
+
+def _in_form(form: str, content: bytes, record: RunRecord) -> bytes:
+    """The artifact of a run in another storage form."""
+    from ..method.artifact import Artifact
+    from ..method.registered import methods
+    from ..registry import suggest
+
+    method = methods.get(record.job.method)
+    if form not in method.forms:
+        raise UserError(f"{record.job.method} cannot be stored in {form!r}", suggest(form, method.forms))
+    return Artifact.from_bytes(content).encoded(form, method.unit_axes).to_bytes()
 
 
 def command_verify(arguments: argparse.Namespace) -> int:

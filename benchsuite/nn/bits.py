@@ -19,9 +19,10 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     """Pack whole numbers below 2^bits, of any shape, into ceil(numel * bits / 8) bytes."""
     flat = values.reshape(-1)
     if bits == 8:
-        return flat.to(torch.uint8)
+        return flat.to(torch.uint8, copy=True)
     if bits > 2:
-        flat = (flat.long()[:, None] >> torch.arange(bits, device=flat.device)).bitwise_and_(1).flatten()
+        flat = flat.long() if bits > 8 else flat.to(torch.uint8)
+        flat = (flat[:, None] >> torch.arange(bits, device=flat.device, dtype=flat.dtype)).bitwise_and_(1).flatten()
         bits = 1
     flat = flat.view(torch.uint8) if flat.element_size() == 1 else flat.to(torch.uint8)
     if missing := -len(flat) % (8 // bits):
@@ -35,8 +36,9 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     """Unpack the result of `pack_bits` to int64 numbers of that shape."""
     if bits == 8:
         return packed.long().view(*shape)
-    stream = unfold(packed, "bits", (math.prod(shape), bits)).long()
-    return (stream << torch.arange(bits, device=packed.device)).sum(1).view(*shape)
+    stream = unfold(packed, "bits", (math.prod(shape), bits))
+    stream = stream.long() if bits > 8 else stream
+    return (stream << torch.arange(bits, device=packed.device, dtype=stream.dtype)).sum(1).view(*shape)
 
 
 def unfold(packed: Tensor, kind: int | str, shape: Sequence[int]) -> Tensor:

@@ -281,6 +281,15 @@ def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(meth
             with pytest.raises(benchsuite.UserError, match=said):
                 ask(wrong, task)
 
+    assert call("export", path, "--form", "int8") == 0
+    eight = folder / f"split-digits-smoke-{method}-seed1-int8.safetensors"
+    assert eight.stat().st_size == record.forms["int8"].sizes.total < record.stored_bytes
+    for t, task in enumerate(record.tasks):
+        rows = torch.isin(y, torch.tensor(task.classes))
+        assert (benchsuite.load(eight).predict(x[rows], t) == y[rows]).sum() == record.forms["int8"].correct[t]
+    assert call("export", path, "--form", "int9") == 2
+    assert f"{method} cannot be stored in 'int9'; did you mean 'int" in capsys.readouterr().err
+
     content = (folder / "served.safetensors").read_bytes()
     assert call("export", path, "--output", "served.safetensors") == 2
     assert "exists already" in capsys.readouterr().err

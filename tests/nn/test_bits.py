@@ -7,10 +7,12 @@ import torch
 from benchsuite.nn.bits import pack_bits, unfold, unpack_bits
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8, 11])
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 8, 9, 16, 31, 1000])
 def test_packing_leaves_no_gap_and_loses_nothing(bits, count):
-    values = torch.randint(2**bits, (count,), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
+    values = torch.randint(
+        2**bits, (count,), generator=torch.Generator().manual_seed(count), dtype=torch.uint8 if bits <= 8 else torch.int64
+    )
     packed = pack_bits(values, bits)
     assert packed.dtype == torch.uint8
     assert len(packed) == math.ceil(count * bits / 8)
