@@ -37,6 +37,8 @@ TIERS = {
     "smoke": "seconds: a few images and epochs, to see that everything runs",
 }
 
+Orientation = Literal["upright", "90", "180", "270", "transposed"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -45,6 +47,7 @@ class Task:
     classes: labels in the image set; label classes[k] becomes k inside the task.
     mean, std: per channel, in units of pixel / 255.
     pad: zero border in pixels on each side, added before normalisation.
+    orientation: how images are turned, counterclockwise, after padding; "transposed" swaps rows and columns.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Task:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int = 0
+    orientation: Orientation = "upright"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,9 @@ class Recipe:
 
     backbone: str
     width: float = setting(1.0, neutral=1.0, above=0, most=16)  # times the backbone's channels
+    # of the convolutions' weights: "he" draws variance 2 / fan_in for all methods; "default" is PyTorch's 1 / (3 fan_in) for
+    # dense layers and the official or published law of each factorisation
+    init: Literal["default", "he"] = setting("default", neutral="default")
     epochs: int = setting(least=1)
     milestones: tuple[int, ...] = ()  # the learning rate is divided by ten at the start of these epochs
     lr: float = setting(1e-3, above=0)

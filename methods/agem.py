@@ -34,7 +34,7 @@ class AGEM(Method):
 
     family = "replay"
     settings: ClassVar = (
-        FEW_DIGITS,
+        *FEW_DIGITS,
         AS_MANY_LARGE,
         Preset(
             protocol="split-cifar100",

@@ -202,7 +202,7 @@ class CACL(Method):
         self._penalties = []
         for name, layer in self.layers.items():
             task, share = len(layer.ranks), self.fresh_share if layer.ranks else 1.0
-            layer.draw_residual(self.pools[name][-1], self.generator("residual", task, name), share)
+            layer.draw_residual(self.pools[name][-1], self.generator("residual", task, name), share, self.recipe.init)
             if any(layer.pool):
                 self._penalties.append(self.penalty(layer))
 

@@ -30,7 +30,7 @@ class ER(Method):
 
     family = "replay"
     trains_old_heads = True
-    settings: ClassVar = (FEW_DIGITS, AS_MANY_LARGE)
+    settings: ClassVar = (*FEW_DIGITS, AS_MANY_LARGE)
     space: ClassVar = {"sample_size": Choice((None, 32, 128))}  # the budget is the same for all replay methods
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:

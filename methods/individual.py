@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchsuite.method import Method, register
 from benchsuite.method.artifact import Artifact
-from benchsuite.nn.backbones import build_backbone, reseed_dropout
+from benchsuite.nn.backbones import Law, build_backbone, reseed_dropout
 from benchsuite.nn.conditional import TaskConditional, outermost, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import Recipe
@@ -19,16 +19,16 @@ from benchsuite.training.accounting import bytes_of
 class PerTask(TaskConditional):
     """One backbone per task, created when its task first appears. Backbones share nothing."""
 
-    def __init__(self, described: dict, features: int, dropout: float) -> None:
+    def __init__(self, described: dict, features: int, dropout: float, init: Law) -> None:
         super().__init__()
-        self.described, self.features, self.dropout = described, features, dropout
+        self.described, self.features, self.dropout, self.init = described, features, dropout, init
         self.models = nn.ModuleDict()
         self._task = -1
 
     def add_task(self, task: int, seed: int) -> None:
         own = derive(seed, "individual", task) if task else seed  # the first network starts as with every other method
         d = self.described
-        network = build_backbone(d["backbone"], d["image"], self.dropout, own, d.get("width", 1.0))
+        network = build_backbone(d["backbone"], d["image"], self.dropout, own, d.get("width", 1.0), self.init)
         if d.get("batchnorm") == "batch_stats":  # a network of one task needs no other policy
             replace_modules(network, nn.BatchNorm2d, lambda _, n: nn.BatchNorm2d(n.num_features, track_running_stats=False))
         self.models[str(task)] = network
@@ -59,7 +59,7 @@ class Individual(Method):
         return None  # tasks share no network, and so no batch normalisation
 
     def prepare(self, model: MultiHead) -> MultiHead:
-        return _separate(model, self.recipe.dropout)
+        return _separate(model, self.recipe.dropout, self.recipe.init)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         # Dropout as in a single network: the name of the copy is not part of the layers' names.
@@ -74,7 +74,7 @@ class Individual(Method):
     def skeleton(cls, artifact: Artifact) -> MultiHead:
         """The dense networks that an artifact describes, without its weights."""
         network = artifact.header["network"]
-        model = _separate(MultiHead.build(**{k: v for k, v in network.items() if k != "heads"}), 0.0)
+        model = _separate(MultiHead.build(**{k: v for k, v in network.items() if k != "heads"}))
         for task in network["heads"]:
             model.add_task(task)
         return model
@@ -84,6 +84,6 @@ class Individual(Method):
         return {"other_sizes": {"CACL's official code counts (no biases of convolutions)": bytes_of(counted)}}
 
 
-def _separate(model: MultiHead, dropout: float) -> MultiHead:
-    model.backbone = PerTask(model.describe(), model.features, dropout)
+def _separate(model: MultiHead, dropout: float = 0.0, init: Law = "default") -> MultiHead:
+    model.backbone = PerTask(model.describe(), model.features, dropout, init)
     return model

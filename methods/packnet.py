@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from benchsuite.fields import setting
 from benchsuite.method import Choice, Method, Preset, register
 from benchsuite.method.artifact import Artifact
-from benchsuite.nn.backbones import init_default
+from benchsuite.nn.backbones import initialise
 from benchsuite.nn.bits import pack_bits, unpack_bits
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
@@ -135,7 +135,7 @@ class PackNet(Method):
                 if self.redraw:
                     conv = nn.Conv2d(1, 1, 1)
                     conv.weight, conv.bias = nn.Parameter(torch.empty(layer.weight.shape)), None
-                    init_default(conv, self.seed, "packnet", task, name)
+                    initialise(conv, self.seed, "packnet", task, name, law=self.recipe.init)
                     fresh = conv.weight.detach().to(layer.weight)
                 with torch.no_grad():
                     layer.weight.copy_(torch.where(free, fresh, layer.weight))

@@ -35,8 +35,8 @@ register(
         flip=True,
         tiers={
             "paper": PAPER,
-            "lite": replace(PAPER, epochs=3, milestones=(2,)),
-            "smoke": replace(PAPER, epochs=1, milestones=(), train_per_class=2, test_per_class=2),
+            "lite": replace(PAPER, init="he", epochs=3, milestones=(2,)),
+            "smoke": replace(PAPER, init="he", epochs=1, milestones=(), train_per_class=2, test_per_class=2),
         },
     )
 )

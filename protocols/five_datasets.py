@@ -38,8 +38,9 @@ register(
         image=(3, 32, 32),
         tiers={
             "paper": PAPER,
-            "lite": replace(PAPER, epochs=10, milestones=(6, 9)),
-            "smoke": replace(PAPER, epochs=1, milestones=(), train_per_class=8, test_per_class=4),
+            # Without the cap MNIST and FashionMNIST would take 86 % of the time.
+            "lite": replace(PAPER, width=0.5, init="he", epochs=10, milestones=(6, 9), train_per_class=1000),
+            "smoke": replace(PAPER, init="he", epochs=1, milestones=(), train_per_class=8, test_per_class=4),
         },
         published=(
             Published(

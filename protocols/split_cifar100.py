@@ -26,8 +26,8 @@ register(
         flip=True,
         tiers={
             "paper": PAPER,
-            "lite": replace(PAPER, epochs=10, milestones=(6, 9)),
-            "smoke": replace(PAPER, epochs=1, milestones=(), tasks=3, train_per_class=16, test_per_class=8),
+            "lite": replace(PAPER, width=0.5, init="he", epochs=10, milestones=(6, 9)),
+            "smoke": replace(PAPER, init="he", epochs=1, milestones=(), tasks=3, train_per_class=16, test_per_class=8),
         },
         published=(
             Published(

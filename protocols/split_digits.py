@@ -1,4 +1,4 @@
-"""split-digits: the default protocol, five tasks of two handwritten digits each; needs no download."""
+"""split-digits: five easy tasks of two handwritten digits each, for quick checks; needs no download."""
 
 from benchsuite.protocol import Protocol, Recipe, Task, register
 
@@ -6,12 +6,12 @@ from benchsuite.protocol import Protocol, Recipe, Task, register
 # split into training and test images. Ours is fixed: two thirds of each class for training.
 MEAN, STD = (0.305,), (0.376,)  # of the training pixels, rounded
 
-FULL = Recipe(backbone="digits", epochs=20, milestones=(12, 18), lr=1e-3, batch_size=16, dropout=0.15)
+FULL = Recipe(backbone="digits", init="he", epochs=20, milestones=(12, 18), lr=1e-3, batch_size=16, dropout=0.15)
 
 register(
     Protocol(
         name="split-digits",
-        summary="5 tasks x 2 classes of 8x8 handwritten digits; the embedded default",
+        summary="5 tasks x 2 classes of 8x8 handwritten digits; nearly every method ends at 99 %, so use it for quick checks",
         needs="nothing: the images come with scikit-learn",
         tasks=tuple(Task(name=str(i + 1), dataset="digits", classes=(2 * i, 2 * i + 1), mean=MEAN, std=STD) for i in range(5)),
         image=(1, 8, 8),

@@ -25,8 +25,10 @@ register(
         flip=True,
         tiers={
             "paper": PAPER,
-            "lite": replace(PAPER, epochs=10, milestones=(7, 9)),  # 150/20 = 7.5
-            "smoke": replace(PAPER, epochs=1, milestones=(), tasks=2, train_per_class=8, test_per_class=4, batch_size=16),
+            "lite": replace(PAPER, width=0.5, init="he", epochs=10, milestones=(7, 9)),  # 150/20 = 7.5
+            "smoke": replace(
+                PAPER, init="he", epochs=1, milestones=(), tasks=2, train_per_class=8, test_per_class=4, batch_size=16
+            ),
         },
         published=(
             Published(

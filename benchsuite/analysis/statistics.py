@@ -61,7 +61,7 @@ def _why_not(name: str, run: RunRecord, reference: str) -> str:
 def statistics_by_row(rows: Mapping[str, list[RunRecord]], timed: tuple[str, ...] | None) -> dict[str, pd.DataFrame]:
     """The statistics of every run, one after another, by the label of its row. timed: the kind of machine whose seconds count."""
     records = [run for runs in rows.values() for run in runs]
-    references, plain = group_by(pairing, filter(may_be_reference, records)), group_by(method_pairing, records)
+    references, plain = group_by(pairing, (run for run in records if run.size_reference)), group_by(method_pairing, records)
     return {
         label: pd.DataFrame(
             [statistics_of(run, reference_run(run, references), unmodified_run(run, plain), timed) for run in runs]
@@ -128,24 +128,20 @@ def method_pairing(run: RunRecord) -> tuple[Any, ...]:
     return run.job.method, *pairing(run)
 
 
-def may_be_reference(run: RunRecord) -> bool:
-    return run.size_reference and "width" not in run.job.settings
-
-
 def reference_run(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of the size reference to compare with: same seed, precision, tasks and images, same value of every setting that
-    both have or that has a neutral value, except that the reference has the protocol's own width. Of several, the one with the
-    fewest settings changed from their defaults. references: by `pairing`."""
+    both have or that has a neutral value, and so the same width. Of several, the one with the fewest settings changed from their
+    defaults. references: by `pairing`."""
 
     def agree(other: RunRecord) -> bool:
-        common = run.job.settings.keys() & other.job.settings.keys() | NEUTRAL.keys() - {"width"}
+        common = run.job.settings.keys() & other.job.settings.keys() | NEUTRAL.keys()
         return (
             run.tasks == other.tasks
             and [entry.digest for entry in run.data] == [entry.digest for entry in other.data]
             and all(setting_of(name, run) == setting_of(name, other) for name in common)
         )
 
-    if may_be_reference(run):
+    if run.size_reference:
         return run
     matches = [other for other in references.get(pairing(run), []) if agree(other)]
     return min(matches, key=lambda r: (r.job.method_source, len(r.job.origins), r.job.config), default=None)

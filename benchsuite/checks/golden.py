@@ -54,14 +54,14 @@ TOLERANCE = 1e-9  # relative and absolute
 DIGITS = 13  # significant digits on file
 
 SIZE = {
-    **{"backbone": "golden", "width": 1.0, "optimizer": "adam", "momentum": 0.0, "lr": 0.005, "weight_decay": 1e-3},
+    **{"backbone": "golden", "width": 1.0, "optimizer": "adam", "momentum": 0.0, "lr": 0.005, "weight_decay": 1e-3, "init": "he"},
     **{"epochs": 3, "milestones": (2,), "batch_size": 8, "dropout": 0.15, "reset_optimizer": True, "tasks": 3},
     **{"train_per_class": 8, "test_per_class": 8},
 }
 
 RESNET = {
     **{"backbone": "resnet18", "width": 0.1, "tasks": 2, "epochs": 2, "milestones": ()},
-    **{"lr": 0.002, "reset_optimizer": False},
+    **{"lr": 0.002, "reset_optimizer": False, "init": "default"},
 }
 
 NOT_ON_RESNET = (

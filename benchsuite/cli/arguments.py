@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+PROTOCOL = "rotated-digits"
+
 EPILOG = """examples:
-  benchsuite leaderboard                                   every method on split-digits, three seeds (no download)
+  benchsuite leaderboard                                   every method on rotated-digits, three seeds (no download)
   benchsuite run --protocol split-cifar100 --tier lite --method cacl --seed 1
   benchsuite run --method ./my_method.py --set strength=0.5
   benchsuite run --method cacl+hosvd --set epsilon=0.9      CACL with compressed activations
@@ -52,7 +54,7 @@ def parser() -> Parser:
 
     place = Parser(add_help=False)
     place.add_argument(
-        "--protocol", default="split-digits", help="a registered protocol (default: split-digits, which needs no download)"
+        "--protocol", default=PROTOCOL, help=f"a registered protocol (default: {PROTOCOL}, which needs no download)"
     )
     place.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     where = Parser(add_help=False, parents=[place])
@@ -202,7 +204,7 @@ def parser() -> Parser:
         help="measure what a training step costs on this machine, where its time goes and which settings change it",
     )
     timed.add_argument(
-        "--protocol", default="split-digits", help="a registered protocol (default: split-digits, which needs no download)"
+        "--protocol", default=PROTOCOL, help=f"a registered protocol (default: {PROTOCOL}, which needs no download)"
     )
     timed.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder that holds the image sets (default: the download cache)"

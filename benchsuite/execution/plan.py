@@ -11,7 +11,7 @@ notebook that started it: no `if __name__ == "__main__":` is needed, but a metho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -97,13 +97,16 @@ class Plan:
 
     def matched(self, report: Report = lambda message: None) -> tuple[Job, ...]:
         """The jobs of equal size: every other method whose size can be computed, at the largest width at which it stores no more
-        than the reference. Empty until the reference has a record."""
+        than the reference, and the planned size references at each of these widths, which ratios and forward gains are relative
+        to. Empty until the reference has a record."""
         assert self.reference is not None, "a plan without match_size has nothing to match"
         records = read_all(self.results / self.protocol.name / self.tier)
         sizes = [record.stored_bytes for record in records if record.job.config == self.reference.config]
         if not sizes:
             return ()
-        wide, target, reference = {}, fmean(sizes), self.reference.method
+        wide: dict[tuple[str, float], Mapping[str, Any]] = {}
+        target, reference = fmean(sizes), self.reference.method
+        beside = [name for name in self.settings if registered.get(name).size_reference and name not in self.not_applicable]
         for name in (name for name in self.settings if name not in (reference, *self.not_applicable)):
 
             def at(width: float, name: str = name) -> Job:
@@ -119,10 +122,10 @@ class Plan:
             if width is None:
                 report(Note(f"n/a: {name} stores more than {reference} at any width"))
             else:
-                wide[name] = {**self.settings[name], "width": width}
+                wide |= {(one, width): {**self.settings[one], "width": width} for one in (name, *beside)}
                 size = f"{stored_bytes(at(width)) / 1e6:.3f} of {target / 1e6:.3f} MB"
                 report(Note(f"{name}: width {width:g}, {size}"))
-        return self._resolved(wide)[0]
+        return self._resolved((name, own) for (name, _), own in wide.items())[0]
 
     def leaderboard(self) -> Leaderboard:
         """All finished runs of this protocol and tier, ranked."""
@@ -134,11 +137,11 @@ class Plan:
     def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:
         return resolve(self.protocol.name, self.tier, method, seed, overrides=settings, precision=self.precision)
 
-    def _resolved(self, settings: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Job, ...], dict[str, str]]:
+    def _resolved(self, settings: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[tuple[Job, ...], dict[str, str]]:
         """The jobs of these methods with these settings, and why some methods have none."""
-        jobs, unsupported = [], {}
+        jobs, unsupported, chosen = [], {}, list(settings)
         for seed in self.seeds:
-            for name, own in settings.items():
+            for name, own in chosen:
                 try:
                     jobs.append(identify(self._job(name, seed, own), self.data_dir))
                 except Unsupported as error:
@@ -201,7 +204,7 @@ class Plan:
 
 
 def plan(
-    protocol: str = "split-digits",
+    protocol: str = "rotated-digits",
     *,
     tier: str = "paper",
     methods: Sequence[str | Path] | None = None,
@@ -244,5 +247,5 @@ def plan(
     )
     if reference:
         made = replace(made, reference=identify(made._job(reference, made.seeds[0], made.settings[reference]), made.data_dir))
-    jobs, unsupported = made._resolved(made.settings)
+    jobs, unsupported = made._resolved(made.settings.items())
     return replace(made, jobs=jobs, not_applicable=unsupported)

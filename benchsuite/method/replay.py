@@ -13,8 +13,15 @@ from .base import Preset
 # 1,300 images of 32x32x3 bytes, as many as the 16 MB of float32 images that published rows of A-GEM and ER-RES state
 BUDGET = 4.0
 
-FEW_DIGITS = Preset(
-    protocol="split-digits", values={"budget": 0.00128}, origin="ours: 20 images of 10 classes; 4 MB would hold all there are"
+FEW_DIGITS = (
+    Preset(
+        protocol="split-digits", values={"budget": 0.00128}, origin="ours: 20 images of 10 classes; 4 MB would hold all there are"
+    ),
+    Preset(
+        protocol="rotated-digits",
+        values={"budget": 0.0064},
+        origin="ours: 100 images, a quarter of one task; 4 MB would hold all there are",
+    ),
 )
 
 AS_MANY_LARGE = Preset(

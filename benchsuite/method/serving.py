@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..nn.images import normalise, pad_images
+from ..nn.images import lay_out, normalise
 from .artifact import Artifact
 from .registered import methods
 
@@ -33,7 +33,7 @@ class Served(torch.nn.Module):
         if images.dtype != torch.uint8 or images.ndim != 4:
             found = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             raise UserError(f"images must be uint8 (B, H, W, C) as the data set has them, not {found}")
-        x = normalise(pad_images(images, info["pad"]), info["mean"], info["std"])
+        x = normalise(lay_out(images, info["pad"], info.get("orientation", "upright")), info["mean"], info["std"])
         if tuple(x.shape[1:]) != self.image:
             raise UserError(f"images {tuple(images.shape)} do not fit task {task}, whose network takes (C, H, W) = {self.image}")
         return self.network(x, task)

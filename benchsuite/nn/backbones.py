@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..randomness import derive, generator
 from .conditional import outermost
+
+Law = Literal["default", "he"]  # `Recipe.init`
 
 
 class Dropout(nn.Module):
@@ -267,25 +269,32 @@ def has_batchnorm(name: str) -> bool:
         return any(isinstance(module, nn.BatchNorm2d) for module in BACKBONES[name]((3, 32, 32), 0.0).modules())
 
 
-def build_backbone(name: str, image: Sequence[int], dropout: float, seed: int, width: float = 1.0) -> nn.Module:
+def build_backbone(
+    name: str, image: Sequence[int], dropout: float, seed: int, width: float = 1.0, init: Law = "default"
+) -> nn.Module:
     """The named network. Every layer is initialised by its own generator, derived from (seed, layer name)."""
     with torch.device("meta"):
         network = BACKBONES[name](image, dropout, width)
     network = network.to_empty(device="cpu")
     for layer_name, module in network.named_modules():
-        init_default(module, seed, layer_name)
+        initialise(module, seed, layer_name, law=init)
     return network
 
 
 @torch.no_grad()
-def init_default(module: nn.Module, seed: int, *purpose: object) -> None:
-    """PyTorch's default initialisation of convolutions and linear layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and
-    biases, determined by (seed, purpose) alone. Normalisation layers start at the identity."""
+def initialise(module: nn.Module, seed: int, *purpose: object, law: Law = "default") -> None:
+    """Initialise a layer, determined by (seed, purpose) and the law alone. Normalisation layers start at the identity.
+
+    law="default": PyTorch's default, U(-b, b) with b = 1/sqrt(fan_in): variance 1 / (3 fan_in).
+    law="he": weights of convolutions from U(-b, b) with b = sqrt(6 / fan_in): variance 2 / fan_in (He et al., ICCV 2015).
+    Biases and linear layers (heads) follow PyTorch's default under both laws. Uniform draws are bit-identical on every processor.
+    """
     if isinstance(module, nn.Conv2d | nn.Linear):
         source = generator(seed, "init", *purpose)
         bound = 1 / math.sqrt(module.weight[0].numel())
-        for tensor in (module.weight, module.bias):
+        gain = math.sqrt(6) if law == "he" and isinstance(module, nn.Conv2d) else 1.0
+        for tensor, limit in ((module.weight, gain * bound), (module.bias, bound)):
             if tensor is not None:
-                tensor.uniform_(-bound, bound, generator=source)
+                tensor.uniform_(-limit, limit, generator=source)
     elif isinstance(module, nn.BatchNorm2d):
         module.reset_parameters()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .backbones import Law
 from .conditional import TaskConditional
 
 Factors = dict[str, Tensor]
@@ -39,6 +40,7 @@ class FactorisedConv2d(TaskConditional):
 
     grows: {factor: the dimension along which later tasks append to it}. modes: how many numbers a rank has. scale: with
     one mode, the factor that holds one number per component.
+    gain: the variance of the kernel that `fresh` draws, times its fan-in I kh kw; 2 in He's law.
     form: how a finished task is computed: "composed" (one convolution), "chain" (its factors one after the other) or
     "cheaper" (the one with fewer multiply-accumulates for the image).
     """
@@ -46,6 +48,7 @@ class FactorisedConv2d(TaskConditional):
     grows: ClassVar[dict[str, int]]
     modes: ClassVar[int] = 1
     scale: ClassVar[str] = "weight"
+    gain: ClassVar[float] = 2.0
     form: Literal["composed", "chain", "cheaper"] = "composed"
     _kernel: Tensor
 
@@ -144,9 +147,14 @@ class FactorisedConv2d(TaskConditional):
             setattr(self, f"residual_{name}", nn.Parameter(factor.detach().to(getattr(self, name))))
         self._task = -1
 
-    def draw_residual(self, pool: Rank, source: torch.Generator, share: float = 1.0) -> None:
-        """Initialise components for the next task. share: of the variance that `fresh` gives their kernel."""
+    def draw_residual(self, pool: Rank, source: torch.Generator, share: float = 1.0, init: Law = "default") -> None:
+        """Initialise components for the next task.
+
+        init="default": with the variance that `fresh` gives their kernel; "he": with 2 / (I kh kw), as dense kernels have it.
+        share: of that variance.
+        """
         factors = self.fresh(pool, source)
+        share *= 2 / self.gain if init == "he" else 1.0
         self.set_residual({**factors, self.scale: math.sqrt(share) * factors[self.scale]})
 
     def append(self, kept: Factors, rank: Rank) -> None:
@@ -234,6 +242,7 @@ class SVDConv2d(FactorisedConv2d):
 
     grows: ClassVar = {"N": 1, "sigma": 0, "C": 0}
     scale: ClassVar = "sigma"
+    gain: ClassVar = 4.0  # N and C have He's law each
     N: Tensor
     sigma: Tensor
     C: Tensor

@@ -8,10 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..protocol import Orientation
+
 
 def pad_images(pixels: Tensor, pad: int) -> Tensor:
     """A zero border of `pad` pixels around images (N, H, W, C)."""
     return F.pad(pixels, (0, 0, pad, pad, pad, pad)) if pad else pixels
+
+
+def lay_out(pixels: Tensor, pad: int, orientation: Orientation) -> Tensor:
+    """Images (N, H, W, C) with a zero border of `pad` pixels, then turned counterclockwise, or with rows and columns swapped.
+    These operations are exact."""
+    pixels = pad_images(pixels, pad)
+    if orientation == "transposed":
+        return pixels.transpose(1, 2).contiguous()
+    return pixels if orientation == "upright" else pixels.rot90(int(orientation) // 90, (1, 2)).contiguous()
 
 
 def normalise(

@@ -10,7 +10,7 @@ from avalanche.benchmarks.scenarios import CLExperience
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from .backbones import build_backbone, has_batchnorm, init_default
+from .backbones import Law, build_backbone, has_batchnorm, initialise
 from .conditional import TaskConditional, outermost
 from .normalisation import BatchNormPolicy, apply_policy
 
@@ -43,6 +43,7 @@ class MultiHead(MultiTaskModule):
         seed: int = 0,
         batchnorm: BatchNormPolicy = "per_task",
         width: float = 1.0,
+        init: Law = "default",
     ) -> MultiHead:
         """The protocol's dense network. The weights of each layer come from a generator of their own."""
         described: dict[str, Any] = {"backbone": backbone, "image": list(image)}
@@ -50,7 +51,7 @@ class MultiHead(MultiTaskModule):
             described["batchnorm"] = batchnorm
         if width != 1:
             described["width"] = width
-        network = build_backbone(backbone, image, dropout, seed, width)
+        network = build_backbone(backbone, image, dropout, seed, width, init)
         apply_policy(network, batchnorm)
         return cls(network, classes=classes, seed=seed, described=described)
 
@@ -75,7 +76,7 @@ class MultiHead(MultiTaskModule):
     def add_task(self, task: int) -> None:
         if str(task) not in self.heads:
             head = torch.nn.utils.skip_init(nn.Linear, self.features, self.classes[task])
-            init_default(head, self.seed, "head", task)
+            initialise(head, self.seed, "head", task)
             self.heads[str(task)] = head.to(_device_of(self.backbone))
             for module in self._conditional():
                 module.add_task(task, self.seed)

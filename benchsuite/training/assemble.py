@@ -31,6 +31,7 @@ def assemble(
         seed=job.seed,
         batchnorm=recipe.batchnorm,
         width=recipe.width,
+        init=recipe.init,
     )
     # A run on the first tasks is bit-identical to the beginning of the whole run.
     n_tasks = len(protocol.tasks) if recipe.tasks else len(stream.tasks)
@@ -53,7 +54,9 @@ def with_header(artifact: Artifact, job: Job, tasks: Sequence[Task]) -> Artifact
         "method": job.method,
         "protocol": job.protocol,
         "tasks": [
-            {"name": t.name, "classes": list(t.classes), "pad": t.pad, "mean": list(t.mean), "std": list(t.std)} for t in tasks
+            {"name": t.name, "classes": list(t.classes), "pad": t.pad, "mean": list(t.mean), "std": list(t.std)}
+            | ({} if t.orientation == "upright" else {"orientation": t.orientation})
+            for t in tasks
         ],
     }
     return artifact

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from ..data.sets import Images, ImageSet, load_all
 from ..errors import UserError
-from ..nn.images import normalise, pad_images
+from ..nn.images import lay_out, normalise
 from ..protocol import Protocol, Recipe, Task
 from ..randomness import derive
 from .batches import Augmentation, TaskImages
@@ -137,7 +137,7 @@ def _task_images(images: ImageSet, task: Task, part: str, recipe: Recipe, seed: 
     rows = np.sort(np.concatenate(chosen))
     relabel = {label: k for k, label in enumerate(task.classes)}
     return TaskImages(
-        pixels=pad_images(torch.from_numpy(np.ascontiguousarray(x[rows])), task.pad).to(device),
+        pixels=lay_out(torch.from_numpy(np.ascontiguousarray(x[rows])), task.pad, task.orientation).to(device),
         labels=torch.tensor([relabel[int(v)] for v in y[rows]], device=device),
         mean=task.mean,
         std=task.std,

@@ -450,16 +450,26 @@ def test_remarks_of_several_seeds_that_differ_in_numbers_alone_are_one_range():
     assert notes == [f"finetune: {text}" for text in said]
 
 
-def test_sizes_are_relative_to_individual_networks_of_the_protocols_own_width():
-    plain = [run("individual", size=4_000_000), run("individual", size=1_000_000, settings={"epochs": 10, "width": 0.5})]
-    wide = run(size=3_000_000, settings={"epochs": 10, "width": 1.5})
-    found = rows(leaderboard([*plain, wide, run(size=2_000_000)]).parameter_efficiency)
-    assert {label: row["ratio"] for label, row in found.items()} == {
+def test_sizes_and_gains_are_relative_to_individual_networks_of_the_same_width():
+    """At a tier of half width every ratio would be missing, and full-width rows set against half-width networks, if the
+    reference were the run without a width among its settings."""
+    half, full = {"epochs": 10, "width": 0.5}, {"epochs": 10}
+    better = ((90, None), (80, 90))
+    references = [run("individual", size=4_000_000, settings=full), run("individual", size=1_000_000, settings=half)]
+    ours = [run(size=2_000_000, settings=full), run(size=600_000, settings=half, correct=better)]
+    matched = run(size=900_000, settings={"epochs": 10, "width": 0.7})
+    board = leaderboard([*references, *ours, matched])
+    found = rows(board.parameter_efficiency)
+    assert {label: row["ratio"] for label, row in found.items() if label != "finetune [width=0.7]"} == {
         "individual": 1,
-        "individual [width=0.5]": 0.25,
-        "finetune [width=1.5]": 0.75,
+        "individual [width=0.5]": 1,
         "finetune": 0.5,
+        "finetune [width=0.5]": 0.6,
     }
+    assert found["finetune [width=0.7]"]["ratio_note"] == "n/a: no matching run of individual"
+    gains = {label: row["forward_gain"] for label, row in rows(board.accuracy).items()}
+    assert gains["finetune"] == 0
+    assert gains["finetune [width=0.5]"] > 0
 
 
 def test_a_width_of_one_is_no_part_of_a_run():

@@ -105,14 +105,14 @@ def test_another_order_of_batches_voids_methods_and_protocols(monkeypatch):
 
 
 def test_another_initialisation_voids_the_rows_on_a_backbone(monkeypatch):
-    default = backbones.init_default
+    default = backbones.initialise
 
-    def wider(module, seed, *purpose):
-        default(module, seed, *purpose)
+    def wider(module, seed, *purpose, law):
+        default(module, seed, *purpose, law=law)
         for parameter in module.parameters(recurse=False):
             parameter.data.mul_(1.0001)
 
-    monkeypatch.setattr(backbones, "init_default", wider)
+    monkeypatch.setattr(backbones, "initialise", wider)
     (changed,) = golden.compare(["backbone digits"]).values()
     assert changed.startswith("first_logits[0] differs by")
     assert golden.voids("backbone digits") == "rows on digits"

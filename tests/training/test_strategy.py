@@ -17,6 +17,7 @@ from benchsuite.training.batches import Batches
 from benchsuite.training.runner import run
 from benchsuite.training.settings import resolve
 from benchsuite.training.strategy import Schedule
+from benchsuite.training.stream import build_stream
 from benchsuite.training.watch import Watch
 
 DIGITS = protocols.get("split-digits")
@@ -241,9 +242,12 @@ def test_constants_of_the_published_recipes():
         paper = protocol.tiers["paper"]
         assert (paper.epochs, paper.lr, paper.batch_size, paper.dropout) == (200, 1e-3, 64, 0.15)
         assert (paper.optimizer, paper.weight_decay, paper.reset_optimizer, paper.holdout) == ("adam", 0, True, 0)
-        assert protocol.tiers["lite"].epochs == 10
+        lite = protocol.tiers["lite"]
+        assert (lite.epochs, lite.width, lite.init) == (10, 0.5, "he")
+        assert (paper.width, paper.init) == (1, "default")
     assert five.tiers["paper"].milestones == (120, 180)
     assert cifar.tiers["lite"].milestones == (6, 9)
+    assert [p.tiers["lite"].train_per_class for p in (cifar, mini, five)] == [None, None, 1000]
     assert (cifar.crop_padding, cifar.flip) == (4, True)
     assert (mini.crop_padding, mini.flip) == (0, True)
     assert (five.crop_padding, five.flip) == (0, False)
@@ -300,3 +304,17 @@ def test_what_a_method_does_before_the_forward_pass_counts_in_the_peak(size, own
     trained(watch, method="gathers")
     assert (watch.memory["peak"] >= 10_000_000) is (size > 1)
     assert watch.memory["held"] < 1_000_000
+
+
+def test_rotated_digits_are_the_same_digits_in_five_orientations():
+    protocol = protocols.get("rotated-digits")
+    recipe = protocol.recipe("paper")
+    stream = build_stream(protocol, recipe, 1, data_dir=None, device=torch.device("cpu"))
+    images = {task.name: e.images for task, e in zip(stream.tasks, stream.train, strict=True)}
+    upright = images["upright"].pixels
+    assert upright.shape == (400, 8, 8, 1)
+    assert upright.tolist() != images["90"].pixels.tolist()
+    for name, turned in (("90", upright.rot90(1, (1, 2))), ("180", upright.flip(1, 2)), ("270", upright.rot90(3, (1, 2)))):
+        assert torch.equal(images[name].pixels, turned), name
+    assert torch.equal(images["transposed"].pixels, upright.transpose(1, 2))
+    assert len({tuple(e.images.labels.tolist()) for e in stream.train}) == 1
