@@ -9,7 +9,7 @@ import pytest
 from short_runs import make, quick_fits
 
 from benchsuite.cli.main import main
-from benchsuite.measure import activations, bench, cacl_lite, precision, race, records, serving
+from benchsuite.measure import activations, bench, cacl_lite, initialisation, precision, race, records, serving
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +33,15 @@ def test_the_precision_table_pairs_the_seeds(monkeypatch, capsys, tmp_path):
     out = capsys.readouterr().out
     assert len(re.findall(r"bf16: ACC", out)) == len(re.findall(r"fp32: ACC", out)) == 2
     assert "n = 2" in out
+
+
+def test_the_initialisation_table_has_both_laws(monkeypatch, capsys, tmp_path):
+    words = f"--protocol split-digits --tier smoke --tasks 2 --methods finetune --results {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["initialisation", *words.split()])
+    initialisation.main()
+    default, he = (line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:])
+    assert (default[1].strip(), he[1].strip()) == ("default", "he")
+    assert default[2:] != he[2:]
 
 
 def benched(tmp_path, *words):
