@@ -17,7 +17,8 @@ from benchsuite.fields import convert
 from benchsuite.record.store import read, read_all
 from benchsuite.training.device import cores
 
-TINY = ["--tier", "smoke", "--set", "tasks=3", "--set", "train_per_class=24", "--set", "batch_size=16"]
+DIGITS = ["--protocol", "split-digits"]
+TINY = [*DIGITS, "--tier", "smoke", "--set", "tasks=3", "--set", "train_per_class=24", "--set", "batch_size=16"]
 
 ANCHOR = '''
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ def test_list_names_everything(folder, capsys):
         assert word in words
 
 
-RUN = ["run", "--tier", "smoke"]
+RUN = ["run", *DIGITS, "--tier", "smoke"]
 BAD = [
     ([*RUN, "--method", "cakl"], ["'cakl'", "did you mean 'cacl'?"]),
     ([*RUN, "--method", "none.py"], ["none.py", "registered name or a Python file"]),
@@ -180,7 +181,7 @@ def test_an_edited_record_stops_every_command(command, folder, capsys):
     words = {
         "run": run,
         "leaderboard": ["leaderboard", *TINY, "--method", "finetune", "--seeds", "1"],
-        "leaderboard --no-run": ["leaderboard", "--tier", "smoke", "--no-run"],
+        "leaderboard --no-run": ["leaderboard", *DIGITS, "--tier", "smoke", "--no-run"],
         "export": ["export", path, "--output", "served.safetensors"],
     }
     assert call(*words[command]) == 2
@@ -196,7 +197,7 @@ def test_a_method_in_one_file_appears_on_the_leaderboard(folder, capsys):
     for seed in (1, 2):
         assert call("run", *TINY, "--method", "./anchor.py", "--seed", seed, "--set", "strength=0.5") == 0
         assert call("run", *TINY, "--method", "finetune", "--seed", seed) == 0
-    assert call("leaderboard", "--tier", "smoke", "--no-run", "--output", "board") == 0
+    assert call("leaderboard", *DIGITS, "--tier", "smoke", "--no-run", "--output", "board") == 0
     out = capsys.readouterr().out
     assert "anchor" in out
     table = pd.read_csv(folder / "board" / "accuracy.csv", comment="#")

@@ -102,10 +102,13 @@ def test_sizes_are_matched_once_the_reference_has_a_record(engines, tmp_path):
     assert plan.matched() == ()
     run(plan.reference, results=tmp_path)
     wide = plan.matched(said.append)
-    assert [job.method for job in wide] == ["finetune", "joint"]
+    assert [job.method for job in wide] == ["finetune", "individual", "joint"], "and the reference at their width"
     assert all(job.settings["width"] > 1 for job in wide)
     assert all(isinstance(note, Note) for note in said)
     plan.run()
-    assert [sorted(job.method for job in jobs) for jobs, _ in engines] == [["finetune", "joint"]] * 2
+    assert [sorted(job.method for job in jobs) for jobs, _ in engines] == [
+        ["finetune", "joint"],
+        ["finetune", "individual", "joint"],
+    ]
     with pytest.raises(UserError, match="leave width out"):
         small(tmp_path, ["finetune"], settings={"width": 2}, match_size="joint")

@@ -25,6 +25,7 @@ from benchsuite.training import runner, stream
 from benchsuite.training.settings import resolve
 
 TINY = {"train_per_class": 8, "test_per_class": 8, "batch_size": 16}
+DIGITS = ["--protocol", "split-digits"]
 SET = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
 
 PULL = '''
@@ -308,7 +309,7 @@ class Prickly(Method):
 def test_a_trial_that_fails_is_shown_and_ends_nothing(own_methods, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prickly.py").write_text(PRICKLY)
-    command = ["tune", "--tier", "smoke", "--method", "prickly.py", "--trials", "6", *SET]
+    command = ["tune", *DIGITS, "--tier", "smoke", "--method", "prickly.py", "--trials", "6", *SET]
     assert main(command) == 0
     out = capsys.readouterr().out
     content = json.loads((tmp_path / "runs/tune/split-digits/smoke/prickly.json").read_text())
@@ -339,7 +340,7 @@ def test_several_methods_are_searched_in_turn_and_a_second_call_reads_what_is_do
     for name, space in (("pull", SPACE), ("push", SPACE), ("plain", "{}")):
         source = PULL.replace("class Pull", f"class {name.title()}").replace(SPACE, space).replace("SETTINGS\n", "")
         (tmp_path / f"{name}.py").write_text(source)
-    command = ["tune", "--tier", "smoke", *SET]
+    command = ["tune", *DIGITS, "--tier", "smoke", *SET]
     both = [*command, "--method", "pull.py", "--method", "push.py"]
     assert main([*both, "--method", "plain.py"]) == 2, "all are checked before the first trains"
     assert "plain has nothing to tune" in capsys.readouterr().err
@@ -361,7 +362,7 @@ def test_without_a_method_every_space_is_searched(own_methods, tmp_path, monkeyp
     searched = []
     monkeypatch.setattr(tune.Study, "search", lambda self, *_, **__: searched.append(self.method) or iter(()))
     monkeypatch.setattr(tune.Study, "write", lambda *_, **__: "study.json")
-    command = ["tune", "--tier", "smoke", "--set", "backbone=resnet18"]
+    command = ["tune", *DIGITS, "--tier", "smoke", "--set", "backbone=resnet18"]
     assert main([*command, "--set", "batchnorm=per_task"]) == 1, "no trial has a score"
     assert "note: lwf cannot run like this" in capsys.readouterr().err
     assert {"ewc", "hat", "cacl"} & set(searched)
@@ -402,7 +403,7 @@ def test_one_line_says_what_is_wrong(words, space, line, own_methods, tmp_path, 
     monkeypatch.chdir(tmp_path)
     source = PULL.replace("SETTINGS\n", "").replace(SPACE, space).replace("Method, Range", "Choice, Method, Range")
     (tmp_path / "pull.py").write_text(source)
-    assert main(["tune", "--method", "pull.py", "--trials", "2", "--tier", "smoke", *words]) == 2
+    assert main(["tune", "--method", "pull.py", "--trials", "2", *DIGITS, "--tier", "smoke", *words]) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"benchsuite: error: {line}\n")
     assert not (tmp_path / "runs").exists()
@@ -411,7 +412,7 @@ def test_one_line_says_what_is_wrong(words, space, line, own_methods, tmp_path, 
 def test_what_was_found_goes_into_the_file_and_from_there_under_the_table(own_methods, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pull.py").write_text(PULL.replace("SETTINGS\n", ""))
-    assert main(["tune", "--tier", "smoke", "--method", "pull.py", "--trials", "3", "--set", "power=4", *SET]) == 0
+    assert main(["tune", *DIGITS, "--tier", "smoke", "--method", "pull.py", "--trials", "3", "--set", "power=4", *SET]) == 0
     out = capsys.readouterr().out
     content = json.loads((tmp_path / "runs/tune/split-digits/smoke/pull.json").read_text())
     best = content["best"]
@@ -428,7 +429,7 @@ def test_what_was_found_goes_into_the_file_and_from_there_under_the_table(own_me
     records = {str(r.job.folder): r for r in read_all(tmp_path / "runs/tune")}
     assert set(records) == {folder for trial in content["trials"] for folder in trial["runs"]}
 
-    run = ["run", "--tier", "smoke", "--method", "pull.py", "--set", "tasks=2", *SET]
+    run = ["run", *DIGITS, "--tier", "smoke", "--method", "pull.py", "--set", "tasks=2", *SET]
     reported = tmp_path / "runs/split-digits/smoke"
     assert main(run) == 0
     (plain,) = read_all(reported)

@@ -184,7 +184,7 @@ def test_freed_weights_start_from_a_draw_or_from_zero(redraw):
         def before_training_exp(self, strategy, **kwargs):
             layer = strategy.method.layers["conv2"]
             newest = layer.weight.detach()[layer.owner == len(layer.tasks)]
-            self.bound, self.largest = 1 / math.sqrt(layer.weight[0].numel()), newest.abs().max().item()
+            self.bound, self.largest = math.sqrt(6 / layer.weight[0].numel()), newest.abs().max().item()
 
     start = Start()
     trained(start, method="packnet", tasks=2, redraw=redraw)

@@ -66,7 +66,7 @@ def test_plugins_see_the_images_that_the_fast_batches_hold():
 
 def drift(*plugins, seen=()):
     """Mean change of the first task's logits while the second is learnt."""
-    strategy, stream = make(*plugins, *seen, epochs=6, lr=0.01, dropout=0.0)
+    strategy, stream = make(*plugins, *seen, epochs=6, lr=0.01, dropout=0.0, init="default")
     x = next(iter(Batches([stream.test[0].images], [0], 1000, augmentation=None)))[0]
     logits = []
     for experience in stream.train[:2]:
@@ -265,7 +265,7 @@ def test_constants_of_the_published_recipes():
 
 def by_hand(stream, steps, lr):
     """Losses of the first steps of the first task: the plain loop, one image at a time, in float64."""
-    model = MultiHead.build("digits", image=DIGITS.image, classes=stream.classes, dropout=0.15, seed=1)
+    model = MultiHead.build("digits", image=DIGITS.image, classes=stream.classes, dropout=0.15, seed=1, init="he")
     model.add_task(0)
     model.double().train()
     reseed_dropout(model, 1, 0)
