@@ -73,34 +73,41 @@ BASES = {
 
 @pytest.fixture
 def distribution(tmp_path, monkeypatch):
-    """distribution(text): a package of somebody else's whose entry point is a module with this text."""
+    """distribution(*texts): a package of somebody else's with an entry point for each of these modules."""
 
-    def install(text):
+    def install(*texts):
         package = tmp_path / "their_package"
         package.mkdir()
         (package / "__init__.py").write_text("raise RuntimeError('imported')")
         (package / "ancestor.py").write_text(ANCESTOR)
-        (package / "method.py").write_text(text)
+        points = []
+        for i, text in enumerate(texts):
+            (package / f"method{i}.py").write_text(text)
+            points.append(EntryPoint(f"from-elsewhere-{i}", f"their_package.method{i}", "benchsuite.methods"))
         monkeypatch.syspath_prepend(tmp_path)
-        point = EntryPoint("from-elsewhere", "their_package.method", "benchsuite.methods")
-        monkeypatch.setattr(catalogue, "entry_points", lambda group: [point] if group == point.group else [])
+        monkeypatch.setattr(catalogue, "entry_points", lambda group: points if group == "benchsuite.methods" else [])
 
     return install
 
 
-@pytest.mark.parametrize(("lines", "says"), BASES.items())
-def test_what_a_method_inherits_is_found_through_every_kind_of_import(lines, says, distribution):
-    above, _, line = lines.rpartition("\n")
-    distribution(f"{above}\nfrom benchsuite import register\n@register\n{line}\n    'One line.\\n\\nMore.'\n    name = 'mine'")
-    before = set(sys.modules)
-    assert catalogue.methods()["mine"] == MethodEntry("mine", "One line.", *says)
+def test_what_a_method_inherits_is_found_through_every_kind_of_import(distribution):
+    texts = []
+    for i, lines in enumerate(BASES):
+        above, _, line = lines.rpartition("\n")
+        body = f"    'One line.\\n\\nMore.'\n    name = 'mine{i}'"
+        texts.append(f"{above}\nfrom benchsuite import register\n@register\n{line}\n{body}")
+    distribution(*texts)
+    before, found = set(sys.modules), catalogue.methods()
+    for i, (lines, says) in enumerate(BASES.items()):
+        assert found[f"mine{i}"] == MethodEntry(f"mine{i}", "One line.", *says), lines
     assert not {name for name in set(sys.modules) - before if name.startswith("their_package")}
 
 
-@pytest.mark.parametrize("text", ["import benchsuite\nbenchsuite.register(make())", ""])
-def test_an_entry_point_that_cannot_be_read_is_listed_as_it_is(text, distribution):
-    distribution(text)
-    assert "their_package.method" in catalogue.methods()["from-elsewhere"].summary
+def test_an_entry_point_that_cannot_be_read_is_listed_as_it_is(distribution):
+    distribution("import benchsuite\nbenchsuite.register(make())", "")
+    found = catalogue.methods()
+    for i in range(2):
+        assert f"their_package.method{i}" in found[f"from-elsewhere-{i}"].summary
 
 
 def test_a_module_without_source_is_not_found():

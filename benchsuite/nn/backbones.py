@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -265,8 +265,13 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 
 def has_batchnorm(name: str) -> bool:
     """Whether the named backbone has batch normalisation."""
+    return _normalises(BACKBONES[name])
+
+
+@cache  # asked for each time that settings are resolved or a network is built
+def _normalises(backbone: Callable[..., nn.Module]) -> bool:
     with torch.device("meta"):
-        return any(isinstance(module, nn.BatchNorm2d) for module in BACKBONES[name]((3, 32, 32), 0.0).modules())
+        return any(isinstance(module, nn.BatchNorm2d) for module in backbone((3, 32, 32), 0.0).modules())
 
 
 def build_backbone(

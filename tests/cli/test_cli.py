@@ -211,7 +211,7 @@ def test_a_method_in_one_file_appears_on_the_leaderboard(folder, capsys):
 
 
 def test_the_leaderboard_leaves_out_what_does_not_apply_and_says_why(folder, capsys):
-    words = [*TINY, "--seeds", "1", "--set", "backbone=resnet18", "--method", "finetune"]
+    words = [*TINY, "--seeds", "1", "--set", "backbone=resnet18", "--set", "width=0.25", "--method", "finetune"]
     assert call("leaderboard", *words, "--method", "lwf") == 0
     said = capsys.readouterr()
     assert "n/a: lwf cannot run like this" in said.err

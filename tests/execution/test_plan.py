@@ -38,6 +38,7 @@ def engines(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_plans_runs_and_ranks(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "script.py").write_text(SCRIPT)

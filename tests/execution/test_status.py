@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,23 +26,31 @@ def job_of(name="finetune", seed=1):
     return resolve("split-digits", "smoke", name, seed, overrides=TINY)
 
 
-@pytest.fixture
-def results(tmp_path):
-    """Done: finetune 1. Running: finetune 2. Interrupted: finetune 3, in its second task. Failed: ewc 1. Stale: mas 1."""
-    run(job_of(), results=tmp_path)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Done: finetune 1. Interrupted: finetune 3, in its second task. Failed: ewc 1. Stale: mas 1."""
+    results = tmp_path_factory.mktemp("ended")
+    run(job_of(), results=results)
 
     def stop(event):
         if event.stage == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(job_of(seed=3), results=tmp_path, report=stop)
-    folder = tmp_path / job_of("ewc").folder
+        run(job_of(seed=3), results=results, report=stop)
+    folder = results / job_of("ewc").folder
     folder.mkdir(parents=True)
     (folder / "failure.json").write_text(json.dumps({"error": "the loss became nan"}))
-    record = run(job_of("mas"), results=tmp_path)
+    record = run(job_of("mas"), results=results)
     other = changed(record, made_by={**record.made_by, "method mas": "0" * 12})
-    store.write(other, tmp_path / job_of("mas").folder / "record.json")
+    store.write(other, results / job_of("mas").folder / "record.json")
+    return results
+
+
+@pytest.fixture
+def results(ended, tmp_path):
+    """A copy of it, in which finetune 2 is running."""
+    shutil.copytree(ended, tmp_path, dirs_exist_ok=True)
     state = {"stage": 1, "stages": 2, "epoch": 3, "epochs": 10, "kept": 1, "images_per_second": 1234.5, "seconds_left": 600}
     running = tmp_path / job_of(seed=2).folder
     with files.locked(running / "lock"):

@@ -6,7 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
-from short_runs import make, quick_fits
+from short_runs import TINY, make, quick_fits
 
 from benchsuite.cli.main import main
 from benchsuite.measure import activations, bench, cacl_lite, initialisation, precision, race, records, serving
@@ -46,7 +46,8 @@ def test_the_initialisation_table_has_both_laws(monkeypatch, capsys, tmp_path):
 
 def benched(tmp_path, *words):
     """The rows of `benchsuite bench`, by what they are of and relative to."""
-    small = ["--rounds", "1", "--steps", "1", "--set", "batch_size=16", "--output", str(tmp_path)]
+    quick = [word for name, n in {**TINY, "epochs": 1}.items() for word in ("--set", f"{name}={n}")]
+    small = ["--rounds", "1", "--steps", "1", *quick, "--output", str(tmp_path)]
     assert main(["bench", *words, *small]) == 0
     return pd.read_csv(tmp_path / "bench.csv").set_index(["what", "relative_to"])
 

@@ -214,7 +214,7 @@ def test_importance_of_mas_on_a_linear_network_is_the_closed_form():
 
 
 def test_the_importance_pass_of_mas_leaves_batch_normalisation_alone():
-    strategy, stream = trained(method="mas", backbone="resnet18", batchnorm="shared", epochs=1)
+    strategy, stream = trained(method="mas", backbone="resnet18", width=0.25, batchnorm="shared", epochs=1)
     before = {name: t.clone() for name, t in strategy.model.state_dict().items()}
     strategy.method.sensitivity(0, Batches([stream.train[0].images], [0], 16, augmentation=None))
     assert all(torch.equal(before[name], t) for name, t in strategy.model.state_dict().items())
@@ -247,7 +247,9 @@ class Teacher(SupervisedPlugin):
             self.first[task] = loss.item(), max(g.abs().max().item() for g in gradients)
 
 
-@pytest.mark.parametrize("backbone", [{"dropout": 0.0}, {"backbone": "resnet18", "batchnorm": "frozen_after_first"}])
+@pytest.mark.parametrize(
+    "backbone", [{"dropout": 0.0}, {"backbone": "resnet18", "width": 0.25, "batchnorm": "frozen_after_first"}]
+)
 def test_the_teacher_of_lwf_is_fixed_and_agrees_at_the_start(backbone):
     teacher = Teacher()
     trained(teacher, method="lwf", tasks=3, epochs=2, **backbone)

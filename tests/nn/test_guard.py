@@ -140,9 +140,9 @@ def moved(strategy, kept):
         ("cacl-tucker", {"core": "block"}),
         ("packnet", {}),
         ("packnet", {"biases": "first_task"}),
-        ("packnet", {"backbone": "resnet18", "train_per_class": 8}),
+        ("packnet", {"backbone": "resnet18", "width": 0.25, "train_per_class": 8}),
         ("hat", {}),
-        ("hat", {"backbone": "resnet18", "train_per_class": 8}),
+        ("hat", {"backbone": "resnet18", "width": 0.25, "train_per_class": 8}),
     ],
 )
 def test_what_belongs_to_a_task_is_bit_identical_after_each_later_one(method, settings):

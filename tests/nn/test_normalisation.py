@@ -3,7 +3,7 @@
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from short_runs import trained
+from short_runs import TINY, trained
 from torch import nn
 
 from benchsuite.errors import UserError
@@ -12,7 +12,7 @@ from benchsuite.nn.multihead import MultiHead
 from benchsuite.training.runner import run
 from benchsuite.training.settings import resolve
 
-RESNET = {"backbone": "resnet18", "epochs": 1}
+RESNET = {"backbone": "resnet18", "width": 0.25, "epochs": 1}
 
 
 def drift_of_statistics(policy):
@@ -57,7 +57,9 @@ def test_a_replayed_image_of_the_first_task_teaches_normalisation_nothing():
 
 
 def test_what_the_first_task_fixed_stays_fixed_in_a_run_that_is_resumed(tmp_path):
-    job = resolve("split-digits", "smoke", "finetune", 1, overrides={"tasks": 3, "batchnorm": "frozen_after_first", **RESNET})
+    job = resolve(
+        "split-digits", "smoke", "finetune", 1, overrides={**TINY, "tasks": 3, "batchnorm": "frozen_after_first", **RESNET}
+    )
     whole = run(job, results=tmp_path / "whole")
 
     class Stop(SupervisedPlugin):
@@ -73,7 +75,7 @@ def test_what_the_first_task_fixed_stays_fixed_in_a_run_that_is_resumed(tmp_path
 def test_each_task_has_four_numbers_a_channel_of_its_own():
     strategy, _ = trained(tasks=2, **RESNET)
     artifact = strategy.method.artifact()
-    dense = MultiHead.build("resnet18", image=(1, 8, 8), classes=[2], batchnorm="shared")
+    dense = MultiHead.build("resnet18", image=(1, 8, 8), classes=[2], batchnorm="shared", width=0.25)
     channels = sum(m.num_features for m in dense.modules() if isinstance(m, nn.BatchNorm2d))
     stored = sum(t.numel() for name, t in artifact.tensors.items() if ".norms." in name)
     assert stored == 2 * 4 * channels
