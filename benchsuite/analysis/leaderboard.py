@@ -55,8 +55,10 @@ class Leaderboard:
     training_memory: megabytes of one training step (`RunRecord.memory`), the largest over tasks: held, peak (unless a CPU
         emulated bf16 in fp32), formula; step_seconds, wall clock per training step, median over tasks, of the runs on the one
         kind of machine that made at least half of them; step_time, relative to the unmodified method on the same kind of machine;
-        training_megabytes, what stays between two steps; accuracy; pareto as above, with held for the size. A row without held
-        does not compete here.
+        training_megabytes, what stays between two steps; carried_megabytes, what stays between two tasks; compute, images
+        computed relative to fine-tuning; accuracy; pareto as above, with held for the size. A row without held does not compete
+        here.
+    n_tasks_read, in each of them: whether the method asked how long the sequence is.
     provenance: one line for under every table and figure. footnotes: what a reader must know before comparing rows;
         size_notes: those of them that matter to the last two boards only.
     runs: the runs of each row, by its label, in the order of seeds. timed: the runs behind step_seconds.
@@ -80,7 +82,11 @@ class Leaderboard:
         parts = [f"<p>{escape(self.provenance)}</p>"]
         for kind in ("accuracy", "backward_transfer", "parameter_efficiency", "training_memory"):
             board = getattr(self, kind).dropna(axis="columns", how="all")
-            shown = [name for name in board if not name.endswith(("_p", "_paired", "_note", "_n")) and name != "competes"]
+            shown = [
+                name
+                for name in board
+                if not name.endswith(("_p", "_paired", "_note", "_n")) and name not in ("competes", "n_tasks_read")
+            ]
             table = board[shown].to_html(index=False, float_format="{:.2f}".format, na_rep="")
             parts.append(f"<h4>{kind.replace('_', ' ')}</h4>{table}")
         return "".join(parts)
@@ -129,6 +135,7 @@ def leaderboard(
             {
                 "method": f"{p.method} ({_published(p)})",
                 "published": True,
+                "n_tasks_read": False,
                 "competes": False,
                 "accuracy": p.accuracy,
                 "bwt": p.bwt,
@@ -190,7 +197,7 @@ def leaderboard(
             _smallest_first(measured.assign(pareto=partial(_pareto, size="held")), "held"),
             "held held_ci held_n peak peak_ci peak_n formula formula_ci formula_n step_time step_time_ci step_time_n "
             "step_seconds step_seconds_ci step_seconds_n "
-            "training_megabytes training_megabytes_ci "
+            "training_megabytes training_megabytes_ci carried_megabytes carried_megabytes_ci compute compute_ci "
             "accuracy accuracy_ci pareto",
         ),
         protocol=records[0].job.protocol,
@@ -280,4 +287,4 @@ def _smallest_first(board: pd.DataFrame, size: str) -> pd.DataFrame:
 
 def _select(board: pd.DataFrame, columns: str) -> pd.DataFrame:
     ranked = [f"{name}_{part}" for name in columns.split() if name in BETTER for part in ("p", "paired")]
-    return board[["method", *columns.split(), *ranked, "n", "published", "competes"]].reset_index(drop=True)
+    return board[["method", *columns.split(), *ranked, "n", "n_tasks_read", "published", "competes"]].reset_index(drop=True)

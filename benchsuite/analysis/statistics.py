@@ -28,9 +28,10 @@ def summarise(label: str, runs: list[RunRecord], values: pd.DataFrame, reference
         row[name], row[f"{name}_ci"] = t_interval(known)
         row[f"{name}_n"] = len(known)
     # Scaled last: the mean of equal byte counts is exact, so that equal sizes stay equal.
-    for name in ("megabytes", *PARTS, "added", "macs", "training_megabytes", "held", "peak", "formula"):
+    for name in ("megabytes", *PARTS, "added", "macs", "training_megabytes", "carried_megabytes", "held", "peak", "formula"):
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
+    row["n_tasks_read"] = any(run.n_tasks_read for run in runs)
     for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
         row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, first, reference)
     return row
@@ -87,6 +88,8 @@ def statistics_of(
         "added": _added(run),
         "macs": float(np.mean(run.macs)),
         "training_megabytes": run.training_state_bytes,
+        "carried_megabytes": np.nan if run.carried_bytes is None else run.carried_bytes,
+        "compute": _compute(run),
         **{name: max(getattr(run.memory, name), default=np.nan) for name in ("held", "peak", "formula")},
         **({"peak": np.nan} if emulates_bf16(run) else {}),
         "step_seconds": _step_seconds(run) if machine_kind(run) == timed else np.nan,
@@ -97,6 +100,15 @@ def statistics_of(
 def _step_seconds(run: RunRecord) -> float:
     """Wall clock per training step, the median over tasks, since other jobs may have slowed some of them; NaN if it is 0."""
     return float(np.median([seconds / n for seconds, n in zip(run.seconds.train, run.iterations, strict=True) if n])) or np.nan
+
+
+def _compute(run: RunRecord) -> float:
+    """Computed images relative to plain fine-tuning, which computes every image of every epoch forward and backward. A backward
+    pass counts as two forward passes."""
+    epochs = run.job.settings.get("epochs")
+    if run.forward_images is None or run.backward_images is None or not epochs:
+        return np.nan
+    return (run.forward_images + 2 * run.backward_images) / (3 * epochs * sum(task.train for task in run.tasks))
 
 
 def _added(run: RunRecord) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -52,12 +52,20 @@ class Choice:
 class RunInfo:
     """What a method may know about its run.
 
-    n_tasks: the length of the whole sequence, also if the run learns only the first of them (`--set tasks=`).
+    n_tasks: the length of the whole sequence, also if the run learns only the first of them (`--set tasks=`). A method that reads
+        it is marked on the boards: most are not told how many tasks will come.
+    n_tasks_read: whether anybody has read it.
     """
 
     seed: int
     recipe: Recipe
     n_tasks: int
+    n_tasks_read: bool = field(default=False, init=False)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "n_tasks":
+            object.__setattr__(self, "n_tasks_read", True)
+        return super().__getattribute__(name)
 
 
 class Method(SupervisedPlugin):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,6 +12,8 @@ from torch.nn import functional as F
 # One multiplication packs eight bytes of 0 or 1 into the bits of one byte: it shifts byte i to bit i of the highest byte.
 _BITS = sum(1 << (56 - 7 * i) for i in range(8))
 _PAIRS = sum(1 << (24 - 6 * i) for i in range(4))  # the same for four numbers below 4
+
+TABLES: dict[tuple[int | str, torch.device], Tensor] = {}  # for the whole process, see `_table`
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
@@ -43,11 +44,12 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
 
 def unfold(packed: Tensor, kind: int | str, shape: Sequence[int]) -> Tensor:
     """Unpack to uint8 0 or 1 of that shape, see `_table`."""
-    flat = _table(kind, packed.device).index_select(0, packed.int()).view(torch.uint8)
+    if (kind, packed.device) not in TABLES:
+        TABLES[kind, packed.device] = _table(kind, packed.device)
+    flat = TABLES[kind, packed.device].index_select(0, packed.int()).view(torch.uint8)
     return flat[: math.prod(shape)].view(*shape)
 
 
-@cache
 def _table(kind: int | str, device: torch.device) -> Tensor:
     """Table (256,) of what each packed byte unpacks to: eight bytes as one int64.
 

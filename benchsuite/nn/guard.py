@@ -60,8 +60,12 @@ class FrozenGuard(SupervisedPlugin):
                 for name, _ in self.model.heads[str(task)].named_parameters():
                     self.freeze(f"heads.{task}.{name}")
 
-    def state(self) -> dict[str, tuple[Tensor, Tensor]]:
-        return dict(self.frozen)
+    def state(self) -> dict[str, Tensor | None]:
+        """Where each parameter is frozen, None for everywhere. The values are the network's own."""
+        return {name: None if where.all() else where for name, (where, _) in self.frozen.items()}
 
-    def load_state(self, state: dict[str, tuple[Tensor, Tensor]]) -> None:
-        self.frozen = dict(state)
+    def load_state(self, state: dict[str, Tensor | None]) -> None:
+        """Freeze these entries at the network's present values."""
+        for name, where in state.items():
+            everywhere = torch.ones((), dtype=torch.bool, device=self.model.get_parameter(name).device)
+            self.freeze(name, everywhere if where is None else where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -54,7 +55,8 @@ class Interception(TorchFunctionMode):
         if self._inside or not (model.training and torch.is_grad_enabled()):
             return
         if self._first is None:
-            self._first = max(0, self._count(model, given, named) - int(self.modifier.compressed.partition(":")[2]))
+            last = int(self.modifier.compressed.partition(":")[2])
+            self._first = max(0, self._count(model, given, named) - last) if last else sys.maxsize
         self._inside, self._layers, self._reads = True, 0, []
         self.__enter__()
 

@@ -9,7 +9,9 @@ import torch
 from avalanche.benchmarks.scenarios import CLExperience
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from . import computed
 from .backbones import Law, build_backbone, has_batchnorm, initialise
 from .conditional import TaskConditional, outermost
 from .normalisation import BatchNormPolicy, apply_policy
@@ -31,6 +33,13 @@ class MultiHead(MultiTaskModule):
         self.features: int = backbone.features
         self._described = described or {}
         self._table: Any = None  # (heads and device, their tasks, their widths)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "backbone":  # a method may install another one
+            if hasattr(self, "_observed"):
+                self._observed.remove()
+            self._observed: RemovableHandle = computed.observe(value)
+        super().__setattr__(name, value)
 
     @classmethod
     def build(

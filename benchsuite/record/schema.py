@@ -222,10 +222,15 @@ class RunRecord(Part, frozen=True, dict=True):
     stored: for each t the size of the exported artifact after task t; None where there was no artifact.
     macs: multiply-accumulates of one image through the served model, for each task.
     iterations: optimisation steps of each training.
-    training_state_bytes: the most bytes, over trainings, of parameters, gradients, optimiser state and the method's own state.
+    training_state_bytes: the most bytes, over trainings, that live between two steps (`training.accounting.training_state`).
     activation_bytes: what one training step keeps for the backward pass, the largest over trainings.
     dense_macs: multiply-accumulates of one image through the plain backbone; None in records of earlier versions.
     memory_bytes: bytes of training images that the method stores.
+    carried_bytes: what a new process needs to learn the next task and keep the earlier ones, the most over the ends of tasks:
+        the tensors of the checkpoint, and the stored images. None for joint training, and in records of earlier versions.
+    forward_images, backward_images: images that went through a network while tasks were learnt, and those whose gradient was
+        computed (`nn.computed.Images`), without the evaluations. None in records of earlier versions.
+    n_tasks_read: whether the method asked how many tasks the sequence has.
     size_reference: whether sizes and forward gain of other methods are measured against this run (`Method.size_reference`).
     made_by: digests of the golden entries and sources that the numbers depend on; {} in records of earlier versions.
     artifact_sha256: of the artifact's file; "" in records of earlier versions.
@@ -246,6 +251,10 @@ class RunRecord(Part, frozen=True, dict=True):
     environment: Environment
     dense_macs: Count | None = None
     memory_bytes: Count = 0
+    carried_bytes: Count | None = None
+    forward_images: Count | None = None
+    backward_images: Count | None = None
+    n_tasks_read: bool = False
     size_reference: bool = False
     memory: Memory = Memory()
     diagnostics: Diagnostics = Diagnostics()

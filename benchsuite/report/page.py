@@ -183,7 +183,7 @@ def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequen
     for row, text in zip(frame.to_dict("records"), texts.to_dict("records"), strict=True):
         cells = [[_number(row[c.name]), text[c.heading], _number(row.get(f"{c.name}_ci"))] for c in columns]
         label, families = row["method"], ", ".join(rows[index[row["method"]]]["families"])
-        found.append({"row": index[label], "cells": [[label, label], *cells, [families, families]]})
+        found.append({"row": index[label], "cells": [[label, text["Method"]], *cells, [families, families]]})
     return {"columns": entries, "rows": found}
 
 

@@ -82,8 +82,10 @@ COLUMNS = {
         Column("Held (MB)", "held"),
         Column("Peak (MB)", "peak"),
         Column("Formula (MB)", "formula", optional=True),  # what a paper counts: never without the other two
-        Column("Step time ratio", "step_time", 2, optional=True),
         Column("Training MB", "training_megabytes", screen=False),
+        Column("Carried MB", "carried_megabytes", optional=True),
+        Column("Compute", "compute", 2, optional=True),
+        Column("Step time ratio", "step_time", 2, optional=True),
         Column("Accuracy (%)", "accuracy", 2),
         Column("Pareto", "pareto"),
         Column("n", "n", 0),
@@ -104,10 +106,13 @@ SAYS = {  # what the columns mean, and the order of rows where it is not that of
     ),
     "training_memory": (
         "Memory of a training step. Held: for the backward pass. Peak: most allocated at once. Formula: what papers count."
-        " Pareto: no ranked row dominates it in held MB and accuracy. Order: Pareto front, then by held MB."
+        " Training MB: what lives between two steps. Carried MB: what the next task needs of all before it. Compute: images"
+        " through the network, relative to fine-tuning. Pareto: no ranked row dominates it in held MB and accuracy. Order:"
+        " Pareto front, then by held MB."
     ),
 }
 DAGGER = "†"
+TOLD = "‡"  # after the name of a method that knows how many tasks will come
 ABOUT_SIZES = ("parameter_efficiency", "training_memory")
 TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of text, aligned left
 ARTICLE = 345  # points: the width of a line in LaTeX's article class
@@ -161,6 +166,8 @@ def caption(board: Leaderboard, kind: str) -> str:
         if applies
     ]
     text += f"Not ranked: {'; '.join(reasons)}. " if reasons else ""
+    if frame["n_tasks_read"].any():
+        text += f"{TOLD} knows the number of tasks in advance. "
     if len(rivals) < 2:
         return text.strip()
     text += "Bold: best; underlined: second best, by the printed numbers. "
@@ -386,7 +393,8 @@ def cell_texts(board: Leaderboard, kind: str, narrow: bool = False) -> pd.DataFr
     columns = [column for column in shown(board, kind) if column.screen or not narrow]
     rows = list(enumerate(frame.to_dict("records")))
     cells = {c.heading: [cell_text(row, c, best=marks.get((i, c.heading)) == "best") for i, row in rows] for c in columns}
-    return pd.DataFrame({"Method": frame["method"].astype(str), **cells}, dtype=object)
+    names = [f"{row['method']} {TOLD}" if row["n_tasks_read"] else str(row["method"]) for _, row in rows]
+    return pd.DataFrame({"Method": names, **cells}, dtype=object)
 
 
 def cell_text(row: dict, column: Column, best: bool = False) -> str:
@@ -453,6 +461,7 @@ LATEX = str.maketrans(
         "<": "$<$",
         ">": "$>$",
         DAGGER: r"$^\dagger$",
+        TOLD: r"$^\ddagger$",
     }
 )
 

@@ -5,8 +5,10 @@ Stored bytes are the size of the artifact's file (`benchsuite.method.artifact`).
 
 from __future__ import annotations
 
+import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
+
+from ..nn.bits import TABLES
+from .batches import Batches, TaskImages
+from .stream import Normalised
 
 
 @torch.no_grad()
@@ -30,8 +36,11 @@ def macs(model: nn.Module, image: tuple[int, int, int], task: int) -> int:
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of all tensors, counting each storage once."""
-    storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    return sum(_storages(tensors).values())
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, int], int]:
+    return {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
@@ -55,13 +64,54 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
         yield from tensors_in(vars(value), seen)
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, methods: Any) -> int:
-    """Bytes that training holds between two steps: parameters, buffers, gradients, optimiser state, and the state and stored
-    samples of the method."""
-    parameters = list(model.parameters())
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    tensors = [*parameters, *model.buffers(), *gradients, *tensors_in(dict(optimizer.state)), *tensors_in(methods)]
-    return bytes_of(tensors) + sum(method.memory_bytes for method in methods)
+_alone = False
+
+
+@contextmanager
+def run_alone() -> Iterator[None]:
+    """While open, `made_since` gives what was made since it was opened, and nothing that other code in this process holds.
+
+    The collector is told to ignore everything that is alive now. One run at a time: the global random generators, too, are
+    shared by all that runs in a process."""
+    global _alone
+    if _alone:
+        raise RuntimeError("a run cannot start within another one in the same process")
+    gc.freeze()
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+        gc.collect()  # the run is one large cycle; what is unfrozen is old to the collector and stays for long
+        gc.unfreeze()
+
+
+def made_since() -> list[Any]:
+    """Every object that was made since `run_alone` was opened and is in use; empty if it is not open."""
+    if not _alone:
+        return []
+    gc.collect()
+    return gc.get_objects()
+
+
+def training_state(strategy: Any) -> int:
+    """Bytes that training holds between two steps, whoever holds them: parameters, buffers, gradients, optimiser state, every
+    other tensor in the process that was made since `run_alone` was opened, and the stored samples that the method declares.
+
+    Not counted: the images and batches, the output and loss of the last step, what observing plugins hold alone, and the tables
+    of `nn.bits`, which a process makes once."""
+    model, method = strategy.model, strategy.method
+    own = [*model.parameters(), *model.buffers(), *tensors_in([dict(strategy.optimizer.state), method, method.guard])]
+    alive = made_since()
+    strays = [o for o in alive if issubclass(type(o), Tensor) and o.layout is torch.strided and o.device.type != "meta"]
+    own += [p.grad for p in own if p.is_leaf and p.grad is not None]
+    strays += [t.grad for t in strays if t.is_leaf and t.grad is not None]
+    watched = [p for p in strategy.plugins if p is not method and p is not method.guard]
+    passing = [t for o in alive if isinstance(o, TaskImages | Batches | Normalised) for t in vars(o).values()]
+    passing += [TABLES, strategy.mbatch, strategy.mb_output, strategy.loss, *tensors_in(watched)]
+    left_out = set(_storages(t for t in tensors_in(passing))) - set(_storages(own))
+    counted = _storages([*own, *strays])
+    return sum(n for place, n in counted.items() if place not in left_out) + method.memory_bytes
 
 
 class LayerInputs(TorchFunctionMode):

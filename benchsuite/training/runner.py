@@ -30,12 +30,13 @@ from ..files import write_atomic
 from ..method.artifact import Artifact
 from ..method.base import Method
 from ..method.registered import methods
+from ..nn.computed import Images as ComputedImages
 from ..nn.multihead import MultiHead
 from ..protocol import Protocol, protocols
 from ..randomness import seed_globals
 from ..record.folder import IN_HAND, Progress, RunFolder
 from ..record.schema import Diagnostics, Form, Job, LearntTask, Memory, RunRecord, Seconds, Sizes, Source, UsedData
-from .accounting import macs
+from .accounting import bytes_of, macs, run_alone, tensors_in
 from .assemble import assemble, with_header
 from .batches import Batches
 from .checkpoint import assign_state
@@ -44,7 +45,9 @@ from .environment import environment, now, source_revision
 from .events import Event, Note
 from .settings import recipe_of
 from .stream import TaskStream, build_stream
-from .watch import Watch
+from .watch import Observer, Watch
+
+CARRIED = ("model", "method", "guard", "optimizer")  # what a checkpoint holds in tensors
 
 BEAT = 2.0  # least number of seconds between two updates of progress.json
 
@@ -88,7 +91,8 @@ def run(
                 return record
             note = f"run again ({reason}); the old record is kept as {folder.set_aside()}"
         try:
-            record = _Run(job, folder, data_dir, chosen, report, plugins, images).finish(note)
+            with run_alone():
+                record = _Run(job, folder, data_dir, chosen, report, plugins, images).finish(note)
         except (UserError, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # a method may end the process, but not silently
@@ -156,7 +160,7 @@ class _Run:
         )
         n = len(self.stream.tasks)
         self.watch = Watch(lambda task, epoch, loss: self._tell(self.done, epoch + 1, loss))
-        self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *plugins])
+        self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *map(Observer, plugins)])
         self.method: Method = self.strategy.method
         self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
         n_images = [len(experience.images.labels) for experience in self.stream.train]
@@ -170,6 +174,9 @@ class _Run:
             "iterations": [],
             "seconds": {"train": [], "evaluate": []},
             "training_state_bytes": 0,
+            "carried_bytes": 0,
+            "images": [0, 0],  # computed forward and backward
+            "n_tasks_read": False,
             "memory": [],
             "revisions": [],
         }
@@ -222,9 +229,11 @@ class _Run:
         """Train one stage, then evaluate every task so far in one pass."""
         last = stage if len(self.stages) > 1 else len(self.stream.tasks) - 1
         seed_globals(self.job.seed, stage)
+        computed = ComputedImages()
         start = time.perf_counter()
         try:
-            self.strategy.train(self.stages[stage], eval_streams=[])
+            with computed.counting():
+                self.strategy.train(self.stages[stage], eval_streams=[])
         finally:
             self.watch.close()
         middle = time.perf_counter()
@@ -239,6 +248,8 @@ class _Run:
         p["seconds"]["evaluate"].append(round(end - middle, 3))
         p["training_state_bytes"] = max(p["training_state_bytes"], self.watch.training_state_bytes)
         p["memory"].append(self.watch.memory)
+        p["images"] = [p["images"][0] + computed.forward, p["images"][1] + computed.backward]
+        p["n_tasks_read"] |= self.method.run.n_tasks_read
 
     def _artifact(self) -> Artifact:
         return with_header(self.method.artifact(), self.job, self.stream.tasks)
@@ -265,6 +276,8 @@ class _Run:
         if not self.recipe.reset_optimizer:
             state = self.strategy.optimizer.state  # by name: a pruned parameter is still in the optimiser but not in the network
             content["optimizer"] = {name: state[p] for name, p in model.named_parameters() if p in state}
+        carried = bytes_of(tensors_in([content.get(name) for name in CARRIED])) + self.method.memory_bytes
+        self.progress["carried_bytes"] = max(self.progress["carried_bytes"], carried)
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.folder.checkpoint, buffer.getvalue())
@@ -387,6 +400,10 @@ class _Run:
             environment=environment(self.device, convert(p["revisions"], list[Source])),
             dense_macs=self._dense_macs(),
             memory_bytes=self.method.memory_bytes,
+            carried_bytes=None if self.method.trains_jointly else p["carried_bytes"],
+            forward_images=p["images"][0],
+            backward_images=p["images"][1],
+            n_tasks_read=p["n_tasks_read"],
             size_reference=self.method.size_reference,
             diagnostics=structs.replace(
                 diagnostics,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..method.base import Method
 from ..nn.backbones import reseed_dropout
+from ..nn.computed import uncounted
 from ..protocol import Recipe
 from .batches import Augmentation, Batches
 from .optimizer import make_optimizer
@@ -63,6 +64,10 @@ class Strategy(SupervisedTemplate):
             if hasattr(plugin, "start_of_step"):
                 plugin.start_of_step(self)
         super()._before_training_iteration(**kwargs)
+
+    def eval(self, *given: Any, **kwargs: Any) -> Any:
+        with uncounted():
+            return super().eval(*given, **kwargs)
 
     def make_optimizer(self, **kwargs: Any) -> None:
         kwargs |= {"remove_params": True}  # the optimiser must drop pruned factors too

@@ -10,9 +10,23 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from ..errors import Diverged
-from ..method.base import Method
+from ..nn.computed import uncounted
 from .accounting import StepMemory, training_state
 from .strategy import Strategy
+
+
+class Observer:
+    """A plugin whose computations are not the method's: each hook runs uncounted."""
+
+    def __init__(self, plugin: SupervisedPlugin) -> None:
+        self.plugin = plugin
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.plugin, name)
+        return uncounted()(value) if callable(value) else value
+
+    def __dir__(self) -> list[str]:
+        return dir(self.plugin)
 
 
 class Watch(SupervisedPlugin):
@@ -79,9 +93,7 @@ class Watch(SupervisedPlugin):
         if self.memory and self._formula:
             self.memory["formula_mean"] = round(self._formula / self.iterations)
         if epoch + 1 == strategy.train_epochs:  # all gradients and optimiser states exist, and nothing is consolidated yet
-            methods = [plugin for plugin in strategy.plugins if isinstance(plugin, Method)]
-            state = training_state(strategy.model, strategy.optimizer, methods)
-            self.training_state_bytes = max(self.training_state_bytes, state)
+            self.training_state_bytes = max(self.training_state_bytes, training_state(strategy))
         self.report(task, epoch, loss)
 
     def before_eval(self, strategy: Strategy, **kwargs: Any) -> None:
