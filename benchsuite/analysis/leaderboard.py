@@ -17,10 +17,11 @@ from ..errors import UserError
 from ..protocol import Published
 from ..record.schema import MB, PARTS, Job, RunRecord
 from ..record.store import no_collection
+from ..registry import suggest
 from .notes import footnotes_of, size_notes_of
 from .provenance import machine_kind, provenance
 from .rows import RECIPE, configurations, on_other_data, one_version_each, reference_name
-from .significance import bootstrap_p, holm
+from .significance import pairwise_p
 from .statistics import plain_network, statistics_by_row, summarise
 
 BETTER = {  # the better direction of each ranked statistic
@@ -39,11 +40,11 @@ class Leaderboard:
 
     With a statistic `x` come `x_ci`, the half-width of its 95 % confidence interval over seeds (Student's t; NaN for one seed),
     `x_note`, why it is not applicable, and `x_n`, if it may be known for fewer seeds than the row's `n`. With a ranked statistic
-    (`BETTER` says in which direction) come `x_p`, the p-value of "as good as the best row" (`significance.bootstrap_p`, Holm's
-    correction over all rows compared), and `x_paired`, the number of seeds that it shares with the best row. x_p is NaN for the
-    best row and with fewer than two shared seeds, and 0 or 1 for sizes that are the same for every seed. Only rows that `compete`
-    are ranked: our own runs that learn one task after another, on the tasks and images of most rows; `elsewhere` has the labels
-    of rows on other tasks or images.
+    (`BETTER` says in which direction) come `x_p`, the p-value of "as good as the best row" (`significance.pairwise_p`, Holm's
+    correction over all pairs of the rows compared, those with a size reference apart), and `x_paired`, the number of seeds shared
+    with the best of these rows. x_p is NaN for that row, for rows not compared and with fewer than two shared seeds, and 0 or 1
+    for sizes that are the same for every seed. Only rows that `compete` are ranked: our own runs that learn one task after
+    another, on the tasks and images of most rows; `elsewhere` has the labels of rows on other tasks or images.
 
     accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
@@ -61,6 +62,7 @@ class Leaderboard:
     n_tasks_read, in each of them: whether the method asked how long the sequence is.
     provenance: one line for under every table and figure. footnotes: what a reader must know before comparing rows;
         size_notes: those of them that matter to the last two boards only.
+    compared: the rows that are tested against each other, if they were chosen; otherwise empty, and all that compete are.
     runs: the runs of each row, by its label, in the order of seeds. timed: the runs behind step_seconds.
     """
 
@@ -74,6 +76,7 @@ class Leaderboard:
     footnotes: list[str]
     size_notes: list[str]
     elsewhere: list[str]
+    compared: list[str]
     runs: dict[str, list[RunRecord]]
     timed: list[RunRecord]
 
@@ -99,6 +102,7 @@ def leaderboard(
     match: str | Job | None = None,
     files: Mapping[str, str] = MappingProxyType({}),
     stale: Callable[[RunRecord], str | None] = lambda record: None,
+    compare: Sequence[str] = (),
 ) -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
@@ -107,7 +111,9 @@ def leaderboard(
     and in the same precision, has its accuracy in a column of its own.
     files: method -> digest of its source: the version that is ranked; by default, or if it has no record, the one that ran last.
     stale: why a record's numbers would differ today, None if they would not (`benchsuite.source.stale`); it goes into a note.
-    Raises UserError without records, without a record of `match`, for several protocols or tiers, or for the same run twice.
+    compare: methods or labels of rows, to be tested against each other; by default every row that competes.
+    Raises UserError without records, without a record of `match` or a row of `compare`, for several protocols or tiers, or for
+    the same run twice.
     """
     if not records:
         raise UserError("no finished runs to rank", "run `benchsuite leaderboard` or `benchsuite run` first")
@@ -146,6 +152,12 @@ def leaderboard(
     )
     elsewhere = on_other_data(rows)
     board["competes"] &= ~board["method"].isin(elsewhere)
+    for name in compare:
+        if not any(name in (label, runs[0].job.method) for label, runs in rows.items()):
+            raise UserError(f"no row is called {name!r}", suggest(name, rows))
+    chosen = [label for label, runs in rows.items() if {label, runs[0].job.method} & set(compare)]
+    board["compared"] = board["competes"] & (board["method"].isin(chosen) | (not compare))
+    board["reference"] = board["method"].isin([label for label, runs in rows.items() if runs[0].size_reference])
     seeds = [[run.job.seed for run in runs] for runs in rows.values()]
 
     def by_seed(name: str) -> pd.DataFrame:
@@ -167,8 +179,8 @@ def leaderboard(
     blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
     efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
     if match:
-        reference, chosen = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
-        efficiency.loc[chosen, "matched_accuracy"] = efficiency.loc[chosen, "accuracy"]
+        reference, matched = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
+        efficiency.loc[matched, "matched_accuracy"] = efficiency.loc[matched, "accuracy"]
         efficiency[["matched_accuracy_p", "matched_accuracy_paired"]] = _against_best(
             "matched_accuracy", efficiency, by_seed("accuracy")
         )
@@ -206,6 +218,7 @@ def leaderboard(
         footnotes=[*notes, *size_notes, *(f"{p.method} ({_published(p)}): {p.source}" for p in published if p.source)],
         size_notes=size_notes,
         elsewhere=elsewhere,
+        compared=chosen,
         runs=rows,
         timed=[run for runs in rows.values() for run in runs if machine_kind(run) == most],
     )
@@ -221,25 +234,15 @@ def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.Da
     values: one column for each row, by seed; NaN if a row has no run of a seed.
     """
     answer = pd.DataFrame(np.nan, index=board.index, columns=["p", "paired"])
-    rivals = board.index[board["competes"] & board[name].notna()]
+    rivals = board.index[board["competes"] & board["compared"] & board[name].notna()]
     if len(rivals) < 2:
         return answer
     best = getattr(board.loc[rivals, name], f"idx{BETTER[name]}")()
-    others = rivals.drop(best)
-    # Rounded: sums in another order differ in their last bits, which is no difference.
-    differences = values[others].rsub(values[best], axis=0).round(9)
-    answer.loc[others, "paired"] = differences.notna().sum()
-    if name in SIZES:
-        fixed = values[rivals].nunique() == 1
-        known = [i for i in others if fixed[i] and fixed[best]]
-        answer.loc[known, "p"] = (differences[known].abs().max() == 0).astype(float)
-        others = others.drop(known)
-
-    tested = others[answer.loc[others, "paired"] >= 2]
-    p = pd.Series(np.nan, index=tested)
-    for _, group in differences[tested].notna().T.groupby(list(differences.index)):  # rows with the same seeds
-        p[group.index] = bootstrap_p(differences[group.index].dropna().to_numpy())
-    answer.loc[tested, "p"] = holm(p.to_numpy())
+    answer.loc[rivals, "paired"] = (values[rivals].notna().T & values[best].notna()).sum(axis=1)
+    exact = values[rivals].nunique().to_numpy() == 1 if name in SIZES else None
+    p = pairwise_p(values[rivals].to_numpy().T, board.loc[rivals, "reference"].to_numpy(bool), exact)
+    answer.loc[rivals, "p"] = p[rivals.get_loc(best)]
+    answer.loc[best] = np.nan
     return answer
 
 

@@ -21,13 +21,15 @@ COLUMNS = [
 
 ROUNDING = 0.005  # figures are printed with two decimals
 
-VERDICTS = ("not reproduced", "undecided", "reproduced", "no run yet", "not comparable")
+WITHIN = {1: "one run within", 2: "two runs within"}  # too few seeds to call it reproduced
+
+VERDICTS = ("not reproduced", "undecided", "reproduced", *WITHIN.values(), "no run yet", "not comparable")
 
 RULE = (
-    "A figure is reproduced if our mean differs from it by at most 1.5 points (sizes: 15 %). Otherwise it is undecided if it lies"
-    " inside the 95 % confidence interval over our seeds (Student's t), and not reproduced if it lies outside or if there is only"
-    " one seed. Only `paper` runs on complete data with unchanged settings are compared, and only with figures measured under the"
-    " same protocol."
+    "A figure is reproduced if our mean over at least three seeds differs from it by at most 1.5 points (sizes: 15 %); with fewer"
+    " seeds, one run or two are within. Otherwise it is undecided if it lies inside the 95 % confidence interval over our seeds"
+    " (Student's t), and not reproduced if it lies outside or if there is only one seed. Only `paper` runs on complete data with"
+    " unchanged settings are compared, and only with figures measured under the same protocol."
 )
 
 
@@ -109,7 +111,7 @@ def _compared(figure: Published, measure: str, label: str, runs: list[RunRecord]
     mean, half = t_interval(values)
     verdict, reason = "not comparable", _why_not(figure, runs)
     if not reason:
-        verdict, reason = _verdict(getattr(figure, measure), measure, float(mean), float(half))
+        verdict, reason = _verdict(getattr(figure, measure), measure, float(mean), float(half), len(runs))
     job = runs[0].job
     row = {"ours": label, "tier": job.tier, "precision": job.precision, "n": len(runs), "mean": mean, "ci": half}
     return {**row, "verdict": verdict, "reason": reason}
@@ -134,17 +136,18 @@ def _why_not(figure: Published, runs: list[RunRecord]) -> str | None:
     return "; ".join(filter(None, reasons)) or None
 
 
-def _verdict(published: float, measure: str, mean: float, half: float) -> tuple[str, str]:
+def _verdict(published: float, measure: str, mean: float, half: float, n: int) -> tuple[str, str]:
     off = abs(mean - published)
     near = off <= ROUNDING + (0.15 * published if measure == "megabytes" else 1.5)
     unit = "MB" if measure == "megabytes" else "points"
     if np.isnan(mean):
         return "not comparable", "not measured after every task"
     words = f"off by {off:.2f} {unit}, {'within' if near else 'beyond'} {TOLERANCE[measure]}"
+    within = WITHIN.get(n, "reproduced")
     if np.isnan(half):
-        return ("reproduced" if near else "not reproduced"), f"one seed, {words}"
+        return (within if near else "not reproduced"), f"one seed, {words}"
     inside = off <= half + ROUNDING
     words += f", {'inside' if inside else 'outside'} our interval of ± {half:.2f}"
     if near:
-        return "reproduced", words
+        return within, words
     return ("undecided", f"{words}: more seeds are needed") if inside else ("not reproduced", words)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..record.schema import MB, RunRecord
 from .provenance import VERSIONS, emulates_bf16, library_version
-from .rows import NEUTRAL, reference_name, setting_of
+from .rows import NEUTRAL, RECIPE, reference_name, setting_of
 
 NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # a number of its own: not the 2 of conv2, not a version
 
@@ -49,6 +49,7 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
             text = "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items())
             same.setdefault(text, []).append(label)
     notes = [f"{', '.join(labels)}: {text}" for text, labels in same.items()]
+    notes += tuning_of(rows)
     for name in dict.fromkeys(name for r in records for name in r.job.settings):
         if name in NEUTRAL or all(name in r.job.settings for r in records):  # of other settings it is not known
             notes += differing(f"settings differ: {name}", partial(setting_of, name))
@@ -90,6 +91,19 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
                 f"{reference_name(records)} has no matching run for the others"
             )
     return notes
+
+
+def tuning_of(rows: dict[str, list[RunRecord]]) -> list[str]:
+    """Which rows were tuned, which were not, and which have nothing to tune. Where the values of a search come from says with
+    which budget (`execution.tune.Study.origin`)."""
+    groups: dict[str, list[str]] = {"tuned": [], "settings not tuned": [], "nothing to tune": []}
+    for label, runs in rows.items():
+        job = runs[0].job
+        if any(origin.startswith("tuned: ") for origin in job.origins.values()):
+            groups["tuned"].append(label)
+        else:
+            groups["settings not tuned" if job.settings.keys() - set(RECIPE) else "nothing to tune"].append(label)
+    return ["; ".join(f"{words}: {', '.join(labels)}" for words, labels in groups.items() if labels)]
 
 
 def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:

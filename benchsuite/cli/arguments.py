@@ -189,6 +189,15 @@ def parser() -> Parser:
         "source", type=Path, metavar="DIR", help="folder of results, or any folder with record.json files below it"
     )
     bring.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    for command in (board, paper):
+        command.add_argument(
+            "--compare",
+            action="extend",
+            type=lambda text: [name for name in text.split(",") if name],
+            default=[],
+            metavar="METHOD,METHOD,...",
+            help="test only these rows against each other (default: all that are ranked)",
+        )
     for command in (paper, bring):
         command.add_argument(
             "--method",

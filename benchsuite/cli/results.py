@@ -35,6 +35,7 @@ def command_report(arguments: argparse.Namespace) -> None:
         tiers=arguments.tier,
         families=families,
         files=sources,
+        compare=arguments.compare,
     )
     print("\n".join(f"{folder / 'report.tex'}" for folder in dict.fromkeys(file.parent for file in files)))
     print(f"reproduction ledger: {arguments.output / 'ledger.md'}")

@@ -66,7 +66,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
             print(f"benchsuite: failed: {error}", file=sys.stderr)
         if failed and (arguments.protocol, arguments.tier) not in boards_with_records(arguments.results):
             return 1
-        board = plan.leaderboard()
+        board = plan.leaderboard(arguments.compare)
 
     from ..report.tables import print_boards
     from ..report.write import write_report
@@ -121,7 +121,7 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
 
         match = methods.find(match)
     records = read_board(arguments.results, arguments.protocol, arguments.tier)
-    return leaderboard(records, protocol.published, match=match, stale=stale)
+    return leaderboard(records, protocol.published, match=match, stale=stale, compare=arguments.compare)
 
 
 def command_status(arguments: argparse.Namespace) -> None:

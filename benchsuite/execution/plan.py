@@ -127,12 +127,13 @@ class Plan:
                 report(Note(f"{name}: width {width:g}, {size}"))
         return self._resolved((name, own) for (name, _), own in wide.items())[0]
 
-    def leaderboard(self) -> Leaderboard:
-        """All finished runs of this protocol and tier, ranked."""
+    def leaderboard(self, compare: Sequence[str] = ()) -> Leaderboard:
+        """All finished runs of this protocol and tier, ranked. compare: as for `benchsuite.analysis.leaderboard.leaderboard`."""
         records = read_board(self.results, self.protocol.name, self.tier)
         there = self.reference is not None and any(record.job.config == self.reference.config for record in records)
         match = self.reference if there else None
-        return leaderboard(records, self.protocol.published, match=match, files=registered.sources(), stale=stale)
+        own = registered.sources()
+        return leaderboard(records, self.protocol.published, match=match, files=own, stale=stale, compare=compare)
 
     def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:
         return resolve(self.protocol.name, self.tier, method, seed, overrides=settings, precision=self.precision)

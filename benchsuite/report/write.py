@@ -34,12 +34,13 @@ def write_reports(
     tiers: Collection[str] = (),
     families: Mapping[str, str] | None = None,
     files: Mapping[str, str] = MappingProxyType({}),
+    compare: Sequence[str] = (),
 ) -> list[Path]:
     """Write a report on every protocol and tier of the results folder that has records, or on those named, each into
     `output`/protocol/tier, and the ledger of their protocols and the page with all of it into `output`; returns the files.
 
     published: the figures of every known protocol, by its name. The ledger sees all tiers, whichever are reported on.
-    families: method -> `Method.family`, by which the page filters. files: as for `leaderboard`.
+    families: method -> `Method.family`, by which the page filters. files, compare: as for `leaderboard`.
     Raises UserError, before anything is written, where a record cannot be trusted or a named protocol or tier has none.
     """
     found = boards_with_records(results)
@@ -53,7 +54,7 @@ def write_reports(
         raise UserError(f"{results}: has no records", "run `benchsuite leaderboard` first, or name the folder with --results")
     records = {key: read_all(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
     boards = {
-        key: leaderboard(runs, published.get(key[0], ()), files=files, stale=stale)
+        key: leaderboard(runs, published.get(key[0], ()), files=files, stale=stale, compare=compare)
         for key, runs in records.items()
         if not tiers or key[1] in tiers
     }

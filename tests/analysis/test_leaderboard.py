@@ -11,6 +11,7 @@ from records import COMPLETE, changed, individual, joint, memory, rows, run
 
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.analysis.rows import RECIPE, configurations
+from benchsuite.analysis.significance import pairwise_p
 from benchsuite.analysis.statistics import t_interval
 from benchsuite.errors import UserError
 from benchsuite.protocol import Published
@@ -198,7 +199,8 @@ def test_pareto_front():
 def test_rows_on_other_tasks_or_images_do_not_compete():
     fewer = [run("fewer", seed, correct=((99,),), size=1000) for seed in (1, 2, 3)]
     other = [run("other", correct=((99, None), (99, 99)), size=1000, data=[{**COMPLETE, "digest": "e" * 64}])]
-    same = [run(method, seed, ((a, None), (a - seed, a))) for method, a in (("a", 80), ("b", 70)) for seed in (1, 2, 3)]
+    same = [run("a", seed, ((80, None), (80 - seed, 80))) for seed in (1, 2, 3)]
+    same += [run("b", seed, ((70, None), (70 + seed, 70))) for seed in (1, 2, 3)]
     found, alone = leaderboard([*same, *fewer, *other]), leaderboard(same)
     assert found.elsewhere == ["fewer", "other"]
     assert alone.elsewhere == []
@@ -510,10 +512,37 @@ def test_rows_are_compared_with_the_best_by_seed_and_corrected_for_their_number(
     # Control: the same accuracies with other seeds' partners.
     shuffled = five("bound", 80, 88, 83, 85, 87)
     assert rows(leaderboard([*best, *shuffled]).accuracy)["bound"]["accuracy_p"] > 0.05
-    # With a third method each p is Holm's: here twice the smaller one.
-    three = rows(leaderboard([*best, *bound, *five("near", 89, 84, 90, 83, 89)]).accuracy)
-    assert three["bound"]["accuracy_p"] == pytest.approx(2 * alone)
-    assert three["near"]["accuracy_p"] > 0.05
+    # With a third method each p is Holm's, over three pairs.
+    near = five("near", 89, 84, 90, 83, 89)
+    three = rows(leaderboard([*best, *bound, *near]).accuracy)
+    every = pairwise_p(np.array([[r.accuracy for r in row] for row in (best, bound, near)]))[0]
+    assert [three[name]["accuracy_p"] for name in ("bound", "near")] == pytest.approx(every[1:])
+    assert three["bound"]["accuracy_p"] < 0.05 < three["near"]["accuracy_p"]
+
+
+def test_pairs_with_a_reference_are_corrected_apart():
+    accuracies = (90, 82, 91, 85, 88), (87, 81, 88, 83, 85), (86, 80, 87, 83, 84), (88, 81, 88, 84, 87)
+    names = ["best", "a", "b", "individual"]
+    runs = [r for name, values in zip(names, accuracies, strict=True) for r in five(name, *values)]
+    found = rows(leaderboard(runs).accuracy)
+    apart = pairwise_p(np.array(accuracies, float), np.arange(4) == 3)[0, 1:]
+    assert [found[name]["accuracy_p"] for name in names[1:]] == pytest.approx(apart)
+    assert apart != pytest.approx(pairwise_p(np.array(accuracies, float))[0, 1:]), "control: together there are more tests"
+
+
+def test_readers_choose_the_rows_that_are_compared():
+    best, bound, near = five("best", 90, 82, 91, 85, 88), five("bound", 87, 80, 88, 83, 85), five("near", 86, 81, 88, 82, 85)
+    every = leaderboard([*best, *bound, *near])
+    board = leaderboard([*best, *bound, *near], compare=["near", "bound"])
+    assert (every.compared, board.compared) == ([], ["bound", "near"])
+    found = rows(board.accuracy)
+    alone = rows(leaderboard([*bound, *near]).accuracy)
+    assert found["near"]["accuracy_p"] == alone["near"]["accuracy_p"] != rows(every.accuracy)["near"]["accuracy_p"]
+    assert np.isnan([found[name]["accuracy_p"] for name in ("best", "bound")]).all(), "not among them; the best of them"
+    assert np.isnan(found["best"]["accuracy_paired"])
+    assert found["best"]["competes"], "it is ranked all the same"
+    with pytest.raises(UserError, match="no row is called 'nera'; did you mean 'near'"):
+        leaderboard([*best, *near], compare=["nera"])
 
 
 def test_only_seeds_in_common_are_compared():
