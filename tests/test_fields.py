@@ -9,7 +9,7 @@ from msgspec import structs
 from benchsuite.checks.verify import check_job
 from benchsuite.errors import UserError
 from benchsuite.fields import check, neutral_values, setting
-from benchsuite.method import Method, methods
+from benchsuite.method import Method, Preset, methods
 from benchsuite.protocol import Recipe, protocols
 from benchsuite.record.store import read_all
 from benchsuite.training.settings import method_of, recipe_of, resolve
@@ -157,3 +157,12 @@ def test_a_setting_back_at_its_neutral_value_has_no_origin():
     assert neutral_values(Recipe) == {"width": 1.0}
     assert recipe_of(job.settings).width == 1
     assert recipe_of({**job.settings, "width": 2}).width == 2
+
+
+def test_a_search_that_chose_a_neutral_value_stays_on_record(monkeypatch):
+    plain = resolve("split-digits", "smoke", "er", 1)
+    tuned = Preset(protocol="split-digits", values={"sample_size": None}, origin="tuned: a search")
+    monkeypatch.setattr(methods.get("er"), "settings", (*methods.get("er").settings, tuned))
+    job = resolve("split-digits", "smoke", "er", 1)
+    assert (job.config, job.settings) == (plain.config, plain.settings)
+    assert job.origins == {**plain.origins, "sample_size": "tuned: a search"}

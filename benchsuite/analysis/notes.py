@@ -44,7 +44,9 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
         origins: dict[str, dict[str, None]] = {}  # what was chosen, by where it comes from
         for run in runs:
             for name, origin in run.job.origins.items():
-                origins.setdefault(origin, {})[f"{name} = {_short(run.job.settings.get(name))}"] = None
+                there = name in run.job.settings
+                words = f"{name} = {_short(run.job.settings[name])}" if there else f"{name} as by default"
+                origins.setdefault(origin, {})[words] = None
         if origins:
             text = "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items())
             same.setdefault(text, []).append(label)

@@ -183,7 +183,7 @@ def caption(board: Leaderboard, kind: str) -> str:
             f"{DAGGER} not significantly different from the best{_of(board.compared)} (p > {ALPHA}), which does not mean equal:"
             f" moderated t-test of differences paired by seed, {span(tested)} shared seeds, Holm's correction over all pairs of"
             " rows (those with a reference apart), which keeps the errors of a whole table at 5 % for normal noise; with skewed"
-            " noise and rows that vary unequally they were 8 % at ten seeds. "
+            " noise and rows that vary unequally they were up to 16 % at ten seeds. "
         )
     if few and n[-1] > 1:
         text += "No difference can be tested without two seeds shared with the best"

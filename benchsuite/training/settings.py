@@ -126,7 +126,8 @@ def resolve(
     for name, value in {**neutral_values(Recipe), **neutral_values(cls)}.items():
         if settings[name] == value:
             del settings[name]
-            origins.pop(name, None)
+            if origins.get(name) == "command line":  # a search that chose it stays on record
+                del origins[name]
     try:
         reason = made.unsupported_reason(recipe)
     except Exception as error:

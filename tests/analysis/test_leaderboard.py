@@ -351,7 +351,12 @@ def test_published_figures_stand_only_beside_complete_paper_runs():
     assert math.isnan(row["n"])
     assert board.backward_transfer["method"].tolist() == ["finetune", "A-GEM (published)"]
     assert board.parameter_efficiency["method"].tolist() == ["finetune", "CACL (published)"]
-    said = ["no measurement of training memory of any row", "CACL (published): its README", "A-GEM (published): Table 1"]
+    said = [
+        "nothing to tune: finetune",
+        "no measurement of training memory of any row",
+        "CACL (published): its README",
+        "A-GEM (published): Table 1",
+    ]
     assert board.footnotes == said
     for name in ("accuracy", "forward_gain", "n"):
         assert board.accuracy[name].dtype.kind == "f"
@@ -394,6 +399,7 @@ def test_footnotes():
     )
     assert board.footnotes == [
         "cacl: energy = 0.01 (found on lite)",
+        "settings not tuned: cacl; nothing to tune: finetune",
         "settings differ: epochs: 10 (finetune); 20 (cacl)",
         "notmnist: 10 of 459 images; not the published benchmark",
         "images of notmnist differ: eeeeeee (cacl); none (finetune)",
@@ -494,6 +500,20 @@ def test_long_fractions_are_cut_short_in_the_notes():
     assert "a: share = 0.3333 (tuned)" in leaderboard([one]).footnotes
     alike = [changed(one, job=changed(one.job, method=name)) for name in "bc"]
     assert leaderboard([one, *alike, run("d")]).footnotes[0] == "a, b, c: share = 0.3333 (tuned)"  # said once
+
+
+def test_a_note_says_which_rows_were_tuned():
+    search = "tuned: 5 trials of `benchsuite tune`"
+    runs = [
+        run("finetune"),
+        run("ewc", settings={"epochs": 10, "strength": 3.0}, origins={"strength": search}),
+        run("er", settings={"epochs": 10, "budget": 4.0}, origins={"sample_size": search}),
+        run("si", settings={"epochs": 10, "strength": 0.1}),
+        run("mas", settings={"epochs": 10, "strength": 0.1}, origins={"strength": "ours: a guess"}),
+    ]
+    notes = leaderboard(runs).footnotes
+    assert "tuned: er, ewc; settings not tuned: mas, si; nothing to tune: finetune" in notes
+    assert f"er: sample_size as by default ({search})" in notes
 
 
 def five(method, *accuracies, size=1_000_000, **changes):

@@ -78,12 +78,13 @@ Not ranked: joint training. Bold: best; underlined: second best, by the printed 
 † not significantly different from the best (p > 0.05), which does not mean equal: \
 moderated t-test of differences paired by seed, 2 shared seeds, Holm's correction over all pairs of rows (those with a reference \
 apart), which keeps the errors of a whole table at 5 % for normal noise; with skewed noise and rows that vary unequally \
-they were 8 % at ten seeds.
+they were up to 16 % at ten seeds.
 
 split_x, tier lite; seeds: 1, 2; tasks: 2; cpu (Model X); fp32; torch 2.6.0, avalanche-lib 0.6.0, benchsuite 0.1.0; \
 revision abcdef0; 2026-01-02
 
 - n/a: joint training (joint)
+- nothing to tune: fine_tune, individual, joint
 """
     )
     text = tables.to_markdown(board, "parameter_efficiency")
