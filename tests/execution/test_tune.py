@@ -433,7 +433,7 @@ def test_what_was_found_goes_into_the_file_and_from_there_under_the_table(own_me
     reported = tmp_path / "runs/split-digits/smoke"
     assert main(run) == 0
     (plain,) = read_all(reported)
-    assert not any("tuned" in note for note in leaderboard([plain]).footnotes), "no trial is ranked, and nothing is pasted yet"
+    assert not any("tuned: 3" in note for note in leaderboard([plain]).footnotes), "no trial is ranked, and nothing is pasted yet"
 
     entry = out.split("\n\n")[1]
     assert all(len(line) <= 130 for line in entry.splitlines())
