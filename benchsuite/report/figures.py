@@ -25,7 +25,6 @@ from .looks import COLOURS, OUTSIDE, looks_by_position, looks_of
 if TYPE_CHECKING:  # matplotlib takes half a second to import: only drawing needs it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 WIDTH, WIDE = 3.3, 6.9  # inches: one column of the usual two-column layouts, and both
 SMALL_MULTIPLES = ("accuracy_matrices", "rank_growth")  # figures of a panel for each row, as wide as the page
@@ -413,36 +412,37 @@ def _bound(axes: Axes) -> None:
 
 
 def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str, dict[str, Any]]) -> None:
-    """Write each row's text beside its point, in the position around it that covers the least."""
+    """Write each row's text beside its point, in the position around it that covers the least.
+
+    Not `adjustText`: by default it stops after a second of wall clock, wherever it is by then, and it imports pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
 
     _arrange(figure)  # places are compared in pixels
     renderer = FigureCanvasAgg(figure).get_renderer()
     margin = 3 * figure.dpi / 72  # half a marker
-    taken = []
+    taken: list[np.ndarray] = []  # left, bottom, right, top
     for row in rows:
         x, y = row["x"], row["accuracy"]
         dx, dy = np.nan_to_num(row["x_ci"]), np.nan_to_num(row["accuracy_ci"])
         for corners in ([(x - dx, y), (x + dx, y)], [(x, y - dy), (x, y + dy)]):
             low, high = axes.transData.transform(corners)
-            taken.append(Bbox([low - margin, high + margin]))
+            taken.append(np.hstack([low - margin, high + margin]))
     front = sorted((row["x"], row["accuracy"]) for row in rows if row["pareto"])
     for (left, bottom), (right, top) in pairwise(front):
         for corners in ([(left, bottom), (right, bottom)], [(right, bottom), (right, top)]):
             low, high = axes.transData.transform(corners)
-            taken.append(Bbox([low - margin, high + margin]))
+            taken.append(np.hstack([low - margin, high + margin]))
 
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         lines.setdefault(row["series"], []).append((row["x"], row["accuracy"]))
     for line in lines.values():
         for start, end in pairwise(axes.transData.transform(line)):
-            taken += [Bbox([point - 1, point + 1]) for point in np.linspace(start, end, 30)]
+            taken += [np.hstack([point - 1, point + 1]) for point in np.linspace(start, end, 30)]
 
-    def shared(box: Bbox, other: Bbox) -> float:
-        both = Bbox.intersection(box, other)
-        return both.width * both.height if both else 0
+    def shared(box: np.ndarray, others: np.ndarray) -> float:
+        sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+        return float(sides[(sides > 0).all(axis=1)].prod(axis=1).sum())
 
     for row in (row for row in rows if row["text"]):
         text = axes.annotate(
@@ -454,7 +454,8 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
             color=looks[row["series"]]["color"],
         )
         text.set_in_layout(False)
-        places: list[tuple[float, int, dict[str, Any], Bbox]] = []
+        places: list[tuple[float, int, dict[str, Any], np.ndarray]] = []
+        covered = np.array(taken)
         for distance in (5, 10, 16):
             for right, up in [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]:
                 place = {
@@ -463,9 +464,9 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
                     "va": ("top", "center", "bottom")[up + 1],
                 }
                 text.set(**place)
-                box = text.get_window_extent(renderer).padded(margin / 3)
-                outside = box.width * box.height - shared(box, axes.bbox)
-                cost = 6 * outside + 3 * sum(shared(box, other) for other in taken) + distance
+                box = np.array(text.get_window_extent(renderer).padded(margin / 3).extents)
+                outside = (box[2:] - box[:2]).prod() - shared(box, axes.bbox.extents[None])
+                cost = 6 * outside + 3 * shared(box, covered) + distance
                 places.append((cost, len(places), place, box))
         *_, place, box = min(places, key=lambda entry: entry[:2])
         text.set(**place)
