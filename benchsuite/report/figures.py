@@ -465,7 +465,7 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
                 }
                 text.set(**place)
                 box = np.array(text.get_window_extent(renderer).padded(margin / 3).extents)
-                outside = (box[2:] - box[:2]).prod() - shared(box, axes.bbox.extents[None])
+                outside = (box[2:] - box[:2]).prod() - shared(box, np.array([axes.bbox.extents]))
                 cost = 6 * outside + 3 * shared(box, covered) + distance
                 places.append((cost, len(places), place, box))
         *_, place, box = min(places, key=lambda entry: entry[:2])
