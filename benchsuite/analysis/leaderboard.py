@@ -22,7 +22,7 @@ from .notes import footnotes_of, size_notes_of
 from .provenance import machine_kind, provenance
 from .rows import RECIPE, configurations, on_other_data, one_version_each, reference_name
 from .significance import pairwise_p
-from .statistics import plain_network, statistics_by_row, summarise
+from .statistics import plain_network, points_of, statistics_by_row, summarise
 
 BETTER = {  # the better direction of each ranked statistic
     **dict.fromkeys(("accuracy", "learning_accuracy", "forward_gain", "bwt", "compression", "matched_accuracy"), "max"),
@@ -51,8 +51,9 @@ class Leaderboard:
     parameter_efficiency: width (of the backbone, a factor on its channels), megabytes (1e6 bytes of the exported file) and
         its parts, ratio to the size reference and its inverse compression, added (megabytes for each task after the first), macs
         (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
-        matched_accuracy (where sizes are matched); pareto marks the competing rows that no other such row beats in size
-        without losing accuracy.
+        int8_megabytes and int8_accuracy (stored in 8 bits), smallest_form with its megabytes and accuracy (the smallest storage
+        form whose mean accuracy is at most `MAY_LOSE` points below the row's), matched_accuracy (where sizes are matched); pareto
+        marks the competing rows that, in some storage form, no other such row beats in size without losing accuracy.
     training_memory: megabytes of one training step (`RunRecord.memory`), the largest over tasks: held, peak (unless a CPU
         emulated bf16 in fp32), formula; step_seconds, wall clock per training step, median over tasks, of the runs on the one
         kind of machine that made at least half of them; step_time, relative to the unmodified method on the same kind of machine;
@@ -63,6 +64,7 @@ class Leaderboard:
     provenance: one line for under every table and figure. footnotes: what a reader must know before comparing rows;
         size_notes: those of them that matter to the last two boards only.
     compared: the rows that are tested against each other, if they were chosen; otherwise empty, and all that compete are.
+    forms: megabytes and accuracy of every row in every storage form on record (`statistics.points_of`), the points behind pareto.
     runs: the runs of each row, by its label, in the order of seeds. timed: the runs behind step_seconds.
     """
 
@@ -77,6 +79,7 @@ class Leaderboard:
     size_notes: list[str]
     elsewhere: list[str]
     compared: list[str]
+    forms: pd.DataFrame
     runs: dict[str, list[RunRecord]]
     timed: list[RunRecord]
 
@@ -177,7 +180,15 @@ def leaderboard(
     for name in ("accuracy", "peak") if measured["held"].isna().any() else ():
         measured[[f"{name}_p", f"{name}_paired"]] = _against_best(name, measured, by_seed(name))
     blank = dict.fromkeys(("matched_accuracy", "matched_accuracy_p", "matched_accuracy_paired"), np.nan)
-    efficiency = board[board["megabytes"].notna()].assign(pareto=_pareto, **blank)
+    efficiency = board[board["megabytes"].notna()].assign(**blank)
+    forms = pd.DataFrame(
+        [
+            {"method": row["method"], **point, **{name: row[name] for name in ("width", "n", "published", "competes")}}
+            for row in efficiency.to_dict("records")
+            for point in points_of(rows.get(row["method"], []), row)
+        ]
+    ).assign(pareto=_pareto)
+    efficiency["pareto"] = efficiency["method"].isin(forms.loc[forms["pareto"], "method"])
     if match:
         reference, matched = _matched(efficiency, {label: runs[0] for label, runs in rows.items()}, match)
         efficiency.loc[matched, "matched_accuracy"] = efficiency.loc[matched, "accuracy"]
@@ -203,7 +214,10 @@ def leaderboard(
         parameter_efficiency=_select(
             _smallest_first(efficiency, "megabytes"),
             f"width megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
-            "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci matched_accuracy pareto",
+            "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci "
+            "int8_megabytes int8_megabytes_ci int8_megabytes_note int8_accuracy int8_accuracy_ci int8_accuracy_note "
+            "smallest_megabytes smallest_megabytes_ci smallest_megabytes_note smallest_form smallest_accuracy "
+            "smallest_accuracy_ci matched_accuracy pareto",
         ),
         training_memory=_select(
             _smallest_first(measured.assign(pareto=partial(_pareto, size="held")), "held"),
@@ -219,6 +233,7 @@ def leaderboard(
         size_notes=size_notes,
         elsewhere=elsewhere,
         compared=chosen,
+        forms=forms,
         runs=rows,
         timed=[run for runs in rows.values() for run in runs if machine_kind(run) == most],
     )

@@ -122,6 +122,8 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
             notes.append(f"{label}: {', '.join(others)}")
         if stored := [run.memory_bytes for run in runs if run.memory_bytes]:
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
+    if changed := [words for label, runs in rows.items() if (words := _changed_answers(label, runs))]:
+        notes.append(f"rows that forget nothing, but answer differently in fewer bits: {'; '.join(changed)}")
     measured = board.loc[~board["published"]].set_index("method")
     if (absent := measured["held"].isna()).any():
         which = "of any row" if absent.all() else f"of {', '.join(measured.index[absent])}, not ranked by it"
@@ -130,6 +132,19 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
         if 0 < row["held_n"] < row["n"]:
             notes.append(f"{label}: training memory measured for {row['held_n']:.0f} of {row['n']:.0f} seeds")
     return notes
+
+
+def _changed_answers(label: str, runs: list[RunRecord]) -> str:
+    """For how many test images a row that forgets nothing predicts another class in each storage form; "" if for none."""
+    lasting = all(set(column) <= {last, None} for run in runs for *column, last in zip(*run.correct, strict=True))
+    if not lasting or any(row[i] is None for run in runs for i, row in enumerate(run.correct)):
+        return ""
+    forms = [form for form in runs[0].forms if all(form in run.forms for run in runs)]
+    means = {form: np.mean([run.forms[form].changed for run in runs]) for form in forms}
+    said = ", ".join(f"{form} {mean:.4g}" for form, mean in means.items() if mean)
+    return (
+        f"{label} ({said} of {np.mean([sum(task.test for task in run.tasks) for run in runs]):.6g} test images)" if said else ""
+    )
 
 
 def ranged(remarks: Iterable[str]) -> list[str]:

@@ -11,9 +11,11 @@ from msgspec.structs import asdict
 from scipy.special import stdtrit
 
 from ..record import metrics
-from ..record.schema import MB, PARTS, RunRecord
+from ..record.schema import FORMS, MB, NATIVE, PARTS, RunRecord
 from .provenance import emulates_bf16, machine_kind
 from .rows import NEUTRAL, setting_of
+
+MAY_LOSE = 0.5  # points of mean accuracy that the smallest storage form of a row may lose
 
 
 def summarise(label: str, runs: list[RunRecord], values: pd.DataFrame, reference: str) -> dict[str, Any]:
@@ -32,9 +34,41 @@ def summarise(label: str, runs: list[RunRecord], values: pd.DataFrame, reference
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
     row["n_tasks_read"] = any(run.n_tasks_read for run in runs)
+    row |= _fewer_bits(runs, row)
     for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
         row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, first, reference)
     return row
+
+
+def points_of(runs: list[RunRecord], row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Megabytes and accuracy of a row in each storage form that all its runs have, with their intervals. The first is the file
+    that the run left, with the row's own numbers; its form is "" where the runs have none on record."""
+    own = {name: row[name] for name in ("megabytes", "megabytes_ci", "accuracy", "accuracy_ci")}
+    forms = [form for form in (*NATIVE, *FORMS) if runs and all(form in run.forms for run in runs)]
+    points = [{"form": forms[0] if forms else "", **own}]
+    for form in forms[1:]:
+        bytes_of = t_interval(np.array([run.forms[form].sizes.total for run in runs], dtype=float))
+        right = [np.mean([c / t.test for c, t in zip(run.forms[form].correct, run.tasks, strict=True)]) for run in runs]
+        accuracy = t_interval(100 * np.array(right))
+        sizes = {"megabytes": bytes_of[0] / MB, "megabytes_ci": bytes_of[1] / MB}
+        points.append({"form": form, **sizes, "accuracy": accuracy[0], "accuracy_ci": accuracy[1]})
+    return points
+
+
+def _fewer_bits(runs: list[RunRecord], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row in 8 bits, and in the smallest form that loses at most `MAY_LOSE` points."""
+    points = points_of(runs, row)
+    names = ("megabytes", "megabytes_ci", "accuracy", "accuracy_ci")
+    eight = next((point for point in points if point["form"] == "int8"), dict.fromkeys(names, np.nan))
+    kept = [point for point in points if point["form"] and point["accuracy"] >= row["accuracy"] - MAY_LOSE - 1e-9]
+    smallest = min(kept, key=lambda point: point["megabytes"], default=dict.fromkeys((*names, "form"), np.nan))
+    reason = "n/a: stores codes of its own" if points[0]["form"] in NATIVE else "n/a: no storage forms on record"
+    return {
+        **{f"int8_{name}": eight[name] for name in names},
+        **{f"smallest_{name}": smallest[name] for name in (*names, "form")},
+        **{f"int8_{name}_note": reason for name in ("megabytes", "accuracy")},
+        "smallest_megabytes_note": reason,
+    }
 
 
 def t_interval(values: np.ndarray) -> tuple[Any, Any]:

@@ -38,10 +38,13 @@ LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 
 def accuracy_vs_size(board: Leaderboard) -> Figure:
     """Accuracy (%) against stored MB (log axis): one point per row with its 95 % intervals, and the Pareto front.
 
-    A line joins a method's rows at several widths: the largest is labelled with its name, the others with their width. With more
-    than `FEW` methods the names are in a legend."""
-    frame = board.parameter_efficiency.rename(columns={"megabytes": "x", "megabytes_ci": "x_ci"})
-    return _trade_off(frame, "stored for all tasks (MB)", board)
+    A line joins a method's rows at several widths: the largest is labelled with its name, the others with their width. Another
+    joins the storage forms of a row, which have small markers; the front is that of all forms. With more than `FEW` methods the
+    names are in a legend."""
+    names = {"megabytes": "x", "megabytes_ci": "x_ci"}
+    return _trade_off(
+        board.parameter_efficiency.rename(columns=names), "stored for all tasks (MB)", board, board.forms.rename(columns=names)
+    )
 
 
 def accuracy_vs_memory(board: Leaderboard) -> Figure | None:
@@ -52,7 +55,9 @@ def accuracy_vs_memory(board: Leaderboard) -> Figure | None:
     return _trade_off(frame, "held for the backward pass (MB)", board)
 
 
-def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard) -> Figure:
+def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard, forms: pd.DataFrame | None = None) -> Figure:
+    points = frame if forms is None else forms
+    curves = {str(label): curve for label, curve in points.groupby("method") if len(curve) > 1}  # the row's own file is the first
     rows = frame.dropna(subset=["accuracy", "x"]).sort_values("x").to_dict("records")
     for row in rows:
         row["series"] = series(row["method"])
@@ -67,12 +72,16 @@ def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard) -> Figure:
     columns = _columns(looks)
     legend = -(-len(looks) // columns) if len(looks) > FEW else 0
     figure, axes = _figure(f"{board.provenance}; dashed: Pareto front", height=2.7 + 0.14 * legend)
-    front = sorted((row["x"], row["accuracy"]) for row in rows if row["pareto"])
+    front = _front(points)
     axes.plot(*np.array(front).reshape(-1, 2).T, drawstyle="steps-post", color="0.6", linewidth=0.8, linestyle="--", zorder=1)
     for name in looks:
         line = [(row["x"], row["accuracy"]) for row in rows if row["series"] == name]
         axes.plot(*np.array(line).T, color=looks[name]["color"], linewidth=0.8)
         axes.plot([], [], **{**looks[name], "linestyle": ""}, markersize=4, label=textwrap.fill(name, 50))
+    for label, curve in curves.items():
+        look = looks[series(label)]
+        axes.plot(curve["x"], curve["accuracy"], color=look["color"], linewidth=0.6)
+        axes.plot(curve["x"][1:], curve["accuracy"][1:], **{**look, "linestyle": ""}, markersize=2.5, zorder=3)
     for row in rows:
         look = looks[row["series"]]
         axes.errorbar(
@@ -94,8 +103,13 @@ def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard) -> Figure:
     _bound(axes)
     if legend:
         figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT, **LEGEND)
-    _label_points(figure, axes, rows, looks)
+    _label_points(figure, axes, rows, front, [curve[["x", "accuracy"]].to_numpy() for curve in curves.values()], looks)
     return figure
+
+
+def _front(frame: pd.DataFrame) -> list[tuple[float, float]]:
+    points = frame[frame["pareto"].astype(bool)].dropna(subset=["accuracy", "x"])
+    return sorted(zip(points["x"], points["accuracy"], strict=True))
 
 
 def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
@@ -411,8 +425,15 @@ def _bound(axes: Axes) -> None:
     axes.set_ylim(max(low, -2), min(high, 102))
 
 
-def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str, dict[str, Any]]) -> None:
-    """Write each row's text beside its point, in the position around it that covers the least.
+def _label_points(
+    figure: Figure,
+    axes: Axes,
+    rows: list[dict],
+    front: list[tuple[float, float]],
+    curves: list[np.ndarray],
+    looks: dict[str, dict[str, Any]],
+) -> None:
+    """Write each row's text beside its point, in the position around it that covers the least of points, front and curves.
 
     Not `adjustText`: by default it stops after a second of wall clock, wherever it is by then, and it imports pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -427,7 +448,6 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
         for corners in ([(x - dx, y), (x + dx, y)], [(x, y - dy), (x, y + dy)]):
             low, high = axes.transData.transform(corners)
             taken.append(np.hstack([low - margin, high + margin]))
-    front = sorted((row["x"], row["accuracy"]) for row in rows if row["pareto"])
     for (left, bottom), (right, top) in pairwise(front):
         for corners in ([(left, bottom), (right, bottom)], [(right, bottom), (right, top)]):
             low, high = axes.transData.transform(corners)
@@ -436,7 +456,7 @@ def _label_points(figure: Figure, axes: Axes, rows: list[dict], looks: dict[str,
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         lines.setdefault(row["series"], []).append((row["x"], row["accuracy"]))
-    for line in lines.values():
+    for line in [*lines.values(), *curves]:
         for start, end in pairwise(axes.transData.transform(line)):
             taken += [np.hstack([point - 1, point + 1]) for point in np.linspace(start, end, 30)]
 

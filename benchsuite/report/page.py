@@ -179,12 +179,27 @@ def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequen
             }
         )
     entries.append({"name": "family", "heading": "Family", "text": True, "best": [], "second": []})
+    curves = _curves(board) if kind == "parameter_efficiency" else {}
     found = []
     for row, text in zip(frame.to_dict("records"), texts.to_dict("records"), strict=True):
         cells = [[_number(row[c.name]), text[c.heading], _number(row.get(f"{c.name}_ci"))] for c in columns]
         label, families = row["method"], ", ".join(rows[index[row["method"]]]["families"])
-        found.append({"row": index[label], "cells": [[label, text["Method"]], *cells, [families, families]]})
+        cells = [[label, text["Method"]], *cells, [families, families]]
+        found.append({"row": index[label], "cells": cells, **curves.get(label, {})})
     return {"columns": entries, "rows": found}
+
+
+def _curves(board: Leaderboard) -> dict[str, dict[str, Any]]:
+    """Of each row: whether the file that its runs left is on the front of all storage forms, and the other forms, each with its
+    megabytes, its accuracy and whether it is on the front."""
+    found: dict[str, dict[str, Any]] = {}
+    for point in board.forms.to_dict("records"):
+        if point["method"] not in found:
+            found[point["method"]] = {"front": bool(point["pareto"]), "forms": []}
+        else:
+            entry = [point["form"], _number(point["megabytes"]), _number(point["accuracy"]), bool(point["pareto"])]
+            found[point["method"]]["forms"].append(entry)
+    return found
 
 
 def _number(value: Any) -> Any:

@@ -20,6 +20,7 @@ from rich.text import Text
 from ..analysis.leaderboard import BETTER, SIZES, Leaderboard
 from ..analysis.ledger import NAMES, RULE, summary
 from ..analysis.significance import ALPHA
+from ..analysis.statistics import MAY_LOSE
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Column:
     digits: decimals; None for two, or three below 1 (sizes and ratios span orders of magnitude).
     optional: left out where no row has a value.
     screen: whether it appears on the screen and in LaTeX, which are narrow.
+    word: a statistic that is a word and stands behind the number.
     """
 
     heading: str
@@ -36,6 +38,7 @@ class Column:
     digits: int | None = None
     screen: bool = True
     optional: bool = False
+    word: str = ""
 
     @property
     def best(self) -> str:
@@ -74,6 +77,9 @@ COLUMNS = {
         Column("Dense MACs (M)", "dense_macs", screen=False),
         Column("Training MB", "training_megabytes", screen=False),
         Column("Accuracy (%)", "accuracy", 2),
+        Column("8-bit MB", "int8_megabytes", optional=True),
+        Column("8-bit accuracy (%)", "int8_accuracy", 2, optional=True),
+        Column("Smallest (MB)", "smallest_megabytes", optional=True, word="smallest_form"),
         Column("At matched size (%)", "matched_accuracy", 2, optional=True),
         Column("Pareto", "pareto"),
         Column("n", "n", 0),
@@ -111,6 +117,10 @@ SAYS = {  # what the columns mean, and the order of rows where it is not that of
         " Pareto front, then by held MB."
     ),
 }
+FEWER_BITS = (
+    "8-bit: the same networks, stored in 8 bits. Smallest: the smallest of the storage forms (fp32, fp16, int8, int6, int4) whose"
+    f" mean accuracy is at most {MAY_LOSE} points below fp32's. Pareto counts every form."
+)
 DAGGER = "†"
 TOLD = "‡"  # after the name of a method that knows how many tasks will come
 ABOUT_SIZES = ("parameter_efficiency", "training_memory")
@@ -152,6 +162,7 @@ def caption(board: Leaderboard, kind: str) -> str:
     else:
         text += f"mean ± {confidence_interval(n)} over n = {span(n)} seeds. "
     text += f"{SAYS[kind]} "
+    text += f"{FEWER_BITS} " if any(column.word for column in shown(board, kind)) else ""
     others = [row for row in board.elsewhere if row in set(frame["method"])]
     unranked = frame[~frame["competes"] & ~frame["method"].isin(others)]
     blank = unranked["held"].isna() if kind == "training_memory" else pd.Series(False, index=unranked.index)
@@ -411,7 +422,8 @@ def cell_text(row: dict, column: Column, best: bool = False) -> str:
         note = row.get(f"{column.name}_note")
         return note if isinstance(note, str) else "–"
     text = "<0.001" if column.digits is None and 0 < value < 0.0005 else _number(value, column)
-    mark = f" {DAGGER}" if not best and row.get(f"{column.name}_p", 0) > ALPHA else ""
+    mark = f" {row[column.word]}" if column.word else ""
+    mark += f" {DAGGER}" if not best and row.get(f"{column.name}_p", 0) > ALPHA else ""
     if interval is None or pd.isna(interval) or (column.digits is None and round(interval, _digits(value, column)) == 0):
         return text + mark  # a size that is the same for every seed needs no interval
     return f"{text} ± {interval:.{_digits(value, column)}f}{mark}"

@@ -128,12 +128,14 @@ def _draw(board: Leaderboard) -> dict[str, tuple[Figure, str]]:
     seeds = [len(group) for group in runs.values()]
     front = f"{where}; {_averaged(seeds, 'bars')}; dashed: Pareto front of the ranked rows"
     front += f", without {', '.join(board.elsewhere)} (other tasks or images)." if board.elsewhere else "."
+    several = len(board.forms) > len(board.parameter_efficiency)
+    curves = " A line joins the storage forms of a row: fp32 (large), fp16, int8, int6, int4." if several else ""
     over = f"{where}, each seed in its own order; "
     over += f"{_averaged(seeds, 'bands and bars' if len(runs) <= drawing.FEW else 'bars at the last task')}."
     ranks = _averaged(seeds, "bands")
     timed = _averaged([int(n) for n in board.training_memory["step_seconds_n"] if n > 0], "bars")
     drawn = (
-        (drawing.accuracy_vs_size(board), f"Accuracy against stored size {front}"),
+        (drawing.accuracy_vs_size(board), f"Accuracy against stored size {front}{curves}"),
         (drawing.accuracy_vs_memory(board), f"Accuracy against training memory {front}"),
         (drawing.accuracy_after_each_task(runs, made), f"Mean accuracy on the tasks learned so far {over}"),
         (drawing.forgetting_after_each_task(runs, made), f"Mean forgetting of the tasks learned so far {over}"),

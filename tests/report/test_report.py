@@ -254,6 +254,22 @@ def test_a_method_at_several_widths_is_one_line(tmp_path):
     assert list(board.parameter_efficiency["width"]) == [1, 2, 3, 1]
 
 
+def test_the_storage_forms_of_a_row_are_a_curve_with_its_name_at_the_plain_file():
+    parts = {"heads": 0, "masks": 0, "other": 0}
+    sizes = dict(zip(("fp32", "fp16", "int8", "int6", "int4"), (8, 4, 2, 1.5, 1), strict=True))
+    forms = {
+        name: {"sizes": {"weights": int(10**6 * mb), **parts}, "correct": [80 - i] * 2}
+        for i, (name, mb) in enumerate(sizes.items())
+    }
+    board = leaderboard([changed(run("a", last=70, size=8 * 10**6), forms=forms), run("b", last=60, size=10**7)])
+    (axes,) = figures.accuracy_vs_size(board).axes
+    solid = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
+    assert [line.get_xdata().tolist() for line in solid] == [[8, 4, 2, 1.5, 1]]
+    assert {text.get_text() for text in axes.texts} == {"a", "b"}
+    (front,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert front.get_xdata().tolist() == [1, 1.5, 2, 4, 8]
+
+
 def test_many_methods_have_a_legend_and_no_bands():
     many = [run(f"m{i}", seed, last=60 + i + seed) for i in range(figures.FEW + 1) for seed in (1, 2)]
     for runs, few in ((many, False), (many[2:], True)):
