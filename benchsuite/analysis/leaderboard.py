@@ -215,9 +215,8 @@ def leaderboard(
             _smallest_first(efficiency, "megabytes"),
             f"width megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
             "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci "
-            "int8_megabytes int8_megabytes_ci int8_megabytes_note int8_accuracy int8_accuracy_ci int8_accuracy_note "
-            "smallest_megabytes smallest_megabytes_ci smallest_megabytes_note smallest_form smallest_accuracy "
-            "smallest_accuracy_ci matched_accuracy pareto",
+            "int8_megabytes int8_megabytes_note int8_accuracy int8_accuracy_note "
+            "smallest_megabytes smallest_megabytes_note smallest_form smallest_accuracy matched_accuracy pareto",
         ),
         training_memory=_select(
             _smallest_first(measured.assign(pareto=partial(_pareto, size="held")), "held"),

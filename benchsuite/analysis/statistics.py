@@ -58,7 +58,7 @@ def points_of(runs: list[RunRecord], row: Mapping[str, Any]) -> list[dict[str, A
 def _fewer_bits(runs: list[RunRecord], row: Mapping[str, Any]) -> dict[str, Any]:
     """The row in 8 bits, and in the smallest form that loses at most `MAY_LOSE` points."""
     points = points_of(runs, row)
-    names = ("megabytes", "megabytes_ci", "accuracy", "accuracy_ci")
+    names = ("megabytes", "accuracy")  # their intervals are in `Leaderboard.forms`: a table has no room for them
     eight = next((point for point in points if point["form"] == "int8"), dict.fromkeys(names, np.nan))
     kept = [point for point in points if point["form"] and point["accuracy"] >= row["accuracy"] - MAY_LOSE - 1e-9]
     smallest = min(kept, key=lambda point: point["megabytes"], default=dict.fromkeys((*names, "form"), np.nan))

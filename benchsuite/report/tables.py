@@ -73,12 +73,12 @@ COLUMNS = {
         Column("Size ratio", "ratio"),
         Column("Compression", "compression", screen=False),  # the inverse of the column before
         Column("MB / task", "added", screen=False),
-        Column("MACs (M)", "macs"),
+        Column("MACs (M)", "macs", screen=False),
         Column("Dense MACs (M)", "dense_macs", screen=False),
         Column("Training MB", "training_megabytes", screen=False),
         Column("Accuracy (%)", "accuracy", 2),
         Column("8-bit MB", "int8_megabytes", optional=True),
-        Column("8-bit accuracy (%)", "int8_accuracy", 2, optional=True),
+        Column("8-bit (%)", "int8_accuracy", 2, optional=True),
         Column("Smallest (MB)", "smallest_megabytes", optional=True, word="smallest_form"),
         Column("At matched size (%)", "matched_accuracy", 2, optional=True),
         Column("Pareto", "pareto"),
@@ -118,8 +118,8 @@ SAYS = {  # what the columns mean, and the order of rows where it is not that of
     ),
 }
 FEWER_BITS = (
-    "8-bit: the same networks, stored in 8 bits. Smallest: the smallest of the storage forms (fp32, fp16, int8, int6, int4) whose"
-    f" mean accuracy is at most {MAY_LOSE} points below fp32's. Pareto counts every form."
+    "8-bit: size and accuracy of the same networks, stored in 8 bits. Smallest: the smallest of the storage forms (fp32, fp16, int8,"
+    f" int6, int4) whose mean accuracy is at most {MAY_LOSE} points below fp32's. Pareto counts every form."
 )
 DAGGER = "†"
 TOLD = "‡"  # after the name of a method that knows how many tasks will come

@@ -89,6 +89,8 @@ def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list
         files[f"{kind}.csv"] = tables.to_csv(board, kind)
         files[f"{kind}.parquet"] = tables.parquet(tables.numbers(board, kind))
         files[f"{kind}.tex"] = tables.to_latex(board, kind)
+    if len(board.forms) > len(board.parameter_efficiency):
+        files["storage_forms.csv"] = tables.csv(board.forms.assign(protocol=board.protocol, tier=board.tier))
     captions: dict[str, str] = {}
     for name, (figure, caption) in _draw(board).items() if figures else ():
         captions[name] = caption
