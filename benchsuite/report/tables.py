@@ -118,7 +118,7 @@ SAYS = {  # what the columns mean, and the order of rows where it is not that of
     ),
 }
 FEWER_BITS = (
-    "8-bit: size and accuracy of the same networks, stored in 8 bits. Smallest: the smallest of the storage forms (fp32, fp16, int8,"
+    "8-bit: size and accuracy of the same networks, stored in 8 bits. Smallest: the smallest storage form (fp32, fp16, int8,"
     f" int6, int4) whose mean accuracy is at most {MAY_LOSE} points below fp32's. Pareto counts every form."
 )
 DAGGER = "†"
