@@ -54,12 +54,11 @@ class Leaderboard:
         int8_megabytes and int8_accuracy (stored in 8 bits), smallest_form with its megabytes and accuracy (the smallest storage
         form whose mean accuracy is at most `MAY_LOSE` points below the row's), matched_accuracy (where sizes are matched); pareto
         marks the competing rows that, in some storage form, no other such row beats in size without losing accuracy.
-    training_memory: megabytes of one training step (`RunRecord.memory`), the largest over tasks: held, peak (unless a CPU
-        emulated bf16 in fp32), formula; step_seconds, wall clock per training step, median over tasks, of the runs on the one
-        kind of machine that made at least half of them; step_time, relative to the unmodified method on the same kind of machine;
-        training_megabytes, what stays between two steps; carried_megabytes, what stays between two tasks; compute, images
-        computed relative to fine-tuning; accuracy; pareto as above, with held for the size. A row without held does not compete
-        here.
+    training_memory: megabytes of one training step (`RunRecord.memory`), the largest over tasks: held, peak, formula;
+        step_seconds, wall clock per training step, median over tasks, of the runs on the one kind of machine that made at least
+        half of them; step_time, relative to the unmodified method on the same kind of machine; training_megabytes, what stays
+        between two steps; carried_megabytes, what stays between two tasks; compute, images computed relative to fine-tuning;
+        accuracy; pareto as above, with held for the size. A row without held does not compete here.
     n_tasks_read, in each of them: whether the method asked how long the sequence is.
     provenance: one line for under every table and figure. footnotes: what a reader must know before comparing rows;
         size_notes: those of them that matter to the last two boards only.

@@ -73,8 +73,7 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
     notes += differing("source revisions differ", lambda r: r.environment.source.short)
     seeds = {label: [str(run.job.seed) for run in runs if emulates_bf16(run)] for label, runs in rows.items()}
     if emulated := [f"{label} (seed {', '.join(found)})" for label, found in seeds.items() if found]:
-        words = "bf16 emulated in fp32 by a CPU without bf16 arithmetic; no peak memory, since it would include the fp32 copies"
-        notes.append(f"{words}: {', '.join(emulated)}")
+        notes.append(f"bf16 emulated in fp32 by a CPU without bf16 arithmetic: {', '.join(emulated)}")
     dirty = [label for label, runs in rows.items() if any(r.environment.source.dirty for r in runs)]
     if dirty:
         notes.append(f"made from uncommitted code: {', '.join(dirty)}")

@@ -20,7 +20,7 @@ def machine_kind(run: RunRecord) -> tuple[str, ...]:
 
 
 def emulates_bf16(run: RunRecord) -> bool:
-    """Whether bf16 convolutions were computed in fp32 (`benchsuite.nn.bfloat16`), whose copies add to the peak of a step."""
+    """Whether bf16 convolutions were computed in fp32 (`benchsuite.nn.bfloat16`)."""
     native = run.environment.native_bf16
     if native is None:  # a record of an earlier version
         words = (run.environment.instructions or "").split()

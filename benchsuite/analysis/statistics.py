@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from ..record import metrics
 from ..record.schema import FORMS, MB, NATIVE, PARTS, RunRecord
-from .provenance import emulates_bf16, machine_kind
+from .provenance import machine_kind
 from .rows import NEUTRAL, setting_of
 
 MAY_LOSE = 0.5  # points of mean accuracy that the smallest storage form of a row may lose
@@ -125,7 +125,6 @@ def statistics_of(
         "carried_megabytes": np.nan if run.carried_bytes is None else run.carried_bytes,
         "compute": _compute(run),
         **{name: max(getattr(run.memory, name), default=np.nan) for name in ("held", "peak", "formula")},
-        **({"peak": np.nan} if emulates_bf16(run) else {}),
         "step_seconds": _step_seconds(run) if machine_kind(run) == timed else np.nan,
         "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
     }

@@ -130,7 +130,7 @@ def measure(strategy: Any, x: Tensor, y: Tensor) -> tuple[dict[str, float], list
             compression.begin_task(model, 0)
             strategy.method._begun = True
         compression.bytes = 0
-    memory = StepMemory(model, torch.device("cpu"))
+    memory = StepMemory(model)
     memory.open()
     memory.start_of_forward()
     try:

@@ -190,6 +190,16 @@ def within(budget: int, layers: list[list[tuple[float, int, list[int]]]]) -> lis
 
 
 @dataclass
+class Bits(Modifier):
+    """Bits: keeps one bit for each element of a ReLU, two for each output of a max pooling, with bit-identical results.
+
+    Convolutions and linear layers keep their inputs. Every compressing modifier with relu="mask" gets these savings too.
+    """
+
+    relu = "mask"
+
+
+@dataclass
 class Checkpointing(Modifier):
     """Activation checkpointing, the exact baseline: recomputes activations in the backward pass (Chen et al., arXiv 1604.06174).
 
@@ -209,5 +219,6 @@ MODIFIERS: dict[str, type[Modifier]] = {
     "hosvd": HOSVD,
     "gf": GradientFilter,
     "asi": ASI,
+    "bits": Bits,
     "checkpointing": Checkpointing,
 }

@@ -184,7 +184,7 @@ class Memory(Part, frozen=True):
     """Bytes that one training step needs, measured for each training in the first step of its last epoch; empty: not measured.
 
     held: unique bytes that autograd keeps for the backward pass, parameters and buffers aside.
-    peak: the most bytes allocated at any moment beyond those allocated when the step began.
+    peak: the most bytes of tensors alive at any moment beyond those when the step began (`training.accounting.Allocated`).
     formula: the sum over compressed layers of what is kept of their inputs or, where none is compressed, over all layers that
         learn (the "activation memory" of arXiv 2411.06346).
     formula_mean: the same averaged over all steps, where layers are compressed.

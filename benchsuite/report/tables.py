@@ -111,7 +111,7 @@ SAYS = {  # what the columns mean, and the order of rows where it is not that of
         " it in size and accuracy. Order: Pareto front, then by size."
     ),
     "training_memory": (
-        "Memory of a training step. Held: for the backward pass. Peak: most allocated at once. Formula: what papers count."
+        "Memory of a training step. Held: for the backward pass. Peak: most alive at once. Formula: what papers count."
         " Training MB: what lives between two steps. Carried MB: what the next task needs of all before it. Compute: images"
         " through the network, relative to fine-tuning. Pareto: no ranked row dominates it in held MB and accuracy. Order:"
         " Pareto front, then by held MB."

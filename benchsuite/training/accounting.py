@@ -16,12 +16,16 @@ from avalanche.benchmarks.utils.data import AvalancheDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..nn.bits import TABLES
 from .batches import Batches, TaskImages
 from .stream import Normalised
+
+Place = tuple[torch.device, int]  # of a storage
 
 
 @torch.no_grad()
@@ -39,7 +43,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(_storages(tensors).values())
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, int], int]:
+def _storages(tensors: Iterable[Tensor]) -> dict[Place, int]:
     return {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
 
 
@@ -95,11 +99,16 @@ def made_since() -> list[Any]:
 
 
 def training_state(strategy: Any) -> int:
-    """Bytes that training holds between two steps, whoever holds them: parameters, buffers, gradients, optimiser state, every
-    other tensor in the process that was made since `run_alone` was opened, and the stored samples that the method declares.
+    """Bytes of `between_steps`, and of the stored samples that the method declares."""
+    return sum(between_steps(strategy)[0].values()) + strategy.method.memory_bytes
 
-    Not counted: the images and batches, the output and loss of the last step, what observing plugins hold alone, and the tables
-    of `nn.bits`, which a process makes once."""
+
+def between_steps(strategy: Any) -> tuple[dict[Place, int], dict[Place, int]]:
+    """The storages that training holds between two steps, whoever holds them, with their bytes: parameters, buffers, gradients,
+    optimiser state, and every other tensor in the process that was made since `run_alone` was opened.
+
+    The second part is not counted: the images and batches, the output and loss of the last step, what observing plugins hold
+    alone, and the tables of `nn.bits`, which a process makes once."""
     model, method = strategy.model, strategy.method
     own = [*model.parameters(), *model.buffers(), *tensors_in([dict(strategy.optimizer.state), method, method.guard])]
     alive = made_since()
@@ -109,9 +118,9 @@ def training_state(strategy: Any) -> int:
     watched = [p for p in strategy.plugins if p is not method and p is not method.guard]
     passing = [t for o in alive if isinstance(o, TaskImages | Batches | Normalised) for t in vars(o).values()]
     passing += [TABLES, strategy.mbatch, strategy.mb_output, strategy.loss, *tensors_in(watched)]
-    left_out = set(_storages(t for t in tensors_in(passing))) - set(_storages(own))
-    counted = _storages([*own, *strays])
-    return sum(n for place, n in counted.items() if place not in left_out) + method.memory_bytes
+    needed = _storages(own)
+    left_out = {place: n for place, n in _storages(tensors_in(passing)).items() if place not in needed}
+    return {place: n for place, n in _storages([*own, *strays]).items() if place not in left_out}, left_out
 
 
 class LayerInputs(TorchFunctionMode):
@@ -139,17 +148,50 @@ def _operands(input: Tensor, weight: Tensor, *rest: Any, **named: Any) -> tuple[
     return input, weight
 
 
+class Allocated(TorchDispatchMode):
+    """Context that follows the tensors which operations return, from below autograd: bytes alive now and at most.
+
+    `peak` is relative to the start. Scratch space within one operation is not seen, so the numbers are the same for every
+    processor and allocator, and for bf16 whether it is computed in bf16 or emulated in fp32 (`nn.bfloat16`)."""
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        """before: tensors that exist already and may be freed meanwhile."""
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[weakref.ref[Any], int] = {}
+        for tensor in before:
+            self._follow(tensor)
+        self.live = 0
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = weakref.ref(storage, self._freed)
+        if reference not in self._known:
+            self._known[reference] = storage.nbytes()
+            self.live += storage.nbytes()
+
+    def _freed(self, reference: weakref.ref[Any]) -> None:
+        self.live -= self._known.pop(reference)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor)
+        self.peak = max(self.peak, self.live)
+        return out
+
+
 class StepMemory:
     """Memory of one training step, measured while it is open.
 
     inputs: bytes that `LayerInputs` counts from `start_of_forward` to `end_of_forward`.
     held: bytes that autograd stores for the backward pass, without parameters and buffers, each storage once.
-    peak: the largest number of allocated bytes at any moment, minus those at the start of the step: tensors on the CPU, or the
-        allocations of CUDA's allocator.
+    peak: the most bytes of tensors alive at any moment beyond those at the start of the step (`Allocated`).
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self._model, self._device = model, device
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._kept: dict[int, int] = {}
         self._hooked = False
         self.inputs = self.held = self.peak = 0
@@ -159,13 +201,11 @@ class StepMemory:
         self._kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def open(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._start = torch.cuda.memory_allocated(self._device)
-        else:
-            self._profile = torch.autograd.profiler.profile(profile_memory=True)
-            self._profile.__enter__()
+    def open(self, *before: Tensor | None) -> None:
+        """before: tensors of the last step that this one replaces, besides gradients."""
+        gradients = [p.grad for p in self._model.parameters()]
+        self._allocated = Allocated(t for t in [*gradients, *before] if t is not None)
+        self._allocated.__enter__()
 
     def start_of_forward(self) -> None:
         self._hooks, self._layers = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor), LayerInputs()
@@ -184,12 +224,5 @@ class StepMemory:
 
     def close(self) -> None:
         self.end_of_forward()
-        if self._device.type == "cuda":
-            self.peak = torch.cuda.max_memory_allocated(self._device) - self._start
-            return
-        self._profile.__exit__(None, None, None)
-        events = [e for e in self._profile.kineto_results.events() if e.name() == "[memory]"]
-        live = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            live += event.nbytes()
-            self.peak = max(self.peak, live)
+        self._allocated.__exit__(None, None, None)
+        self.peak = self._allocated.peak

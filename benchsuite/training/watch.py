@@ -59,8 +59,8 @@ class Watch(SupervisedPlugin):
     def start_of_step(self, strategy: Strategy) -> None:
         """Called before any plugin in a step."""
         if not self.memory and strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
-            self._measured = StepMemory(strategy.model, strategy.device)
-            self._measured.open()
+            self._measured = StepMemory(strategy.model)
+            self._measured.open(getattr(strategy, "mb_output", None), getattr(strategy, "loss", None))
 
     def before_forward(self, strategy: Strategy, **kwargs: Any) -> None:
         if strategy.method.compression is not None:

@@ -174,7 +174,7 @@ def test_the_formula_counts_a_map_once_and_only_for_layers_that_learn():
     for between, frozen, maps in ((lambda x: x, False, 1), (lambda x: x.clone(), False, 2), (lambda x: x.clone(), True, 1)):
         net = Pair(nn.Conv2d(4, 3, 3), nn.Conv2d(4, 3, 1), between)
         net.a.requires_grad_(not frozen)
-        memory = StepMemory(net, torch.device("cpu"))
+        memory = StepMemory(net)
         memory.start_of_forward()
         net(x)
         memory.end_of_forward()
@@ -213,7 +213,7 @@ def test_what_is_stored_and_served_is_the_plain_methods(name):
     for task in range(2):
         assert torch.allclose(served(images(), task), modified.model(images(), task), atol=1e-5)
     assert not torch.allclose(served(images(), 0), served(images(), 1), atol=1e-3)  # control
-    assert all(torch.equal(ours.tensors[n], theirs.tensors[n]) for n in ours.tensors) is (name == "checkpointing")
+    assert all(torch.equal(ours.tensors[n], theirs.tensors[n]) for n in ours.tensors) is (name in ("bits", "checkpointing"))
 
 
 def test_a_modified_run_is_exported_and_served_under_its_name(tmp_path):
@@ -266,10 +266,11 @@ def test_class_scores_of_earlier_tasks_keep_their_bits(method, modifier):
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_recomputation_changes_no_bit_and_holds_less(method, monkeypatch):
+@pytest.mark.parametrize("exact", ["bits", "checkpointing"])
+def test_exact_modifiers_change_no_bit_and_hold_less(exact, method, monkeypatch):
     quick_fits(monkeypatch)
     found, held = [], []
-    for name in (method, f"{method}+checkpointing"):
+    for name in (method, f"{method}+{exact}"):
         watch = Watch()
         strategy, _ = learn(watch, method=name, **SHORT)
         found.append(state(strategy))
@@ -572,7 +573,7 @@ BAD = [
     ("finetune+hosvd", {"radius": 2}, "'radius' is not a setting of split-digits or finetune+hosvd"),
     ("finetune", {"epsilon": 0.5}, "'epsilon' is not a setting"),
     ("finetune+hosvdd", {}, "no modifier is called 'hosvdd'; did you mean 'hosvd'?"),
-    ("finetune+", {}, "no modifier is called ''; there are asi, checkpointing, gf, hosvd, svd"),
+    ("finetune+", {}, "no modifier is called ''; there are asi, bits, checkpointing, gf, hosvd, svd"),
     ("finetune+hosvd+svd", {}, "no modifier is called 'hosvd+svd'"),
     ("finetuna+hosvd", {}, "did you mean 'finetune'?"),
     ("cacl+hosvd", {"energy_drop": 2}, "energy_drop must lie in [0, 1)"),
@@ -645,7 +646,7 @@ def test_a_method_in_a_file_runs_under_a_modifier(tmp_path, monkeypatch, own_met
     assert "no modifier is called 'hosvdd'; did you mean 'hosvd'?" in err
 
 
-@pytest.mark.parametrize("modifier", ["svd", "hosvd", "asi", "gf", "checkpointing"])
+@pytest.mark.parametrize("modifier", ["svd", "hosvd", "asi", "gf", "bits", "checkpointing"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_run_in_bfloat16_keeps_bfloat16(modifier, precision, monkeypatch):
     seen, watch = Seen(monkeypatch, MODIFIERS[modifier]), Watch()
@@ -654,7 +655,7 @@ def test_a_run_in_bfloat16_keeps_bfloat16(modifier, precision, monkeypatch):
     assert weights(strategy.model).isfinite().all()
     tensors = [t for kept in seen.kept if kept for t in getattr(kept, "tensors", None) or [kept.sums]]
     expected = torch.bfloat16 if precision == "bf16" else torch.float32  # the control
-    assert {t.dtype for t in tensors} == (set() if modifier == "checkpointing" else {expected})
+    assert {t.dtype for t in tensors} == (set() if modifier in ("bits", "checkpointing") else {expected})
     assert watch.memory["held"] > 0
 
 
