@@ -51,6 +51,13 @@ class EWC(Method):
             origin="tuned: 5 trials of `benchsuite tune` with precision=bf16, ACC after the first 3 tasks of seed 1002"
             " on a held-out 10 % of the training images",
         ),
+        Preset(
+            protocol="rotated-digits",
+            tier="paper",
+            values={"strength": 31.6},
+            origin="tuned: 5 trials of `benchsuite tune`, ACC after the first 3 tasks of seed 1002 on a held-out 10 % of"
+            " the training images",
+        ),
     )
     space: ClassVar = {"strength": Range(1e1, 1e5, log=True)}  # a search from 100 on took its smallest value
 

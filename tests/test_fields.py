@@ -88,9 +88,12 @@ def test_a_method_is_checked_even_if_its_own_post_init_does_not(monkeypatch):
     assert method_of("own", {"share": 1}).kept == []
 
 
+NEUTRAL = neutral_values(Recipe)
+
+
 def resolved(job, **changes):
-    """The job as this version resolves it from its settings and `changes`."""
-    overrides = {**job.settings, **changes}
+    """The job as this version resolves it from its settings, those that it leaves out being neutral, and `changes`."""
+    overrides = {**NEUTRAL, **job.settings, **changes}
     again = resolve(job.protocol, job.tier, job.method, job.seed, overrides=overrides, precision=job.precision)
     return structs.replace(again, data=job.data)
 
@@ -154,7 +157,7 @@ def test_a_new_setting_without_one_changes_identities(one_more):
 def test_a_setting_back_at_its_neutral_value_has_no_origin():
     job = resolve("split-digits", "smoke", "finetune", 1, overrides={"width": 1})
     assert "width" not in job.settings | job.origins
-    assert neutral_values(Recipe) == {"width": 1.0}
+    assert neutral_values(Recipe) == {"width": 1.0, "init": "default"}
     assert recipe_of(job.settings).width == 1
     assert recipe_of({**job.settings, "width": 2}).width == 2
 
