@@ -253,7 +253,7 @@ def cases_of_method(cls: type[Method]) -> list[dict[str, Any]]:
     if cls.name in NOT_ON_RESNET:
         return cases
     for policy in get_args(BatchNormPolicy):
-        case = {**cases[-1], **RESNET, "batchnorm": policy}
+        case = {**defaults, **RESNET, "batchnorm": policy}
         with stage():
             try:
                 resolve("golden", "smoke", cls.name, 1, overrides={**SIZE, **case})

@@ -291,7 +291,7 @@ def test_a_heading_sorts_and_says_so(browser):
 
 
 def test_the_reason_of_what_is_not_applicable_stands_below(browser):
-    assert find(browser, "#reasons")[0].text == "a n/a: joint training."
+    assert find(browser, "#reasons")[0].text == "a n/a: joint training. b n/a: no matching run of individual."
     assert column(browser, "Learning accuracy (%)")[0] == "n/aa"
     find(browser, "#search")[0].send_keys("finetune")  # where nothing needs a reason there is none
     assert find(browser, "#reasons")[0].text == ""
@@ -409,7 +409,7 @@ def test_a_point_has_a_tooltip_for_mouse_and_keyboard_and_opens_its_runs(browser
     point = find(browser, "figure:first-child [data-row='finetune']")[0]
     assert not tooltip.is_displayed()
     ActionChains(browser).scroll_to_element(point).move_to_element(point).perform()
-    assert tooltip.text.split("\n") == ["finetune", "Accuracy (%): 76.50 ± 6.35 †", "MB: 1.00", "n = 2"]
+    assert tooltip.text.split("\n") == ["finetune", "Accuracy (%): 76.50 ± 6.35", "MB: 1.00", "n = 2"]
     ActionChains(browser).move_to_element(find(browser, "h1")[0]).perform()
     assert not tooltip.is_displayed()
     browser.execute_script("arguments[0].previousSibling.focus()", point)
