@@ -13,7 +13,6 @@ from benchsuite.nn.conditional import TaskConditional, outermost, replace_module
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import Recipe
 from benchsuite.randomness import derive
-from benchsuite.training.accounting import bytes_of
 
 
 class PerTask(TaskConditional):
@@ -81,7 +80,11 @@ class Individual(Method):
 
     def diagnostics(self) -> dict[str, Any]:
         counted = [p for name, p in self.model.named_parameters() if name.startswith("heads.") or not name.endswith(".bias")]
-        return {"other_sizes": {"CACL's official code counts (no biases of convolutions)": bytes_of(counted)}}
+        return {
+            "other_sizes": {
+                "CACL's official code counts (no biases of convolutions)": sum(p.numel() * p.element_size() for p in counted)
+            }
+        }
 
 
 def _separate(model: MultiHead, dropout: float = 0.0, init: Law = "default") -> MultiHead:

@@ -631,14 +631,21 @@ def test_a_method_that_keeps_maps_in_a_form_of_its_own_takes_no_modifier():
 def test_a_method_in_a_file_runs_under_a_modifier(tmp_path, monkeypatch, own_methods, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(OWN)
-    words = ["run", "--tier", "smoke", *(w for s in ("tasks=2", "epochs=1", "train_per_class=16") for w in ("--set", s))]
+    words = [
+        "run",
+        "--protocol",
+        "split-digits",
+        "--tier",
+        "smoke",
+        *(w for s in ("tasks=2", "epochs=1", "train_per_class=16") for w in ("--set", s)),
+    ]
     assert main([*words, "--method", "./mine.py+hosvd", "--set", "epsilon=0.7"]) == 0
     (record,) = store.read_all(tmp_path / "runs")
     assert record.job.method == "mine+hosvd"
     assert record.job.settings["epsilon"] == 0.7
     assert len(record.job.method_source) == 64
     assert record.memory.formula[0] > 0
-    assert main(["leaderboard", "--tier", "smoke", "--no-run", "--output", "board"]) == 0
+    assert main(["leaderboard", "--protocol", "split-digits", "--tier", "smoke", "--no-run", "--output", "board"]) == 0
     assert "mine+hosvd" in capfd.readouterr().out
     assert main([*words, "--method", "./mine.py+hosvdd"]) == 2
     err = capfd.readouterr().err
