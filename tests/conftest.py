@@ -29,6 +29,15 @@ def pytest_collection_modifyitems(items):
         runner.source_revision = cache(runner.source_revision)  # it asks git
 
 
+@pytest.fixture(autouse=True)
+def few_forms(request, monkeypatch):
+    """Runs are tested from the plain file alone in folders where no test asks about storage forms."""
+    if request.path.parent.name in ("methods", "nn", "execution", "measure") and (
+        base := sys.modules.get("benchsuite.method.base")
+    ):
+        monkeypatch.setattr(base.Method, "forms", ("fp32",))
+
+
 @pytest.fixture
 def colour_task():
     """96 random 32x32 colour images of 5 classes, normalised as CIFAR-100."""

@@ -175,6 +175,7 @@ def test_methods_and_protocols_of_other_distributions_are_found(installed):
     assert installed["protocols"] == [
         "cifar100-halves",
         "five-datasets",
+        "rotated-digits",
         "split-cifar100",
         "split-digits",
         "split-miniimagenet",

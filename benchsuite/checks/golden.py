@@ -176,6 +176,7 @@ def of_run(name: str, method: str, settings: Mapping[str, Any]) -> dict[str, Any
         "iterations": record.iterations,
         "training_state_bytes": record.training_state_bytes,
         "compressed_bytes": record.memory.formula if "+" in method else [],
+        "forms": {form: [stored.sizes.total, stored.correct] for form, stored in record.forms.items()},
     }
 
 

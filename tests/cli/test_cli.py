@@ -392,7 +392,7 @@ def test_a_new_method_runs_and_keeps_the_rules(folder, forked_serving, capsys):
     assert call("check", "./my_anchor.py") == 0
     out = capsys.readouterr().out
     assert out.startswith("my_anchor on split-digits, tier smoke\n  holds  a run of 3 tasks finishes and leaves a record\n")
-    assert out.endswith("\nmy_anchor: all 10 applicable rules hold\n")
+    assert out.endswith("\nmy_anchor: all 11 applicable rules hold\n")
     assert "  n/a    the logits of old tasks" in out
     assert "FAILS" not in out
     assert sorted(path.name for path in folder.iterdir() if path.name not in ("cache", "__pycache__")) == [
@@ -473,7 +473,7 @@ def test_a_method_that_breaks_a_rule_fails_the_check(folder, forked_serving, cap
     assert "the logits of task 1 changed while task 2 was learnt; use self.guard.freeze" in why
     assert "a zero gradient does not stop momentum" in why
     assert "optimizer=sgd, lr=0.01, momentum=0.9" in why
-    assert lines[-1] == "masked: 1 of 11 rules broken"
+    assert lines[-1] == "masked: 1 of 12 rules broken"
 
 
 def test_a_method_that_cannot_run_fails_the_check_at_once(folder, capsys):
