@@ -188,6 +188,7 @@ def test_the_protocol_of_the_docs_runs(tmp_path, monkeypatch):
     assert (names["record"].job.protocol, len(names["record"].tasks)) == ("digit-halves", 2)
 
 
+@pytest.mark.slow
 def test_the_python_snippets_run(tmp_path, monkeypatch):
     names = typed_in(tmp_path, monkeypatch, (ROOT / "docs" / "python-api.md").read_text())
     assert names["failed"] == {}

@@ -91,7 +91,13 @@ def cases(rule):
 
 
 CASES = [  # rule by rule: all files are there when the first of them is served
-    pytest.param(rule, name, settings, id=f"{rule.function.__name__}-{name}-{contract.in_words(settings) or 'default'}")
+    pytest.param(
+        rule,
+        name,
+        settings,
+        id=f"{rule.function.__name__}-{name}-{contract.in_words(settings) or 'default'}",
+        marks=[pytest.mark.slow] * ("backbone" in settings),
+    )
     for rule in RULES
     for name, settings in cases(rule)
 ]

@@ -192,6 +192,7 @@ def test_an_edited_record_stops_every_command(command, folder, capsys):
     assert not (folder / "served.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_method_in_one_file_appears_on_the_leaderboard(folder, capsys):
     assert len(ANCHOR.splitlines()) <= 30
     for seed in (1, 2):
@@ -210,6 +211,7 @@ def test_a_method_in_one_file_appears_on_the_leaderboard(folder, capsys):
     assert len(own[0].job.method_source) == 64  # what was run is on record, though it lies outside the package
 
 
+@pytest.mark.slow
 def test_the_leaderboard_leaves_out_what_does_not_apply_and_says_why(folder, capsys):
     words = [*TINY, "--seeds", "1", "--set", "backbone=resnet18", "--set", "width=0.25", "--method", "finetune"]
     assert call("leaderboard", *words, "--method", "lwf") == 0
@@ -484,6 +486,7 @@ def test_a_method_that_cannot_run_fails_the_check_at_once(folder, capsys):
     assert "holds" not in out
 
 
+@pytest.mark.slow
 def test_a_method_in_a_file_has_its_family_on_the_page_and_its_settings_checked_in_a_merge(folder, capsys):
     (folder / "anchor.py").write_text(ANCHOR.replace("    strength: float", '    family = "moorings"\n    strength: float'))
     assert call("run", *TINY, "--method", "./anchor.py") == 0

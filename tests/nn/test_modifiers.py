@@ -628,6 +628,7 @@ def test_a_method_that_keeps_maps_in_a_form_of_its_own_takes_no_modifier():
     assert make(method="finetune+checkpointing")  # control
 
 
+@pytest.mark.slow
 def test_a_method_in_a_file_runs_under_a_modifier(tmp_path, monkeypatch, own_methods, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(OWN)

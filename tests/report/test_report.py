@@ -232,6 +232,7 @@ def test_the_checks_of_figures_see_type_3_and_pixels():
     assert b"/Subtype /Image" in file.getvalue()
 
 
+@pytest.mark.slow
 def test_same_records_in_any_order_give_the_same_bytes(report, tmp_path):
     for path in write_report(leaderboard(DRAWN[::-1]), tmp_path):
         assert path.read_bytes() == (report[0].parent / path.name).read_bytes(), path.name
@@ -462,6 +463,7 @@ def test_reports_of_several_protocols_and_tiers(tmp_path, undrawn):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_reports_load_no_torch(tmp_path):
     record = run("a", tasks=1)
     write(record, tmp_path / "runs" / record.job.folder / "record.json")
@@ -474,6 +476,7 @@ def test_reports_load_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_report_command_writes_a_page_whose_links_lead_to_the_records(tmp_path, monkeypatch, capsys):
     record = run("finetune", tasks=1)
     write(record, tmp_path / "runs" / record.job.folder / "record.json")
