@@ -33,7 +33,7 @@ class Published:
 
 TIERS = {
     "paper": "the published recipe, or the protocol's own full one",
-    "lite": "the same data and tasks on a short schedule, usually a twentieth",
+    "lite": "the same tasks on a short schedule, usually a twentieth, and half the width of published networks",
     "smoke": "seconds: a few images and epochs, to see that everything runs",
 }
 

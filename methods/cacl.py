@@ -162,7 +162,7 @@ class CACL(Method):
             " the training images",
         ),
     )
-    # Without energy_drop: it sets the size, and accuracy alone would keep everything.
+    # Without energy_drop, which sets the size most directly: accuracy alone would keep everything.
     space: ClassVar[Mapping[str, Range | Choice]] = {
         "sparsity_weight": Range(0.05, 20.0, log=True),
         "orthogonality_weight": Range(0.5, 200.0, log=True),

@@ -59,7 +59,7 @@ class EWC(Method):
             " the training images",
         ),
     )
-    space: ClassVar = {"strength": Range(1e1, 1e5, log=True)}  # a search from 100 on took its smallest value
+    space: ClassVar = {"strength": Range(1e1, 1e5, log=True)}  # a search from 100 on took the smallest value that it tried
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -230,7 +230,7 @@ def leaderboard(
         footnotes=[*notes, *size_notes, *(f"{p.method} ({_published(p)}): {p.source}" for p in published if p.source)],
         size_notes=size_notes,
         elsewhere=elsewhere,
-        compared=chosen,
+        compared=list(board.loc[board["compared"], "method"]) if compare else [],
         forms=forms,
         runs=rows,
         timed=[run for runs in rows.values() for run in runs if machine_kind(run) == most],

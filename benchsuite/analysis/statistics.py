@@ -62,7 +62,9 @@ def _fewer_bits(runs: list[RunRecord], row: Mapping[str, Any]) -> dict[str, Any]
     eight = next((point for point in points if point["form"] == "int8"), dict.fromkeys(names, np.nan))
     kept = [point for point in points if point["form"] and point["accuracy"] >= row["accuracy"] - MAY_LOSE - 1e-9]
     smallest = min(kept, key=lambda point: point["megabytes"], default=dict.fromkeys((*names, "form"), np.nan))
-    reason = "n/a: stores codes of its own" if points[0]["form"] in NATIVE else "n/a: no storage forms on record"
+    first = points[0]["form"]
+    reason = "n/a: stores codes of its own" if first in NATIVE else "n/a: its numbers do not fit, see the notes"
+    reason = reason if first else "n/a: no storage forms on record"
     return {
         **{f"int8_{name}": eight[name] for name in names},
         **{f"smallest_{name}": smallest[name] for name in (*names, "form")},

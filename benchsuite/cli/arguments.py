@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -193,7 +194,7 @@ def parser() -> Parser:
         command.add_argument(
             "--compare",
             action="extend",
-            type=lambda text: [name for name in text.split(",") if name],
+            type=lambda text: [name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip()],
             default=[],
             metavar="METHOD,METHOD,...",
             help="test only these rows against each other (default: all that are ranked)",

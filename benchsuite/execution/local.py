@@ -31,7 +31,7 @@ class Local:
         if forks:
             from multiprocessing import forkserver
 
-            self.processing.set_forkserver_preload(["benchsuite.training.runner"])
+            self.processing.set_forkserver_preload(["benchsuite.training.runner", "sklearn.datasets"])
             # The server imports from its working folder, where a source tree would shadow the installed package.
             with _deaf(), chdir(os.sep):
                 forkserver.ensure_running()

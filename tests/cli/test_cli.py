@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import benchsuite
+from benchsuite.cli.arguments import parser
 from benchsuite.cli.main import main
 from benchsuite.data.sets import load as load_images
 from benchsuite.fields import convert
@@ -509,6 +510,11 @@ def test_runs_at_once_share_the_cores(words, expected, folder, monkeypatch):
     )
     assert call("leaderboard", "--tier", "smoke", "--method", "finetune", "--seeds", "1", "--device", "cpu", *words) != 0
     assert asked == [expected]
+
+
+def test_a_row_with_several_settings_can_be_named_in_a_list():
+    words = parser().parse_args(["report", "paper", "--compare", "ewc, finetune [epochs=3, width=1],lwf"])
+    assert words.compare == ["ewc", "finetune [epochs=3, width=1]", "lwf"]
 
 
 NO_RUN = """
