@@ -388,7 +388,7 @@ def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
         board.join()
     assert errors == [{}, {}]
     assert not missing(jobs, tmp_path)
-    starts = [str(event.job.folder) for event in said if event.epoch == 0]
+    starts = [str(event.job.folder) for event in said if isinstance(event, Event) and event.epoch == 0]
     assert sorted(starts) == sorted(str(job.folder) for job in jobs)
 
 
