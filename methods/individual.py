@@ -80,11 +80,7 @@ class Individual(Method):
 
     def diagnostics(self) -> dict[str, Any]:
         counted = [p for name, p in self.model.named_parameters() if name.startswith("heads.") or not name.endswith(".bias")]
-        return {
-            "other_sizes": {
-                "CACL's official code counts (no biases of convolutions)": sum(p.numel() * p.element_size() for p in counted)
-            }
-        }
+        return {"other_sizes": {"CACL's official code counts (no biases of convolutions)": sum(p.nbytes for p in counted)}}
 
 
 def _separate(model: MultiHead, dropout: float = 0.0, init: Law = "default") -> MultiHead:

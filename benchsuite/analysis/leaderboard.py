@@ -17,12 +17,11 @@ from ..errors import UserError
 from ..protocol import Published
 from ..record.schema import MB, PARTS, Job, RunRecord
 from ..record.store import no_collection
-from ..registry import suggest
 from .notes import footnotes_of, size_notes_of
 from .provenance import machine_kind, provenance
-from .rows import RECIPE, configurations, on_other_data, one_version_each, reference_name
+from .rows import RECIPE, check_names, configurations, names_of, on_other_data, one_version_each, reference_name
 from .significance import pairwise_p
-from .statistics import plain_network, points_of, statistics_by_row, summarise
+from .statistics import fewer_bits, plain_network, points_of, statistics_by_row, summarise
 
 BETTER = {  # the better direction of each ranked statistic
     **dict.fromkeys(("accuracy", "learning_accuracy", "forward_gain", "bwt", "compression", "matched_accuracy"), "max"),
@@ -134,11 +133,13 @@ def leaderboard(
     samples = statistics_by_row(rows, most)
     reference = reference_name(records)
     dense = {plain_network(r): r.dense_macs for r in records if r.dense_macs is not None}
+    ours = {
+        label: summarise(label, runs, samples[label], reference) | {"dense_macs": dense.get(plain_network(runs[0]), np.nan) / MB}
+        for label, runs in rows.items()
+    }
+    points = {label: points_of(rows[label], row) for label, row in ours.items()}
     board = pd.DataFrame(
-        [
-            summarise(label, runs, samples[label], reference) | {"dense_macs": dense.get(plain_network(runs[0]), np.nan) / MB}
-            for label, runs in rows.items()
-        ]
+        [row | fewer_bits(points[label]) for label, row in ours.items()]
         + [
             {
                 "method": f"{p.method} ({_published(p)})",
@@ -154,10 +155,9 @@ def leaderboard(
     )
     elsewhere = on_other_data(rows)
     board["competes"] &= ~board["method"].isin(elsewhere)
-    for name in compare:
-        if not any(name in (label, runs[0].job.method) for label, runs in rows.items()):
-            raise UserError(f"no row is called {name!r}", suggest(name, rows))
-    chosen = [label for label, runs in rows.items() if {label, runs[0].job.method} & set(compare)]
+    called = names_of(rows)
+    check_names(compare, set().union(*called.values()))
+    chosen = [label for label, names in called.items() if names & set(compare)]
     board["compared"] = board["competes"] & (board["method"].isin(chosen) | (not compare))
     board["reference"] = board["method"].isin([label for label, runs in rows.items() if runs[0].size_reference])
     seeds = [[run.job.seed for run in runs] for runs in rows.values()]
@@ -184,7 +184,7 @@ def leaderboard(
         [
             {"method": row["method"], **point, **{name: row[name] for name in ("width", "n", "published", "competes")}}
             for row in efficiency.to_dict("records")
-            for point in points_of(rows.get(row["method"], []), row)
+            for point in points.get(row["method"]) or points_of([], row)
         ]
     ).assign(pareto=_pareto)
     efficiency["pareto"] = efficiency["method"].isin(forms.loc[forms["pareto"], "method"])

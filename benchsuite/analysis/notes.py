@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..record.schema import MB, RunRecord
 from .provenance import VERSIONS, emulates_bf16, library_version
-from .rows import NEUTRAL, RECIPE, reference_name, setting_of
+from .rows import NEUTRAL, RECIPE, common_forms, reference_name, setting_of
 
 NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # a number of its own: not the 2 of conv2, not a version
 
@@ -138,8 +138,7 @@ def _changed_answers(label: str, runs: list[RunRecord]) -> str:
     lasting = all(set(column) <= {last, None} for run in runs for *column, last in zip(*run.correct, strict=True))
     if not lasting or any(row[i] is None for run in runs for i, row in enumerate(run.correct)):
         return ""
-    forms = [form for form in runs[0].forms if all(form in run.forms for run in runs)]
-    means = {form: np.mean([run.forms[form].changed for run in runs]) for form in forms}
+    means = {form: np.mean([run.forms[form].changed for run in runs]) for form in common_forms(runs)}
     said = ", ".join(f"{form} {mean:.4g}" for form, mean in means.items() if mean)
     return (
         f"{label} ({said} of {np.mean([sum(task.test for task in run.tasks) for run in runs]):.6g} test images)" if said else ""

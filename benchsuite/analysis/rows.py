@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from ..errors import UserError
 from ..fields import neutral_values
 from ..protocol import Recipe
-from ..record.schema import RunRecord
+from ..record.schema import FORMS, NATIVE, RunRecord
+from ..registry import suggest
 
 RECIPE = [f.name for f in fields(Recipe)]
 NEUTRAL = neutral_values(Recipe)
@@ -68,6 +69,23 @@ def _traits(record: RunRecord) -> dict[str, Any]:
 def series(label: str) -> str:
     """A row's label without its width: rows of the same series are one method at several widths."""
     return re.sub(r" \[\]$", "", re.sub(r"(?<=\[)width=[\d.]+(, )?|, width=[\d.]+", "", label))
+
+
+def names_of(rows: Mapping[str, list[RunRecord]]) -> dict[str, set[str]]:
+    """What a reader may call each row, by its label: the label or the method."""
+    return {label: {label, runs[0].job.method} for label, runs in rows.items()}
+
+
+def check_names(names: Iterable[str], known: Collection[str]) -> None:
+    """Raises UserError for a name that no row has."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"no row is called {name!r}", suggest(name, known))
+
+
+def common_forms(runs: Sequence[RunRecord]) -> list[str]:
+    """The storage forms that all runs of a row have on record, the plain file first."""
+    return [form for form in (*NATIVE, *FORMS) if runs and all(form in run.forms for run in runs)]
 
 
 def setting_of(name: str, run: RunRecord) -> Any:

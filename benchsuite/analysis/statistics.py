@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from msgspec.structs import asdict
 from scipy.special import stdtrit
 
 from ..record import metrics
-from ..record.schema import FORMS, MB, NATIVE, PARTS, RunRecord
+from ..record.schema import MB, NATIVE, PARTS, RunRecord
 from .provenance import machine_kind
-from .rows import NEUTRAL, setting_of
+from .rows import NEUTRAL, common_forms, setting_of
 
 MAY_LOSE = 0.5  # points of mean accuracy that the smallest storage form of a row may lose
 
@@ -34,7 +34,6 @@ def summarise(label: str, runs: list[RunRecord], values: pd.DataFrame, reference
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
     row["n_tasks_read"] = any(run.n_tasks_read for run in runs)
-    row |= _fewer_bits(runs, row)
     for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
         row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, first, reference)
     return row
@@ -44,7 +43,7 @@ def points_of(runs: list[RunRecord], row: Mapping[str, Any]) -> list[dict[str, A
     """Megabytes and accuracy of a row in each storage form that all its runs have, with their intervals. The first is the file
     that the run left, with the row's own numbers; its form is "" where the runs have none on record."""
     own = {name: row[name] for name in ("megabytes", "megabytes_ci", "accuracy", "accuracy_ci")}
-    forms = [form for form in (*NATIVE, *FORMS) if runs and all(form in run.forms for run in runs)]
+    forms = common_forms(runs)
     points = [{"form": forms[0] if forms else "", **own}]
     for form in forms[1:]:
         bytes_of = t_interval(np.array([run.forms[form].sizes.total for run in runs], dtype=float))
@@ -55,12 +54,11 @@ def points_of(runs: list[RunRecord], row: Mapping[str, Any]) -> list[dict[str, A
     return points
 
 
-def _fewer_bits(runs: list[RunRecord], row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row in 8 bits, and in the smallest form that loses at most `MAY_LOSE` points."""
-    points = points_of(runs, row)
+def fewer_bits(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row in 8 bits, and in the smallest form that loses at most `MAY_LOSE` points. points: the result of `points_of`."""
     names = ("megabytes", "accuracy")  # their intervals are in `Leaderboard.forms`: a table has no room for them
     eight = next((point for point in points if point["form"] == "int8"), dict.fromkeys(names, np.nan))
-    kept = [point for point in points if point["form"] and point["accuracy"] >= row["accuracy"] - MAY_LOSE - 1e-9]
+    kept = [point for point in points if point["form"] and point["accuracy"] >= points[0]["accuracy"] - MAY_LOSE - 1e-9]
     smallest = min(kept, key=lambda point: point["megabytes"], default=dict.fromkeys((*names, "form"), np.nan))
     first = points[0]["form"]
     reason = "n/a: stores codes of its own" if first in NATIVE else "n/a: its numbers do not fit, see the notes"
@@ -68,7 +66,7 @@ def _fewer_bits(runs: list[RunRecord], row: Mapping[str, Any]) -> dict[str, Any]
     return {
         **{f"int8_{name}": eight[name] for name in names},
         **{f"smallest_{name}": smallest[name] for name in (*names, "form")},
-        **{f"int8_{name}_note": reason for name in ("megabytes", "accuracy")},
+        **{f"int8_{name}_note": reason for name in names},
         "smallest_megabytes_note": reason,
     }
 

@@ -2,8 +2,8 @@
 
 PyTorch's bf16 kernels are about ten times slower there than its fp32 kernels. Here forward and backward convolutions are computed
 in fp32 on the rounded operands, and the result is rounded: the same as on a processor with bf16 products and fp32 sums, up to the
-order of summation, and about as fast as fp32. Tensors kept for the backward pass stay bf16. The measured peak
-memory of a step leaves the fp32 copies out.
+order of summation, and about as fast as fp32. Tensors kept for the backward pass stay bf16. The measured
+peak memory of a step leaves the fp32 copies out.
 """
 
 from __future__ import annotations

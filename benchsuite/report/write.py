@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.ledger import ledger
-from ..analysis.rows import configurations
+from ..analysis.rows import check_names, configurations, names_of
 from ..errors import UserError
 from ..files import write_atomic
 from ..protocol import Published
@@ -55,21 +55,18 @@ def write_reports(
         raise UserError(f"{results}: has no records", "run `benchsuite leaderboard` first, or name the folder with --results")
     records = {key: read_all(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
     shown = {key: runs for key, runs in records.items() if not tiers or key[1] in tiers}
-    named = {
-        key: {name for label, row in configurations(runs).items() for name in (label, row[0].job.method)}
-        for key, runs in shown.items()
-    }
-    for name in compare if shown else ():
-        if not any(name in there for there in named.values()):
-            raise UserError(f"no row is called {name!r}", suggest(name, set().union(*named.values())))
+    if not shown:
+        raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}", "run it first")
+    named: dict[tuple[str, str], set[str]] = {}
+    if compare:
+        named = {key: set().union(*names_of(configurations(runs)).values()) for key, runs in shown.items()}
+        check_names(compare, set().union(*named.values()))
     boards = {
         key: leaderboard(
             runs, published.get(key[0], ()), files=files, stale=stale, compare=[name for name in compare if name in named[key]]
         )
         for key, runs in shown.items()
     }
-    if not boards:
-        raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}", "run it first")
     written = [file for key, board in boards.items() for file in write_report(board, output.joinpath(*key))]
     figures = {name: figures for name, figures in published.items() if not protocols or name in protocols}
     base = Path(os.path.relpath(results, output)).as_posix()

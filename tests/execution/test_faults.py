@@ -23,13 +23,8 @@ from benchsuite.training.runner import RunFailed, run
 from benchsuite.training.settings import resolve
 
 TINY = {"tasks": 2, "train_per_class": 8, "test_per_class": 8, "epochs": 1, "batch_size": 16}
-WORDS = [
-    "--protocol",
-    "split-digits",
-    "--tier",
-    "smoke",
-    *(word for name, value in TINY.items() for word in ("--set", f"{name}={value}")),
-]
+WHERE = ["--protocol", "split-digits", "--tier", "smoke"]
+WORDS = [*WHERE, *(word for name, value in TINY.items() for word in ("--set", f"{name}={value}"))]
 TRAINING = [
     f"{when}_{what}"
     for what in ("training", "training_exp", "train_dataset_adaptation", "training_epoch", "training_iteration")
@@ -304,18 +299,7 @@ def test_a_results_folder_that_is_read_only_is_one_line_and_can_be_ranked(capsys
             assert "\n" not in said
             assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
             with tempfile.TemporaryDirectory() as output:
-                command = [
-                    "leaderboard",
-                    "--protocol",
-                    "split-digits",
-                    "--tier",
-                    "smoke",
-                    "--no-run",
-                    "--results",
-                    name,
-                    "--output",
-                    output,
-                ]
+                command = ["leaderboard", *WHERE, "--no-run", "--results", name, "--output", output]
                 assert main(command) == 0
                 assert (Path(output) / "accuracy.md").exists()
             assert main(["status", "--results", name]) == 0

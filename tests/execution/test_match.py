@@ -108,23 +108,10 @@ def test_bytes_added_by_each_task_are_the_mean_growth():
 def test_the_board_of_matched_sizes_is_one_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [w for name, value in {**TINY, "tasks": 2}.items() for w in ("--set", f"{name}={value}")]
-    command = [
-        "leaderboard",
-        "--protocol",
-        "split-digits",
-        "--tier",
-        "smoke",
-        "--seeds",
-        "1",
-        "--jobs",
-        "1",
-        *words,
-        "--match-size",
-        "cacl",
-    ]
-    assert (
-        main(["run", "--protocol", "split-digits", "--tier", "smoke", *words[:-2], "--method", "cacl"]) == 0
-    )  # all tasks: the plainest, and not to be matched
+    where = ["--protocol", "split-digits", "--tier", "smoke"]
+    command = ["leaderboard", *where, "--seeds", "1", "--jobs", "1", *words, "--match-size", "cacl"]
+    # all tasks: the plainest, and not to be matched
+    assert main(["run", *where, *words[:-2], "--method", "cacl"]) == 0
     capsys.readouterr()
     assert main([*command, "--set", "energy_drop=0.01", "--method", "finetune", "--method", "individual"]) == 0
     said = capsys.readouterr()
