@@ -31,9 +31,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def few_forms(request, monkeypatch):
-    """Runs are tested from the plain file alone in folders where no test asks about storage forms."""
-    if request.path.parent.name in ("methods", "nn", "execution", "measure") and (
-        base := sys.modules.get("benchsuite.method.base")
+    """Runs are tested from the plain file alone in folders where no test asks about storage forms. On Ray's nodes, which are
+    processes of their own, they have all forms."""
+    if (
+        "nodes" not in request.fixturenames
+        and request.path.parent.name in ("methods", "nn", "execution", "measure")
+        and (base := sys.modules.get("benchsuite.method.base"))
     ):
         monkeypatch.setattr(base.Method, "forms", ("fp32",))
 

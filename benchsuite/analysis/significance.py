@@ -32,7 +32,8 @@ def pairwise_p(values: np.ndarray, apart: np.ndarray | None = None, exact: np.nd
     values = values.round(9)  # sums in another order differ in their last bits, which is no difference
     keys = np.column_stack([np.nan_to_num(values, nan=np.inf), apart, exact])
     _, first, member = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    rows, i, j = values[first], *np.triu_indices(len(first), 1)
+    rows = values[first]
+    i, j = np.triu_indices(len(first), 1)
     differences = (rows[i] - rows[j]).round(9)
     there = ~np.isnan(differences)
     n, known = there.sum(1), exact[first][i] & exact[first][j]
