@@ -45,12 +45,17 @@ class Registry(Generic[T]):
         self.all()
         return self._origins.get(name, "").startswith(f"{self.package}.")
 
+    def modules(self) -> list[str]:
+        """The modules of our own package, by their full names."""
+        path = importlib.import_module(self.package).__path__
+        return [module.name for module in pkgutil.iter_modules(path, f"{self.package}.")]
+
     def all(self) -> dict[str, T]:
         """Every registered item by name, in alphabetical order."""
         if not self._discovered:
             self._discovered = True
-            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
+            for module in self.modules():
+                importlib.import_module(module)
             for entry in entry_points(group=f"benchsuite.{self.kind}s"):
                 entry.load()
         return dict(sorted(self._known.items()))

@@ -17,6 +17,7 @@ changes nothing for plain SGD. Biases are learnt with the first task, then fixed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -37,6 +38,7 @@ from benchsuite.nn.multihead import MultiHead
 from benchsuite.randomness import derive
 from benchsuite.training.batches import Batches
 
+UNFOLDED = 2**22  # most numbers of an unfolded batch that are held at once
 FEW = 80  # up to this C k^2 a layer keeps every direction that is not protected
 
 
@@ -258,10 +260,11 @@ class LANCE(Method):
             def hook(conv: nn.Conv2d, given: tuple[Tensor]) -> None:
                 x, total = given[0], list(sums.get(name, (0.0, 0.0, 0.0)))
                 words = (conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-                for part in x.split(max(1, x.shape[1] // 8), 1):  # a few channels at a time: an unfolded batch is large
+                parts = -(-x.numel() * math.prod(conv.kernel_size) // UNFOLDED)
+                for part in x.chunk(parts, 1):
                     rows = F.unfold(part, *words).flatten(1)
                     total[0] = total[0] + rows @ rows.T
-                for part in x.split(max(1, len(x) // 8)):
+                for part in x.chunk(parts):
                     unfolded = F.unfold(part, *words)
                     for mode, rows in ((1, unfolded.transpose(0, 1).flatten(1)), (2, unfolded.permute(2, 0, 1).flatten(1))):
                         total[mode] = total[mode] + rows @ rows.T

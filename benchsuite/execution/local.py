@@ -13,6 +13,8 @@ from threading import Lock, Thread
 from types import ModuleType, TracebackType
 from typing import Any
 
+from ..method.registered import methods
+from ..protocol import protocols
 from ..record.schema import Job
 from .messages import Ending, Killed, Message
 from .worker import RunContext, outcome
@@ -31,7 +33,8 @@ class Local:
         if forks:
             from multiprocessing import forkserver
 
-            self.processing.set_forkserver_preload(["benchsuite.training.runner", "sklearn.datasets"])
+            ours = [*protocols.modules(), *methods.modules()]
+            self.processing.set_forkserver_preload(["benchsuite.training.runner", "sklearn.datasets", *ours])
             # The server imports from its working folder, where a source tree would shadow the installed package.
             with _deaf(), chdir(os.sep):
                 forkserver.ensure_running()

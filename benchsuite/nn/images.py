@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,14 @@ def normalise(
 ) -> Tensor:
     """(pixel / 255 - mean) / std as (N, C, H, W) in channels-last memory; mean and std: (C,) or, per image, (N, 1, 1, C).
     dtype: the default one if not given."""
+    offset, scale = offset_and_scale(mean, std, dtype, pixels.device)
+    return torch.addcmul(offset, pixels.to(scale.dtype), scale).permute(0, 3, 1, 2)
+
+
+def offset_and_scale(
+    mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, dtype: torch.dtype | None = None, device: Any = None
+) -> tuple[Tensor, Tensor]:
+    """a and b, of the shape of mean and std, with a + b pixel = (pixel / 255 - mean) / std."""
     dtype = dtype or torch.get_default_dtype()
-    mean = torch.as_tensor(mean, dtype=dtype, device=pixels.device)
-    scale = 1 / (255 * torch.as_tensor(std, dtype=dtype, device=pixels.device))
-    return torch.addcmul(-mean * 255 * scale, pixels.to(dtype), scale).permute(0, 3, 1, 2)
+    scale = 1 / (255 * torch.as_tensor(std, dtype=dtype, device=device))
+    return -torch.as_tensor(mean, dtype=dtype, device=device) * 255 * scale, scale

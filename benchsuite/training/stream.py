@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from ..data.sets import Images, ImageSet, load_all
 from ..errors import UserError
-from ..nn.images import lay_out, normalise
+from ..nn.images import lay_out, offset_and_scale
 from ..protocol import Protocol, Recipe, Task
 from ..randomness import derive
 from .batches import Augmentation, TaskImages
@@ -62,10 +62,12 @@ class Normalised(Dataset):
             steps.append(v2.RandomCrop(images.pixels.shape[1:3], padding=augmentation.padding))
         if augmentation and augmentation.flip:
             steps.append(v2.RandomHorizontalFlip())
-        self.transform_groups = {"train": (v2.Compose([*steps, self.normalise]), None), "eval": (self.normalise, None)}
+        train = v2.Compose([*steps, self.normalise]) if steps else self.normalise
+        self.transform_groups = {"train": (train, None), "eval": (self.normalise, None)}
+        self._offset, self._scale = (part[:, None, None] for part in offset_and_scale(images.mean, images.std))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        return normalise(pixels.permute(1, 2, 0)[None], self.images.mean, self.images.std)[0]
+        return torch.addcmul(self._offset, pixels.to(self._scale.dtype), self._scale)
 
     def __len__(self) -> int:
         return len(self.targets)
