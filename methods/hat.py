@@ -124,7 +124,7 @@ class HAT(Method):
         Preset(
             protocol="split-cifar100",
             tier="lite",
-            values={"sparsity": 1.9, "embedding_rate": 1.67},
+            values={"start": "uniform", "embedding_rate": 4.64, "anneal": True, "sparsity": 0.443},
             origin="tuned: 5 trials of `benchsuite tune` with precision=bf16, ACC after the first 3 tasks of seed 1002"
             " on a held-out 10 % of the training images",
         ),

@@ -112,7 +112,7 @@ class PackNet(Method):
         Preset(
             protocol="split-cifar100",
             tier="lite",
-            values={"retrain_share": 1 / 3, "retrain_rate": 1.0},
+            values={"retrain_share": 0.5, "retrain_rate": 1.0},
             origin="tuned: 5 trials of `benchsuite tune` with precision=bf16, ACC after the first 3 tasks of seed 1002"
             " on a held-out 10 % of the training images",
         ),

@@ -42,7 +42,7 @@ PROTOCOL, TIER, T = "split-digits", "smoke", 3
 
 TINY: Mapping[str, Any] = {"tasks": T, "train_per_class": 24, "test_per_class": 20, "epochs": 2, "batch_size": 16}
 
-BATCHNORM: Mapping[str, Any] = {"backbone": "resnet18", "width": 0.1, "epochs": 1, "train_per_class": 16}  # per_task
+BATCHNORM: Mapping[str, Any] = {"backbone": "resnet10", "width": 0.1, "epochs": 1, "train_per_class": 16}  # per_task
 
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "sgd": {"optimizer": "sgd", "lr": 0.01},

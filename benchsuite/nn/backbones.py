@@ -189,15 +189,16 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(skipped))
 
 
-class ResNet18(nn.Module):
-    """ResNet-18 of reduced width for small images, as in the comparisons of GPM and WSN: a 3x3 stem without pooling, four
-    stages of two blocks with 20, 40, 80 and 160 channels, global average pooling. The stem has stride 2 above 32 pixels.
+class ResNet(nn.Module):
+    """A residual network for small images: a 3x3 stem without pooling, four stages of `blocks` blocks with once, twice, four and
+    eight times `width` channels, global average pooling. The stem has stride 2 above 32 pixels.
 
     All layers that write to the stream of a stage share its units. `wiring`, `last_units`: as in ConvNet.
     """
 
-    def __init__(self, image: Sequence[int], width: int) -> None:
+    def __init__(self, image: Sequence[int], width: int, blocks: int) -> None:
         super().__init__()
+        self.blocks = blocks
         self.conv1 = nn.Conv2d(image[0], width, 3, 1 if min(image[1:]) <= 32 else 2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.wiring: dict[str, tuple[str | None, str]] = {"conv1": (None, "stream1"), "bn1": ("stream1", "stream1")}
@@ -205,7 +206,7 @@ class ResNet18(nn.Module):
         for stage in range(1, 5):
             out, before, stream = width * 2 ** (stage - 1), f"stream{max(stage - 1, 1)}", f"stream{stage}"
             self.add_module(stream, Units(out))
-            for i in range(2):
+            for i in range(blocks):
                 name = f"stage{stage}_{i + 1}"
                 block = Block(channels, out, 2 if stage > 1 and i == 0 else 1)
                 self.add_module(name, block)
@@ -229,7 +230,8 @@ class ResNet18(nn.Module):
         def block(stage: int, i: int, x: Tensor) -> Tensor:
             return self.get_submodule(f"stream{stage}")(self.get_submodule(f"stage{stage}_{i}")(x))
 
-        steps: list[Callable[[Tensor], Tensor]] = [stem, *(partial(block, stage, i) for stage in range(1, 5) for i in (1, 2))]
+        places = [(stage, i) for stage in range(1, 5) for i in range(1, self.blocks + 1)]
+        steps: list[Callable[[Tensor], Tensor]] = [stem, *(partial(block, *place) for place in places)]
         return in_segments(self, steps, x, self.segments).mean((2, 3))
 
 
@@ -251,14 +253,21 @@ def digits_net(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.M
 
 
 def resnet18(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.Module:
-    """`ResNet18`: 1.1 M weights, 160 features; with batch normalisation, without dropout."""
-    return ResNet18(image, scaled(20, width))
+    """ResNet-18 of reduced width, as in the comparisons of GPM and WSN: two blocks in each stage, 20, 40, 80 and 160 channels,
+    1.1 M weights, 160 features; with batch normalisation, without dropout."""
+    return ResNet(image, scaled(20, width), 2)
+
+
+def resnet10(image: Sequence[int], dropout: float, width: float = 1.0) -> nn.Module:
+    """`resnet18` with one block in each stage."""
+    return ResNet(image, scaled(20, width), 1)
 
 
 # By name: function of (image, dropout, width); width multiplies the channels of every layer
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "cacl": cacl_net,
     "digits": digits_net,
+    "resnet10": resnet10,
     "resnet18": resnet18,
 }
 
