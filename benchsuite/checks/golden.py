@@ -245,16 +245,15 @@ def cases_of(what: str) -> list[dict[str, Any]]:
 
 def cases_of_method(cls: type[Method]) -> list[dict[str, Any]]:
     """A method's defaults, each set of values that it declares for a protocol, and a network with batch normalisation."""
-    defaults = defaults_of(cls)
-    names = set(defaults)
-    cases = [defaults]
+    names = field_types(cls)
+    cases = [settings_of(cls)]
     for preset in cls.settings:
-        case = {**defaults, **{k: v for k, v in preset.values.items() if k in names}}
+        case = settings_of(cls, {name: value for name, value in preset.values.items() if name in names})
         cases += [case] if case not in cases else []
     if cls.name in NOT_ON_RESNET:
         return cases
     for policy in get_args(BatchNormPolicy):
-        case = {**defaults, **RESNET, "batchnorm": policy}
+        case = {**cases[0], **RESNET, "batchnorm": policy}
         with stage():
             try:
                 resolve("golden", "smoke", cls.name, 1, overrides={**SIZE, **case})
@@ -264,9 +263,10 @@ def cases_of_method(cls: type[Method]) -> list[dict[str, Any]]:
     return cases
 
 
-def defaults_of(cls: type[Method]) -> dict[str, Any]:
+def settings_of(cls: type[Method], chosen: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """A method's settings as a run has them: its defaults, with some chosen anew, without those at their neutral value."""
     with stage():
-        settings = resolve("golden", "smoke", cls.name, 1, overrides=SIZE).settings
+        settings = resolve("golden", "smoke", cls.name, 1, overrides={**SIZE, **chosen}).settings
     return {name: settings[name] for name in field_types(cls) if name in settings}
 
 
@@ -282,7 +282,7 @@ def entry_plan(names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
             continue
         kind, _, name = what.partition(" ")
         # A setting that is younger than the entry has its default there.
-        defaults = defaults_of(methods.get(name)) if kind == "method" else {}
+        defaults = settings_of(methods.get(name)) if kind == "method" else {}
         for case in json.loads(json.dumps(cases_of(what))):  # as on file
             known = [settings for entry, settings in entries.items() if subject(entry) == what]
             if not any({**defaults, **settings} == {**defaults, **case} for settings in known):

@@ -138,9 +138,14 @@ def test_a_method_that_moves_or_gets_a_setting_stays_as_it_was(copied):
     assert golden.compare(["method ewc"]) == {}
     assert made_by(job) == before
     copied("ewc", ("    decay:", "    extra: float = 0.0\n    decay:"))
-    assert "extra" in golden.defaults_of(methods.get("ewc"))
+    assert "extra" in golden.settings_of(methods.get("ewc"))
     assert golden.compare(["method ewc"]) == {}
     assert made_by(job) == before
+
+
+def test_a_setting_that_is_off_by_default_counts_where_a_preset_has_it_on():
+    assert [case.get("sample_size") for case in golden.cases_of("method er")[:-1]].count(32) == 1
+    assert "sample_size" not in golden.cases_of("method er")[0]
 
 
 def test_another_default_or_preset_is_a_case_more_and_voids_nothing(copied, own_file):

@@ -243,11 +243,11 @@ def test_constants_of_the_published_recipes():
         assert (paper.epochs, paper.lr, paper.batch_size, paper.dropout) == (200, 1e-3, 64, 0.15)
         assert (paper.optimizer, paper.weight_decay, paper.reset_optimizer, paper.holdout) == ("adam", 0, True, 0)
         lite = protocol.tiers["lite"]
-        assert (lite.epochs, lite.width, lite.init) == (10, 0.5, "he")
+        assert (lite.epochs, lite.width, lite.init) == (40 if protocol is mini else 10, 0.5, "he")
         assert (paper.width, paper.init) == (1, "default")
     assert five.tiers["paper"].milestones == (120, 180)
-    assert cifar.tiers["lite"].milestones == (6, 9)
-    assert [p.tiers["lite"].train_per_class for p in (cifar, mini, five)] == [None, None, 1000]
+    assert (cifar.tiers["lite"].milestones, mini.tiers["lite"].milestones) == ((6, 9), (30, 36))
+    assert [p.tiers["lite"].train_per_class for p in (cifar, mini, five)] == [None, 100, 1000]
     assert (cifar.crop_padding, cifar.flip) == (4, True)
     assert (mini.crop_padding, mini.flip) == (0, True)
     assert (five.crop_padding, five.flip) == (0, False)
