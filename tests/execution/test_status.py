@@ -161,4 +161,4 @@ def test_status_needs_no_torch(tmp_path):
     )
     # Not in the source tree, which would hide the package that is installed.
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "split-cifar100/lite:" in done.stdout
+    assert "rotated-digits/paper:" in done.stdout

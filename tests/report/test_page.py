@@ -610,7 +610,7 @@ def test_a_script_that_is_not_the_pages_own_is_refused(chromium):
 
 def test_the_published_records_make_a_page(browser):
     results = Path(__file__).parents[2] / "results"
-    found = [*read_all(results / "split-cifar100"), *read_all(results / "split-digits")]
+    found = [*read_all(results / "split-cifar100"), *read_all(results / "rotated-digits")]
     groups = {}
     for record in found:
         groups.setdefault((record.job.protocol, record.job.tier), []).append(record)
@@ -620,9 +620,9 @@ def test_the_published_records_make_a_page(browser):
         show(browser, width, view="split-cifar100/lite/accuracy", file="results.html")
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         assert len(find(browser, "tbody tr")) == len(configurations(groups["split-cifar100", "lite"]))
-    press(browser, "split-digits", "#protocol option")  # a board that the tier at hand does not have: its own is shown
-    assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier paper"
-    assert len(find(browser, "tbody tr")) == len(configurations(groups["split-digits", "paper"]))
+    press(browser, "rotated-digits", "#protocol option")  # a board that the tier at hand does not have: its own is shown
+    assert find(browser, "#title")[0].text == "Accuracy on rotated-digits, tier paper"
+    assert len(find(browser, "tbody tr")) == len(configurations(groups["rotated-digits", "paper"]))
     press(browser, "split-cifar100", "#protocol option")
     assert find(browser, "#title")[0].text == "Accuracy on split-cifar100, tier lite"
     links = [r["record"] for board in content(html)["boards"] for row in board["rows"] for r in row["runs"]]
