@@ -14,20 +14,19 @@ kernel whose factors would be larger. `individual_tucker` and `individual_cp` di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchsuite.fields import setting
 from benchsuite.method import Choice, Preset, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.nn import decompose
-from benchsuite.nn.conditional import replace_modules
+from benchsuite.nn.conditional import evaluating, replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, Factors, Rank, SVDConv2d
 from benchsuite.training.batches import Batches
 
@@ -85,7 +84,7 @@ class IndividualSVD(Individual):
 
     def inputs(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """The rows (n, features) whose second moment is used for whitening: here, unfolded windows."""
-        return F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(1, 2).flatten(0, 1)
+        return decompose.windows(conv, x)
 
     # The procedure
 
@@ -140,26 +139,12 @@ class IndividualSVD(Individual):
     def covariances(self, strategy: Any, network: nn.Module) -> dict[str, Tensor]:
         """Second moments of every convolution's inputs over at most 2,000 training images, without augmentation."""
         task, images = strategy.experience.current_experience, strategy.experience.images
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-
-        def watch(name: str) -> Callable[..., None]:
-            def hook(conv: nn.Conv2d, given: tuple[Tensor], out: Tensor) -> None:
-                rows = self.inputs(conv, given[0]).double()
-                sums[name] = sums[name] + rows.T @ rows if name in sums else rows.T @ rows
-                counts[name] = counts.get(name, 0) + len(rows)
-
-            return hook
-
-        hooks = [m.register_forward_hook(watch(n)) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
-        self.model.eval()
-        for done, (x, *_) in enumerate(Batches([images], [task], 100, augmentation=None, dtype=strategy.dtype)):
-            if done < 20:
+        convs = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+        with decompose.second_moments(convs, self.inputs) as found, evaluating(self.model):
+            batches = Batches([images], [task], 100, augmentation=None, dtype=strategy.dtype)
+            for x, *_ in itertools.islice(batches, 20):
                 self.model(x, task)
-        self.model.train()
-        for hook in hooks:
-            hook.remove()
-        return {name: total / counts[name] for name, total in sums.items()}
+        return found
 
     def artifact(self) -> Artifact:
         """The factors, dense layers and biases of each task's network, and the heads. Ranks are the factors' shapes."""

@@ -85,15 +85,25 @@ def _steps(scales: Tensor, bits: int) -> Tensor:
     return scales.float() / (2 ** (bits - 1) - 1)
 
 
-def _to_codes(tensor: Tensor, bits: int, axes: tuple[int, ...]) -> Tensor:
-    rows = tensor.movedim(axes, tuple(range(len(axes)))).reshape(_units(tensor.shape, axes), -1)
-    groups, most = _groups(rows, bits), 2 ** (bits - 1) - 1
-    largest = groups.abs().amax(1)
+def quantised(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scales M (n,) in fp16 and whole numbers q (n, numbers) between -Q and Q of rows (n, numbers), one scale for each row."""
+    most = 2 ** (bits - 1) - 1
+    largest = rows.abs().amax(1)
     scales = largest.to(torch.float16)
     scales = (scales.view(torch.int16) + (scales < largest).short()).view(torch.float16)  # + 1: the next number of fp16
-    steps = _steps(scales, bits).to(groups.dtype)[:, None]
-    q = torch.where(steps > 0, groups / steps, 0).round().clamp(-most, most) + most
-    q = q.to(torch.uint8).view(len(rows), -1)[:, : rows.shape[1]]
+    steps = _steps(scales, bits).to(rows.dtype)[:, None]
+    return scales, torch.where(steps > 0, rows / steps, 0).round().clamp(-most, most)
+
+
+def restored(scales: Tensor, q: Tensor, bits: int) -> Tensor:
+    """The rows (n, numbers) that `quantised` rounded, in fp32."""
+    return q.float() * _steps(scales, bits)[:, None]
+
+
+def _to_codes(tensor: Tensor, bits: int, axes: tuple[int, ...]) -> Tensor:
+    rows = tensor.movedim(axes, tuple(range(len(axes)))).reshape(_units(tensor.shape, axes), -1)
+    scales, q = quantised(_groups(rows, bits), bits)
+    q = (q + 2 ** (bits - 1) - 1).to(torch.uint8).view(len(rows), -1)[:, : rows.shape[1]]
     return torch.cat([scales.view(torch.uint8), pack_bits(q, bits)])
 
 
@@ -102,9 +112,8 @@ def _from_codes(codes: Tensor, bits: int, shape: list[int], axes: tuple[int, ...
     numbers = math.prod(shape) // units
     shared = min(numbers, GROUP) if bits <= 4 else numbers
     count = units * -(-numbers // shared)
-    steps = _steps(codes[: 2 * count].clone().view(torch.float16), bits)
+    scales = codes[: 2 * count].clone().view(torch.float16)
     q = unpack_bits(codes[2 * count :], bits, (units, numbers)) - (2 ** (bits - 1) - 1)
-    groups = _groups(q, bits)
-    rows = (groups * steps[:, None]).view(units, -1)[:, :numbers].to(torch.get_default_dtype())
+    rows = restored(scales, _groups(q, bits), bits).view(units, -1)[:, :numbers].to(torch.get_default_dtype())
     moved = [shape[axis] for axis in axes] + [n for axis, n in enumerate(shape) if axis not in axes]
     return rows.reshape(moved).movedim(tuple(range(len(axes))), axes).contiguous()

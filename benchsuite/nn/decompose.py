@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import tensorly
 import torch
 from scipy.optimize import minimize_scalar
 from tensorly.decomposition import parafac, partial_tucker
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .compressed import by_energy
 from .factorised import Factors, Rank
@@ -31,6 +33,36 @@ SMALL = 2**15  # up to this many numbers in a kernel, many sweeps of CP are chea
 
 class DegenerateFit(ValueError):
     """CP terms of large norm that cancel each other; unfit for further training."""
+
+
+def windows(conv: Any, x: Tensor) -> Tensor:
+    """The unfolded windows (n, I kh kw) of a convolution's input."""
+    return F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).transpose(1, 2).flatten(0, 1)
+
+
+@contextmanager
+def second_moments(layers: Mapping[str, nn.Module], rows: Callable[[Any, Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Context that gives, at its end, the second moment (features, features) of what every layer has read in it, by name.
+    rows: (n, features) of a layer's input."""
+    found: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(conv: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
+            read = rows(conv, given[0]).double()
+            found[name] = found[name] + read.T @ read if name in found else read.T @ read
+            counts[name] = counts.get(name, 0) + len(read)
+
+        return hook
+
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, count in counts.items():
+        found[name] /= count
 
 
 def kept_energy(matrix: Tensor, share: float) -> int:

@@ -111,7 +111,7 @@ def test_the_policy_is_part_of_a_run_only_where_there_is_something_to_normalise(
         resolve("split-digits", "smoke", "finetune", 1, overrides={"batchnorm": "shared"})
 
 
-@pytest.mark.parametrize("method", ["cacl", "hat", "packnet"])
+@pytest.mark.parametrize("method", ["cacl", "delta-svd", "hat", "packnet"])
 def test_methods_that_forget_nothing_refuse_shared_statistics(method):
     with pytest.raises(UserError, match="batchnorm=per_task"):
         resolve("split-digits", "smoke", method, 1, overrides={"backbone": "resnet18", "batchnorm": "shared"})

@@ -115,6 +115,9 @@ N = IMAGES * 3 * 2  # of three tasks and two epochs
         ("ewc", {"fisher": "exact"}, N + 3 * 3 * IMAGES, N + 2 * 3 * IMAGES),  # two classes
         ("lwf", {}, N + N * 2 // 3, N),  # the teacher
         ("packnet", {}, N, N),
+        ("delta-svd", {"whiten": False}, N, N),
+        ("delta-svd", {}, N + 2 * IMAGES, N),  # the moments of the inputs
+        ("delta-svd", {"reference": "nearest"}, N + (2 + 1 + 2) * IMAGES, N),  # and features of the first and of two networks
         ("finetune+checkpointing", {}, N, N),  # what is computed again is not counted
     ],
 )
@@ -123,7 +126,7 @@ def test_images_are_counted_where_the_network_is_called(method, settings, forwar
     assert (record.forward_images, record.backward_images) == (forward, backward)
     compute = leaderboard([record]).training_memory["compute"][0]
     assert compute == (forward + 2 * backward) / (3 * N)
-    assert (compute == 1) == (method.partition("+")[0] in ("finetune", "packnet"))
+    assert (compute == 1) == ((forward, backward) == (N, N))
 
 
 def test_lanes_and_repeated_backward_passes_count_and_other_work_does_not():
@@ -186,7 +189,7 @@ def stopped(job, results):
     return path, torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("method", ["finetune", "ewc", "packnet", "hat", "lance", "cacl"])
+@pytest.mark.parametrize("method", ["finetune", "ewc", "packnet", "hat", "lance", "cacl", "delta-svd"])
 def test_what_is_carried_is_all_that_is_needed_and_all_of_it_is_needed(method, tmp_path):
     settings = {"calibration_batches": 2} if method == "lance" else {}
     job = job_of(method, epochs=1, reset_optimizer=method not in ("finetune", "ewc"), **settings)
