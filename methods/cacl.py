@@ -11,6 +11,18 @@ the fewest free components that hold a share 1 - e of the free sigma^2 are kept 
 pool grows (`growth`), and its components are initialised again. Task i is served by the first K_i components of each layer and
 head i, so later tasks cannot change it.
 
+On a short schedule sigma hardly moves: Adam changes a parameter by about its learning rate a step. Four settings, all off in the
+paper's recipe, make up for it (ours):
+
+    sigma_rate      each step of sigma is multiplied by it until the task is pruned. A declared number, about the epochs of the
+                    published recipe over those of the tier, so that sigma can move as far as there
+    exact_vectors   free components are replaced by the singular ones of their kernel, so that N and C are orthonormal and sigma^2
+                    is energy; the learnt ones are only roughly so. The kernel stays the same
+    prune_at        the task is pruned after this share of its epochs and what is left is trained on, with a new optimiser state
+                    and new penalties. The next pool is what it would have been
+    fresh_share     later tasks' components start with this share of the first task's variance: short training shrinks none, so
+                    kernels would grow from task to task
+
 The procedure (initialise, train, keep by energy, fix, grow, serve a prefix) needs only a layer's factors and their energies, so
 `cacl_cp`, `cacl_kronecker` and `cacl_tucker` reuse it with other factorisations. The equations follow the official code (github
 pavanteja295/CACL), because the text of the paper was not available.
@@ -133,12 +145,18 @@ class CACL(Method):
     energy_scope: Literal["residual", "all"] = "residual"  # "all" is the official option prev_sing
     growth: Growth = "mean_cumulative"
     storage: Literal["factors", "smaller"] = "factors"  # "smaller": factors or recomposed kernels, layer by layer
+    # initial variance of later tasks' free components, as a share of the first task's
+    fresh_share: float = setting(1.0, above=0, neutral=1.0)
+    sigma_rate: float = setting(1.0, above=0, neutral=1.0)  # factor on each step of sigma, until it is pruned
+    # components are made exact singular vectors and values of their kernel: the first task's when they are drawn ("first"), every
+    # task's before they are pruned and when they are fixed ("pruning"), or both
+    exact_vectors: Literal["never", "first", "pruning", "both"] = setting("never", neutral="never")
+    prune_at: float = setting(1.0, above=0, most=1, neutral=1.0)  # share of a task's epochs after which it is pruned
     pools: dict[str, list[Rank]] = field(default_factory=dict, init=False, repr=False)
 
     family = "factorised"
     forgetting = "none"
     size_is_learnt = True
-    fresh_share = 1.0  # initial variance of later tasks' free components, as a share of the first task's
     unit_axes: ClassVar[Axes] = {**SVDConv2d.grows, "kernels": (0, 1)}
     counted: ClassVar = "the official code counts (factors and heads alone)"
     settings: ClassVar[tuple[Preset, ...]] = (
@@ -166,6 +184,9 @@ class CACL(Method):
     space: ClassVar[Mapping[str, Range | Choice]] = {
         "sparsity_weight": Range(0.05, 20.0, log=True),
         "orthogonality_weight": Range(0.5, 200.0, log=True),
+        "fresh_share": Choice((0.1, 0.2, 0.5, 1.0)),
+        "sigma_rate": Choice((1.0, 5.0, 20.0)),
+        "prune_at": Choice((0.6, 1.0)),
     }
 
     # The factorisation: variants of the method override these four
@@ -182,8 +203,8 @@ class CACL(Method):
     def first_pool(self, layer: Any) -> Rank:
         return (break_even_rank(layer.rows, layer.columns),)
 
-    def penalty(self, layer: Any) -> Callable[[], Tensor]:
-        """The term that one layer adds to the loss of the task that begins now."""
+    def penalty(self, name: str, layer: Any) -> Callable[[], Tensor]:
+        """The term that one layer with free components adds to the loss from now on."""
         fixed = slice(None) if self.penalty_scope == "all" else slice(0)
         q_n, q_c = Orthogonality(layer.N.T[fixed], layer.pool[0]), Orthogonality(layer.C[fixed], layer.pool[0])
         sigma = layer.sigma[fixed]
@@ -206,31 +227,65 @@ class CACL(Method):
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Initialise the free components. This is the first hook of a task, before the optimiser collects parameters."""
-        self._penalties = []
         for name, layer in self.layers.items():
             task, share = len(layer.ranks), self.fresh_share if layer.ranks else 1.0
             layer.draw_residual(self.pools[name][-1], self.generator("residual", task, name), share, self.recipe.init)
-            if any(layer.pool):
-                self._penalties.append(self.penalty(layer))
+            if task == 0 and self.exact_vectors in ("first", "both"):
+                layer.absorb()
+        self.pruned = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._penalties = [self.penalty(name, layer) for name, layer in self.layers.items() if any(layer.pool)]
+        faster = self.sigma_rate != 1 and not self.pruned
+        self._sigmas = [layer.residual[layer.scale] for layer in self.layers.values()] if faster else []
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        if strategy.clock.train_exp_epochs == max(1, round(self.prune_at * self.recipe.epochs)):
+            self._prune()
+            self._begin()
+            strategy.make_optimizer(reset_optimizer_state=True)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         for penalty in self._penalties:
             strategy.loss += penalty()
 
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        self._before = [sigma.detach().clone() for sigma in self._sigmas]
+
+    @torch.no_grad()
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Scale the step that the optimiser made. The gradient would not do under Adam, and the schedule sets learning rates."""
+        for sigma, before in zip(self._sigmas, self._before, strict=True):
+            sigma += (self.sigma_rate - 1) * (sigma - before)
+        self._before = []
+
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if not self.pruned:
+            self._prune()
+        elif self.exact_vectors in ("pruning", "both"):
+            for layer in self.layers.values():
+                layer.absorb()
+        for layer in self.layers.values():
+            layer.consolidate(*(torch.arange(n, device=strategy.device) for n in layer.pool))
+        self._penalties, self._sigmas = [], []
+
+    def _prune(self) -> None:
+        """Keep the free components that the energy rule keeps. The next pool follows from the one before."""
         for name, layer in self.layers.items():
-            layer.absorb()
+            if self.exact_vectors in ("pruning", "both"):
+                layer.absorb()
             before = layer.energy() if self.energy_scope == "all" else 0.0
             keep = [energy_select(strength, self.energy_drop, before) for strength in layer.strengths()]
-            first, pool, earlier = self.pools[name][0], layer.pool, list(layer.ranks)
-            layer.consolidate(*keep)
+            first, pool = self.pools[name][0], self.pools[name][-1]
+            layer.prune(*keep)
             self.pools[name].append(
                 tuple(
-                    next_pool(self.growth, [rank[mode] for rank in earlier], pool[mode] - len(keep[mode]), first[mode])
+                    next_pool(self.growth, [rank[mode] for rank in layer.ranks], pool[mode] - len(keep[mode]), first[mode])
                     for mode in range(layer.modes)
                 )
             )
-        self._penalties = []
+        self.pruned = True
 
     def artifact(self) -> Artifact:
         """Each layer's bank (or its kernels, if smaller), the rank table (T, L) as int32, and the heads."""

@@ -9,6 +9,10 @@ where Gamma is the Gram matrix of the rank-one terms themselves, fixed and free.
 sum_r w_r^2, so keeping terms by w^2 keeps energy, as CACL does by sigma^2. A term has O + I + kh + kw + 1 numbers; a component
 of CACL has O + I kh kw + 1. A term also represents less, so the initial pool is three times CACL's.
 
+The block of Gamma between fixed and free terms grows with the bank, and its square has no form that could be computed in advance.
+So each step compares the f free terms with f of the F fixed ones, drawn without replacement, and weights their squares by F / f:
+the mean over draws is the whole penalty, and a step costs the same at every task.
+
 With normalised factors the penalties cannot limit the size of a kernel. With CACL's initialisation each task would add the same
 variance again, and features die within a few tasks. From the second task on, free terms start with `fresh_share` of it.
 """
@@ -39,17 +43,24 @@ def gram(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
 
 
 class TermOrthogonality:
-    """||Gamma - I||_F^2 / R^2 of the fixed and the free terms. What depends on the fixed terms alone is computed once."""
+    """||Gamma - I||_F^2 / R^2 of the fixed and the free terms. What depends on the fixed terms alone is computed once.
 
-    def __init__(self, fixed: dict[str, Tensor]) -> None:
-        self.fixed, self.count = fixed, next(iter(fixed.values())).shape[1]
+    If there are more fixed terms than free ones, each call draws as many from `source`, and only the mean is the penalty."""
+
+    def __init__(self, fixed: dict[str, Tensor], source: torch.Generator) -> None:
+        self.fixed, self.count, self.source = fixed, next(iter(fixed.values())).shape[1], source
         self.term = gram(fixed, fixed).fill_diagonal_(0).square().sum()
 
     def __call__(self, free: dict[str, Tensor]) -> Tensor:
         unit = {name: F.normalize(free[name], dim=0) for name in self.fixed}
         own = gram(unit, unit)
         own = own - torch.diag(own.diagonal())  # always 1
-        total = self.term + 2 * gram(self.fixed, unit).square().sum() + own.square().sum()
+        fixed, weight = self.fixed, 2.0
+        if self.count > len(own):
+            drawn = torch.randperm(self.count, generator=self.source)[: len(own)].to(own.device)
+            fixed = {name: factor.index_select(1, drawn) for name, factor in fixed.items()}
+            weight *= self.count / len(own)
+        total = self.term + weight * gram(fixed, unit).square().sum() + own.square().sum()
         return total / (self.count + len(own)) ** 2
 
 
@@ -58,7 +69,8 @@ class TermOrthogonality:
 class CACLCP(CACL):
     """CACL-CP: grows and prunes a bank of CP terms for each convolution, task by task."""
 
-    fresh_share: float = setting(0.1, above=0)  # initial variance of later tasks' free terms, as a share of the first task's
+    fresh_share: float = setting(0.1, above=0)
+    exact_vectors: ClassVar = "never"  # type: ignore[misc]  # terms have no orthogonal form
 
     name: ClassVar = "cacl-cp"
     unit_axes: ClassVar = {**CPConv2d.grows, "kernels": (0, 1)}
@@ -95,10 +107,11 @@ class CACLCP(CACL):
         window = torch.einsum("hr,wr->hwr", factors["D"], factors["E"]).flatten(0, 1)
         return {"A": factors["A"], "B": factors["B"], "DE": window}
 
-    def penalty(self, layer: Any) -> Callable[[], Tensor]:
+    def penalty(self, name: str, layer: Any) -> Callable[[], Tensor]:
         seen = slice(None) if self.penalty_scope == "all" else slice(0)
-        bank = self.columns({name: getattr(layer, name) for name in layer.grows})
-        orthogonality = TermOrthogonality({name: factor[:, seen] for name, factor in bank.items()})
+        bank = self.columns({part: getattr(layer, part) for part in layer.grows})
+        source = self.generator("terms", len(layer.ranks), name)
+        orthogonality = TermOrthogonality({part: factor[:, seen] for part, factor in bank.items()}, source)
         weight = layer.weight[seen]
 
         def value() -> Tensor:

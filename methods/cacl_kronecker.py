@@ -1,7 +1,7 @@
 """CACL-Kronecker: CACL with kernels that are sums of Kronecker products (arXiv 2009.01956; Hameed et al., AAAI 2022).
 
 Every kernel is sum_r |w_r| A_r (x) B_r with unit-norm A_r (o1, i1) and B_r (o2, i2, kh, kw). The loss and the
-rules for keeping and fixing terms are those of `cacl_cp`. Gamma is the Gram matrix of these terms: Gamma_rs =
+rules for comparing, keeping and fixing terms are those of `cacl_cp`. Gamma is the Gram matrix of these terms: Gamma_rs =
 <A_r, A_s> <B_r, B_s>.
 """
 

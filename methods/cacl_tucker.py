@@ -6,7 +6,7 @@ leading parts. With s^A_p = ||core_p.|| and s^B_q = ||core_.q||, the norms of th
 
     L = CE + lambda_s sum_l [hoyer(s^A) + hoyer(s^B)] + lambda_o sum_l [q(A) + q(B)]    (q as in CACL, fixed columns included).
 
-After the task the new columns are made orthonormal (QR) and rotated to the principal axes of their windows. The windows absorb
+When a task is pruned its columns are made orthonormal (QR) and rotated to the principal axes of their windows. The windows absorb
 the change, so the kernel stays the same. Then the fewest rows and the fewest columns that hold a share 1 - e of the new windows'
 energy are kept. Norms of windows replace explicit gates, because the core could absorb the scale of a gate. The first task's pool
 is half of the channels on either side, that of every later task an eighth of it: with windows between new and old columns a few
@@ -36,7 +36,9 @@ class CACLTucker(CACL):
 
     core: Literal["nested", "block"] = "nested"
     growth: Growth = "eighth"  # a core between all columns grows with the square of their number
-    fresh_share: float = setting(0.1, above=0)  # initial variance of later tasks' free components, as a share of the first task's
+    fresh_share: float = setting(0.1, above=0)
+    sigma_rate: ClassVar = 1.0  # type: ignore[misc]  # there is no sigma
+    exact_vectors: ClassVar = "pruning"  # type: ignore[misc]  # always, see above
 
     name: ClassVar = "cacl-tucker"
     unit_axes: ClassVar = {**TuckerConv2d.grows, "kernels": (0, 1)}
@@ -57,7 +59,10 @@ class CACLTucker(CACL):
             " the training images",
         ),
     )
-    space: ClassVar = {**CACL.space, "fresh_share": Choice((0.1, 0.2, 0.5))}
+    space: ClassVar = {
+        **{name: space for name, space in CACL.space.items() if name != "sigma_rate"},
+        "fresh_share": Choice((0.1, 0.2, 0.5)),
+    }
 
     @classmethod
     def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:
@@ -70,7 +75,7 @@ class CACLTucker(CACL):
         """Half of the channels on either side, rounded up."""
         return math.ceil(layer.shape[0] / 2), math.ceil(layer.shape[1] / 2)
 
-    def penalty(self, layer: Any) -> Callable[[], Tensor]:
+    def penalty(self, name: str, layer: Any) -> Callable[[], Tensor]:
         fixed = slice(None) if self.penalty_scope == "all" else slice(0)
         q_a = Orthogonality(layer.A.T[fixed], layer.pool[0])
         q_b = Orthogonality(layer.B.T[fixed], layer.pool[1])

@@ -88,11 +88,9 @@ class FactorisedConv2d(TaskConditional):
         """The energy of the bank, by the same measure."""
         return float(getattr(self, self.scale).double().square().sum())
 
-    @torch.no_grad()
-    def consolidate(self, *keep: Tensor) -> None:
-        """End a task: append its components `keep` (ascending indices for each mode) to the bank and drop the rest."""
-        kept = {name: factor.index_select(self.grows[name], keep[0]) for name, factor in self.residual.items()}
-        self.append(self.normalised(kept), (len(getattr(self, self.scale)) + len(keep[0]),))
+    def selected(self, *keep: Tensor) -> Factors:
+        """The trainable components `keep` (ascending indices for each mode)."""
+        return {name: factor.index_select(self.grows[name], keep[0]) for name, factor in self.residual.items()}
 
     def normalised(self, factors: Factors) -> Factors:
         """The factors in the form in which the bank holds them."""
@@ -139,8 +137,8 @@ class FactorisedConv2d(TaskConditional):
         return tuple(factor.shape[self.grows[name]] for name, factor in leading) or (0,) * self.modes
 
     def absorb(self) -> None:
-        """End the training of a task: bring the trainable factors to the form in which `strengths` measures energies. The kernel
-        stays the same."""
+        """Bring the trainable factors to the form in which squares of `strengths` are energies of the kernel, which stays the
+        same."""
 
     def set_residual(self, factors: Factors) -> None:
         for name, factor in factors.items():
@@ -157,8 +155,15 @@ class FactorisedConv2d(TaskConditional):
         share *= 2 / self.gain if init == "he" else 1.0
         self.set_residual({**factors, self.scale: math.sqrt(share) * factors[self.scale]})
 
-    def append(self, kept: Factors, rank: Rank) -> None:
-        """End a task: append `kept` to the bank, which then has rank `rank`, and drop the trainable factors."""
+    def prune(self, *keep: Tensor) -> None:
+        """Drop the trainable components but `keep` (ascending indices for each mode), which become new parameters."""
+        self.set_residual(self.selected(*keep))
+
+    @torch.no_grad()
+    def consolidate(self, *keep: Tensor) -> None:
+        """End a task: append its components `keep` (ascending indices for each mode) to the bank and drop the rest."""
+        kept = self.normalised(self.selected(*keep))
+        rank = tuple(n + len(new) for n, new in zip(self.before(len(self.ranks)), keep, strict=True))
         for name, dim in self.grows.items():
             setattr(self, name, torch.cat([getattr(self, name), kept[name].detach()], dim))
             setattr(self, f"residual_{name}", None)
@@ -257,6 +262,15 @@ class SVDConv2d(FactorisedConv2d):
 
     def compose(self, added: Factors, onto: Tensor, task: int) -> Tensor:
         return torch.addmm(onto, added["N"] * added["sigma"].abs(), added["C"])
+
+    @torch.no_grad()
+    def absorb(self) -> None:
+        """Make the trainable components the singular ones of their kernel, which stays the same: N and C become orthonormal,
+        sigma its singular values."""
+        n, sigma, c = (factor.detach().double() for factor in self.residual.values())
+        (n, left), (c, right) = torch.linalg.qr(n * sigma.abs()), torch.linalg.qr(c.T)
+        u, sigma, v = torch.linalg.svd(left @ right.T, full_matrices=False)
+        self.set_residual({"N": n @ u, "sigma": sigma, "C": v @ c.T})
 
     def links(self, task: int) -> tuple[Tensor, ...]:
         outer = self.upto("N", task) * self.upto("sigma", task).abs()
@@ -412,16 +426,13 @@ class TuckerConv2d(FactorisedConv2d):
         columns = torch.cat([on, nn], 0).square().sum((0, 2, 3))
         return rows.sqrt(), columns.sqrt()
 
-    @torch.no_grad()
-    def consolidate(self, *keep: Tensor) -> None:
-        """Append the rows keep[0] and columns keep[1]. Without old ones, a task that keeps no row or no column adds nothing."""
+    def selected(self, *keep: Tensor) -> Factors:
+        """The rows keep[0] and columns keep[1]. Without old ones, a task that keeps no row or no column adds nothing."""
         a, b, core = self.residual.values()
-        before = self.before(len(self.ranks))
-        on, no, nn = self.blocks(core, before, a.shape[1], b.shape[1])
+        on, no, nn = self.blocks(core, self.before(len(self.ranks)), a.shape[1], b.shape[1])
         rows, columns = keep
         kept = [on[:, columns], no[rows], nn[rows][:, columns]]
-        factors = {"A": a[:, rows], "B": b[:, columns], "core": torch.cat([block.flatten(0, 1) for block in kept])}
-        self.append(factors, (before[0] + len(rows), before[1] + len(columns)))
+        return {"A": a[:, rows], "B": b[:, columns], "core": torch.cat([block.flatten(0, 1) for block in kept])}
 
     def extent(self, name: str, rank: Rank) -> int:
         if name != "core":

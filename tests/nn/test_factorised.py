@@ -267,6 +267,10 @@ def factors(part):
     return {name: part[name] for name in "ABDE"}
 
 
+def penalty_on(fixed, seed=0):
+    return TermOrthogonality(fixed, torch.Generator().manual_seed(seed))
+
+
 def test_gamma_is_the_gram_matrix_of_the_terms_and_gives_the_energy():
     part = terms(made("cp"))
     explicit = torch.einsum("or,ir,hr,wr->roihw", *(part[name] for name in "ABDE")).flatten(1)
@@ -283,24 +287,53 @@ def test_the_norm_of_a_factor_changes_neither_kernel_nor_penalty():
     part = terms(layer)
     other = {**part, "A": part["A"] * 3, "B": part["B"] / 5, "E": part["E"] * torch.rand(6).add(0.1)}
     zero = torch.zeros(layer.rows, layer.columns)
-    kernel, value = layer.compose(part, zero, 0), TermOrthogonality({k: v[:, :0] for k, v in part.items() if k in "ABDE"})
+    kernel, value = layer.compose(part, zero, 0), penalty_on({k: v[:, :0] for k, v in part.items() if k in "ABDE"})
     assert torch.allclose(layer.compose(other, zero, 0), kernel, atol=1e-12)
     assert value(other) == pytest.approx(float(value(part)))
     assert not torch.allclose(layer.compose({**part, "weight": part["weight"] * 3}, zero, 0), kernel)  # control
 
 
-@pytest.mark.parametrize("fixed", [0, 4])
+@pytest.mark.parametrize("fixed", [0, 3])
 def test_the_penalty_on_terms_equals_the_plain_form_in_value_and_gradient(fixed):
     part = terms(made("cp"), 7)
     old = {name: part[name][:, :fixed] for name in "ABDE"}
     free = {name: (2.5 * part[name][:, fixed:]).requires_grad_() for name in "ABDE"}
     every = {name: torch.cat([old[name], F.normalize(free[name], dim=0)], 1) for name in "ABDE"}
     plain = (gram(every, every) - torch.eye(7)).square().mean()
-    fast = TermOrthogonality(old)(free)
+    fast = penalty_on(old)(free)
     assert fast.item() == pytest.approx(plain.item())
     expected = torch.autograd.grad(plain, list(free.values()))
     for one, other in zip(torch.autograd.grad(fast, list(free.values())), expected, strict=True):
         assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_the_mean_over_draws_of_fixed_terms_is_the_whole_penalty():
+    part, draws = terms(made("cp"), 13), 2000
+    old, free = ({name: part[name][:, where] for name in "ABDE"} for where in (slice(9), slice(9, None)))
+    fast, every = penalty_on(old), factors(part)
+    whole = float((gram(every, every) - torch.eye(13)).square().mean())
+    values = torch.stack([fast(free) for _ in range(draws)])
+    error = float(values.std()) / math.sqrt(draws)
+    assert error > 0
+    assert float(values.mean()) == pytest.approx(whole, abs=4 * error)
+    scaled = 2 * gram(old, free).square().sum() / 13**2
+    assert float(values.mean() - scaled * (1 - 4 / 9)) != pytest.approx(whole, abs=4 * error)  # control: four of nine, unscaled
+    again = penalty_on(old)
+    assert [again(free) for _ in range(3)] == list(values[:3])  # a seed fixes all draws
+    assert penalty_on(old, 1)(free) != values[0]
+
+
+def test_the_penalty_on_terms_costs_the_same_whatever_the_bank():
+    def flops(bank, penalty=None):
+        part = terms(made("cp"), bank + 5)
+        old, free = ({name: part[name][:, where] for name in "ABDE"} for where in (slice(bank), slice(bank, None)))
+        fast = penalty_on(old)
+        with FlopCounterMode(display=False) as counter:
+            fast(free) if penalty is None else penalty(old, free)
+        return counter.get_total_flops()
+
+    assert flops(5) == flops(10) == flops(80) > 0
+    assert flops(80, gram) > 7 * flops(10, gram)  # control: all fixed terms
 
 
 # Tucker: absorbing what columns carry, and keeping by mode
