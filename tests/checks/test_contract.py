@@ -32,7 +32,11 @@ from benchsuite.training.settings import Unsupported
 NAMES = list(methods.all())
 SEQUENTIAL = [name for name in NAMES if not (methods.get(name).trains_jointly or methods.get(name).trains_old_heads)]
 LASTING = [name for name in NAMES if methods.get(name).forgetting == "none"]
+SHORT = {"fresh_share": 0.2, "sigma_rate": 20.0, "exact_vectors": "both", "prune_at": 0.5, "energy_drop": 0.1}  # of CACL
 VARIANTS = [
+    ("cacl", SHORT),
+    ("cacl-kronecker", {"sigma_rate": 20.0, "prune_at": 0.5}),
+    ("cacl-tucker", {"prune_at": 0.5, "energy_drop": 0.1}),
     ("cacl", {"storage": "smaller"}),
     ("cacl", {"growth": "fixed"}),
     ("cacl-tucker", {"core": "block"}),
@@ -88,6 +92,8 @@ def cases(rule):
                     yield name, {**case, **small}
     if rule in (contract.finishes, contract.artifact_alone, contract.size):
         yield from VARIANTS
+    if rule in (contract.resumed, contract.lasting, contract.evaluation):
+        yield "cacl", SHORT
 
 
 CASES = [  # rule by rule: all files are there when the first of them is served
@@ -135,7 +141,7 @@ def test_the_rules_meet_the_methods_that_they_are_for():
     assert met[contract.heads] == set(SEQUENTIAL)
     assert met[contract.lasting] == set(LASTING)
     settings = [case.values[2] for case in CASES if case.values[:2] == (contract.lasting, "cacl")]
-    assert len(settings) == len(STEPS) + 3
+    assert len(settings) == len(STEPS) + 4
     assert all(case in contract.lasting.cases for case in STEPS)
     assert all(CARRIED[kind] in contract.heads.cases for kind in ("momentum and decay", "adamw and decay"))
     assert BATCHNORM in settings

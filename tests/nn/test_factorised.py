@@ -336,6 +336,35 @@ def test_the_penalty_on_terms_costs_the_same_whatever_the_bank():
     assert flops(80, gram) > 7 * flops(10, gram)  # control: all fixed terms
 
 
+# SVD: exact singular vectors, and keeping by true singular values
+
+
+@pytest.mark.parametrize("pool", [5, 0, 9])  # the kernel has 6 rows
+def test_exact_singular_vectors_leave_the_kernel_and_make_the_energy_rule_exact(pool):
+    layer, zero = grown("svd"), torch.zeros(6, 72)
+    task = len(layer.ranks)
+    layer.draw_residual((pool,), torch.Generator().manual_seed(4))
+    kernel = layer.compose(layer.residual, zero, task).detach()
+
+    def error(kept):
+        """The share of the kernel's energy that is lost if only these components stay."""
+        part = {name: factor.detach() for name, factor in layer.selected(kept).items()}
+        return float((layer.compose(part, zero, task) - kernel).square().sum() / kernel.square().sum())
+
+    raw = energy_select(layer.strengths()[0], 0.2)
+    layer.absorb()
+    n, sigma, c = (factor.detach() for factor in layer.residual.values())
+    assert layer.pool == (min(pool, 6),)
+    assert torch.allclose(layer.compose(layer.residual, zero, task), kernel, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(n.T @ n, torch.eye(n.shape[1]), atol=1e-10)
+    assert torch.allclose(c @ c.T, torch.eye(len(c)), atol=1e-10)
+    assert torch.allclose(sigma, torch.linalg.svdvals(kernel)[: len(sigma)], atol=1e-10)
+    if pool:
+        keep = energy_select(layer.strengths()[0], 0.2)
+        assert 0 < error(keep) <= 0.2 < error(keep[:-1])
+        assert len(raw) > len(keep)  # control: by the sigma that were drawn, more stay than a fifth of the energy asks for
+
+
 # Tucker: absorbing what columns carry, and keeping by mode
 
 
