@@ -31,7 +31,7 @@ def test_the_computed_size_is_the_one_that_a_run_ends_with(name, tmp_path):
 
 def test_methods_whose_size_is_learnt_say_so(tmp_path):
     learnt = set(methods.all()) - set(KNOWN)
-    assert learnt == {"cacl", "cacl-cp", "cacl-tucker", "cacl-kronecker", "individual-cp"}
+    assert learnt == {"cacl", "cacl-cp", "cacl-tucker", "cacl-kronecker", "delta-svd", "individual-cp"}
     job = job_of("cacl", energy_drop=0.3, sparsity_weight=100.0, train_per_class=60, epochs=8)
     assert stored_bytes(job) != run(job, results=tmp_path).stored_bytes
 
