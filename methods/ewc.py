@@ -47,7 +47,7 @@ class EWC(Method):
         Preset(
             protocol="split-cifar100",
             tier="lite",
-            values={"strength": 316.0},
+            values={"strength": 100.0},
             origin="tuned: 5 trials of `benchsuite tune` with precision=bf16, ACC after the first 3 tasks of seed 1002"
             " on a held-out 10 % of the training images",
         ),

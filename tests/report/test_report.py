@@ -436,7 +436,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(figures, "render", lambda figure: {"pdf": b"", "png": b""})
 
 
-def test_rows_to_compare_may_be_missing_on_some_boards(tmp_path):
+def test_rows_to_compare_may_be_missing_on_some_boards(tmp_path, undrawn):
     one, two = run("ewc"), run("lwf")
     for record in (one, two, changed(one, job=changed(one.job, tier="smoke"))):
         write(record, tmp_path / "runs" / record.job.folder / "record.json")
