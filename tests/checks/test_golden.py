@@ -154,7 +154,7 @@ def test_another_default_or_preset_is_a_case_more_and_voids_nothing(copied, own_
     assert golden.compare(["method ewc"]) == {"method ewc 6": "not on file"}
     assert golden.update(["method ewc"], "another preset") == ["method ewc 6"]
     assert source.changes(before) == []
-    assert made_by(resolve("split-digits", "smoke", "ewc", 1)).keys() - before.keys() == {"method ewc 5"}
+    assert made_by(resolve("split-digits", "smoke", "ewc", 1)).keys() - before.keys() == {"method ewc 6"}
 
 
 def test_updating_rewrites_what_differs_with_its_reason(monkeypatch, own_file, capsys):
