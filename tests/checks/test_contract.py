@@ -43,7 +43,10 @@ VARIANTS = [
     ("individual-svd", {"recovery": 0.5, "whiten": True}),
     *((name, {"width": 0.5}) for name in ("finetune", "individual", "packnet", "hat", "cacl-cp")),
 ]
-SMALL = {"individual-cp": {"ratio": 0.02}, "lance": {"calibration_batches": 5}}  # fits of high rank, many batches take long
+SMALL = {
+    **{"individual-cp": {"ratio": 0.02}, "lance": {"calibration_batches": 5}},  # fits of high rank, many batches take long
+    "delta-svd": {"recovery": 0.5, "reference": "nearest"},  # one of two epochs after the cut
+}
 MIXING = ["agem", "er", "joint", "lwf"]  # one batch through several heads
 REFUSES = {  # who cannot run under a policy of batch normalisation
     "per_task": MIXING,

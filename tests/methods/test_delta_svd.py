@@ -7,7 +7,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
 
-from benchsuite.checks.contract import BATCHNORM
+from benchsuite.checks import contract
+from benchsuite.checks.contract import BATCHNORM, OPTIMIZERS, Broken, ShortRuns
 from benchsuite.errors import UserError
 from benchsuite.method.artifact import Artifact
 from benchsuite.methods import delta_svd
@@ -116,9 +117,13 @@ def test_exact_and_without_a_budget_each_task_is_what_fine_tuning_learns(setting
     assert not any(map(torch.equal, plain, coarse))  # control
 
 
-@pytest.mark.parametrize("reference", ["previous", "nearest", "first"])
-def test_the_file_alone_serves_what_the_live_network_computes_and_no_task_depends_on_a_later_one(reference):
-    strategy, stream = make(method="delta-svd", reference=reference, epochs=3, recovery=0.4, lr=0.01)
+@pytest.mark.parametrize(
+    ("reference", "optimizer"),
+    [("previous", "sgd"), ("previous", "momentum and decay"), ("nearest", "adamw and decay"), ("first", "adam")],
+)
+def test_the_file_alone_serves_what_the_live_network_computes_and_no_task_depends_on_a_later_one(reference, optimizer):
+    settings = {**OPTIMIZERS[optimizer], "reset_optimizer": False, "epochs": 3, "recovery": 0.4}
+    strategy, stream = make(method="delta-svd", reference=reference, **settings)
     seen = []
     for task, experience in enumerate(stream.train[:4]):
         strategy.train(experience, eval_streams=[])
@@ -293,6 +298,15 @@ def test_errors_add_up_in_the_open_loop_and_not_in_the_closed_one(whiten):
 def test_an_open_loop_needs_the_previous_task():
     with pytest.raises(UserError, match="loop=open needs reference=previous"):
         make(method="delta-svd", loop="open", reference="first")
+
+
+def test_an_open_loop_carries_the_trained_weights_over_a_stop(tmp_path, monkeypatch):
+    runs, settings = ShortRuns(tmp_path), {"loop": "open", "recovery": 0.5}
+    contract.resumed(runs, "delta-svd", **settings)
+    whole = DeltaSVD.state
+    monkeypatch.setattr(DeltaSVD, "state", lambda self: whole(self) | {"stored": whole(self)["stored"] | {"raw": {}}})
+    with pytest.raises(Broken, match="the records differ"):  # control
+        contract.resumed(runs, "delta-svd", **settings)
 
 
 # The nearest task
