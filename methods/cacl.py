@@ -242,7 +242,7 @@ class CACL(Method):
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         if strategy.clock.train_exp_epochs == max(1, round(self.prune_at * self.recipe.epochs)):
-            self._prune()
+            self.prune()
             self._begin()
             strategy.make_optimizer(reset_optimizer_state=True)
 
@@ -262,7 +262,7 @@ class CACL(Method):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if not self.pruned:
-            self._prune()
+            self.prune()
         elif self.exact_vectors in ("pruning", "both"):
             for layer in self.layers.values():
                 layer.absorb()
@@ -270,7 +270,7 @@ class CACL(Method):
             layer.consolidate(*(torch.arange(n, device=strategy.device) for n in layer.pool))
         self._penalties, self._sigmas = [], []
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
         """Keep the free components that the energy rule keeps. The next pool follows from the one before."""
         for name, layer in self.layers.items():
             if self.exact_vectors in ("pruning", "both"):

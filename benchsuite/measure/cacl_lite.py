@@ -1,35 +1,54 @@
-"""How many components CACL keeps after a short schedule, and what pruning costs: the basis of its preset for the tier `lite`.
+"""Settings of CACL and its variants on a short schedule: the search that the presets of the tier `lite` are chosen from.
 
-For each pair of lambda_s and lambda_o, the first tasks are learnt in an order that no published record uses, with a tenth of the
-training images held out. Printed:
-- after the first task, for each e: the components kept of every layer's pool, the size relative to individual networks (if every
-  task kept that share of a full pool), and the hold-out accuracy before and after pruning;
-- after each task, pruned at --energy-drop: its hold-out accuracy before and after, the size so far relative to individual
-  networks, and of the last features the standard deviation and the share above zero. Components are initialised at the same
-  scale for every task, and a short training hardly shrinks them, so kernels can grow until all features are dead.
-Heads are not counted in the sizes. Test images are never read.
+Each candidate learns the first tasks in an order that no published record uses, with a tenth of the training images held out. It
+gets one line: for every task its hold-out accuracy before pruning, after pruning and at its end, and the size so far relative to
+individual networks, heads left out. Test images are never read.
+
+Without --energy-drops the candidates are those in CANDIDATES. With it there is one for each e, and --set changes the presets of
+all. Lines are appended to --output; what has a line there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
-from ..fields import parse_assignments
-from ..method.base import Method
-from ..nn.factorised import FactorisedConv2d, Rank
+from ..errors import Diverged
+from ..fields import in_words, parse_assignments
+from ..nn.images import normalise
 from ..protocol import protocols
+from ..record.schema import Job
 from ..training.assemble import assemble
+from ..training.device import configure_process
 from ..training.settings import recipe_of, resolve
 from ..training.stream import build_stream
 from ..training.watch import Watch
 from . import script
+
+PAPER = {"sparsity_weight": 0.1, "orthogonality_weight": 1.0}
+SIGMA = {**PAPER, "sigma_rate": 20.0}  # 200 epochs of the paper over 10 of `lite`
+TRAIN_ON = {"fresh_share": 0.2, "prune_at": 0.6}  # at the first milestone
+BOTH = {**SIGMA, **TRAIN_ON, "exact_vectors": "both"}
+CANDIDATES: tuple[dict[str, Any], ...] = (
+    {},  # the presets
+    {**SIGMA, "energy_drop": 3e-5},
+    {**SIGMA, "energy_drop": 0.01},
+    {**SIGMA, "fresh_share": 0.2, "energy_drop": 0.001},
+    {**PAPER, **TRAIN_ON, "exact_vectors": "both", "energy_drop": 0.1},
+    {**PAPER, **TRAIN_ON, "energy_drop": 0.1},
+    {**PAPER, **TRAIN_ON, "exact_vectors": "both", "prune_at": 1.0, "energy_drop": 0.1},
+    *({**BOTH, "energy_drop": e} for e in (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1)),
+    # the middle one of these, with one thing changed
+    {**BOTH, "energy_drop": 0.02, "exact_vectors": "first"},
+    {**BOTH, "energy_drop": 0.02, "exact_vectors": "never"},
+    {**BOTH, "energy_drop": 0.02, "sigma_rate": 5.0},
+    {**BOTH, "energy_drop": 0.02, "fresh_share": 1.0},
+    {**BOTH, "energy_drop": 0.02, "prune_at": 1.0},
+)
 
 
 def main() -> None:
@@ -37,88 +56,67 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--protocol", default="split-cifar100")
     parser.add_argument("--tier", default="lite")
-    parser.add_argument("--method", default="cacl", help="cacl or a method that is built on it")
+    parser.add_argument("--method", default="cacl", help="cacl or, with --energy-drops, a method that is built on it")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--seed", type=int, default=4, help="seed of the task order; not one that results are reported for")
     parser.add_argument("--tasks", type=int, default=3)
-    parser.add_argument("--sparsity-weights", type=float, nargs="+", default=[0.1, 1.0, 10.0])
-    parser.add_argument("--orthogonality-weights", type=float, nargs="+", default=[1.0, 100.0])
-    parser.add_argument("--energy-drops", type=float, nargs="+", default=[3e-5, 1e-2, 0.03, 0.05, 0.08, 0.1, 0.2])
-    parser.add_argument("--energy-drop", type=float, default=0.08, help="the e at which each task is pruned before the next one")
+    parser.add_argument("--energy-drops", type=float, nargs="+", metavar="E")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
-    arguments = parser.parse_args()
-    for weights in itertools.product(arguments.sparsity_weights, arguments.orthogonality_weights):
-        learn(arguments, *weights)
+    parser.add_argument("--output", type=Path, help="file of lines; an interrupted search continues from it")
+    given = parser.parse_args()
+    if given.method != "cacl" and not given.energy_drops:
+        parser.error("the candidates are CACL's; for its variants give --energy-drops")
+    common = parse_assignments(given.settings)
+    known = given.output.read_text().splitlines() if given.output and given.output.exists() else []
+    for candidate in [{"energy_drop": e} for e in given.energy_drops] if given.energy_drops else CANDIDATES:
+        settings = {**candidate, **common}
+        name = f"{given.method}, {given.precision}, seed {given.seed}, {given.tasks} tasks, {in_words(settings) or 'presets'}: "
+        line = next((line for line in known if line.startswith(name)), "")
+        if not line:
+            line = name + learn(job_of(given, settings), given.data_dir)
+            if given.output:
+                with given.output.open("a") as file:
+                    file.write(line + "\n")
+        print(line, flush=True)
 
 
-def learn(arguments: argparse.Namespace, sparsity_weight: float, orthogonality_weight: float) -> None:
-    print(f"lambda_s {sparsity_weight:g}, lambda_o {orthogonality_weight:g}", flush=True)
-    overrides = {"holdout": 0.1} | parse_assignments(arguments.settings)
-    overrides |= {"sparsity_weight": sparsity_weight, "orthogonality_weight": orthogonality_weight, "tasks": arguments.tasks}
-    job = resolve(
-        arguments.protocol, arguments.tier, arguments.method, arguments.seed, overrides=overrides, precision=arguments.precision
-    )
-    stream = build_stream(
-        protocols.get(job.protocol),
-        recipe_of(job.settings),
-        job.seed,
-        data_dir=arguments.data_dir,
-        device=torch.device("cpu"),
-    )
-    watch = Watch()
-    strategy = assemble(job, stream, plugins=[watch])
+def job_of(given: argparse.Namespace, settings: Mapping[str, Any]) -> Job:
+    overrides = {"holdout": 0.1, **settings, "tasks": given.tasks}
+    return resolve(given.protocol, given.tier, given.method, given.seed, overrides=overrides, precision=given.precision)
+
+
+def learn(job: Job, data_dir: Path | None) -> str:
+    """The accuracies and sizes, task by task."""
+    recipe, device = recipe_of(job.settings), configure_process("cpu", job.precision)
+    stream = build_stream(protocols.get(job.protocol), recipe, job.seed, data_dir=data_dir, device=device)
+    strategy = assemble(job, stream, plugins=[Watch()])
     method = cast(Any, strategy.method)
-    prune, method.after_training_exp = method.after_training_exp, Method.after_training_exp.__get__(method)
-    features: list[Tensor] = []
-    list(method.layers.values())[-1].register_forward_hook(lambda _, __, out: features.append(out.detach().float()))
+    prune = method.prune
+    found: list[str] = []
 
+    @torch.no_grad()
     def accuracy(task: int) -> float:
-        features.clear()
-        strategy.eval(stream.test[task : task + 1])
-        return 100 * watch.correct[task] / len(stream.test[task].images.labels)
+        images, mode = stream.test[task].images, strategy.model.training
+        strategy.model.eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
+            right = strategy.model(normalise(images.pixels, images.mean, images.std), task).argmax(1) == images.labels
+        strategy.model.train(mode)
+        return 100 * float(right.float().mean())
 
-    def prune_at(drop: float) -> None:
-        method.energy_drop = drop
-        prune(strategy)
-
-    for task, experience in enumerate(stream.train):
-        strategy.train(experience, eval_streams=[])
+    def watched() -> None:
+        task = len(found)
         before = accuracy(task)
-        if task == 0:
-            pools, layers = copy.deepcopy(method.pools), {name: state(layer) for name, layer in method.layers.items()}
-            for drop in arguments.energy_drops:
-                prune_at(drop)
-                kept = " ".join(f"{of(layer.ranks[-1])}/{of(pools[name][-1])}" for name, layer in method.layers.items())
-                size, after = relative_size(method), accuracy(task)
-                print(f"  e {drop:<6g} kept {kept}, {size:.3f} of individual, {before:.1f} -> {after:.1f} %", flush=True)
-                method.pools = copy.deepcopy(pools)
-                for name, layer in method.layers.items():
-                    set_state(layer, layers[name])
-        prune_at(arguments.energy_drop)
-        after = accuracy(task)
-        last = torch.cat(features)
-        print(
-            f"  task {task + 1}: {before:.1f} -> {after:.1f} %, {relative_size(method):.3f} of individual, "
-            f"last features: std {float(last.std()):.2f}, {100 * float((last > 0).float().mean()):.0f} % above zero",
-            flush=True,
-        )
+        prune()
+        found.append(f"{before:.1f} > {accuracy(task):.1f}")
 
-
-def of(rank: Rank) -> str:
-    return "x".join(map(str, rank))
-
-
-def state(layer: FactorisedConv2d) -> tuple[list[Rank], dict[str, Tensor]]:
-    names = [*layer.grows, *(f"residual_{name}" for name in layer.grows)]
-    return list(layer.ranks), {name: getattr(layer, name).detach().clone() for name in names}
-
-
-def set_state(layer: FactorisedConv2d, state: tuple[list[Rank], dict[str, Tensor]]) -> None:
-    ranks, tensors = state
-    layer.ranks = list(ranks)
-    for name, tensor in tensors.items():
-        setattr(layer, name, torch.nn.Parameter(tensor.clone()) if name.startswith("residual") else tensor.clone())
-    layer.set_task(-2)
+    method.prune = watched
+    for task, experience in enumerate(stream.train):
+        try:
+            strategy.train(experience, eval_streams=[])
+        except Diverged as error:
+            return "; ".join([*found, str(error)])
+        found[-1] += f" > {accuracy(task):.1f} % at {relative_size(method):.3f}"
+    return "; ".join(found)
 
 
 def relative_size(method: Any) -> float:

@@ -10,20 +10,33 @@ from short_runs import TINY, make, quick_fits
 
 from benchsuite.cli.main import main
 from benchsuite.measure import activations, bench, cacl_lite, initialisation, precision, race, records, serving
+from benchsuite.training.settings import resolve
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("method", ["cacl", "cacl-cp", "cacl-tucker"])
-def test_the_cacl_table_prunes_more_at_a_higher_energy_drop(method, monkeypatch, capsys):
-    words = f"--method {method} --protocol split-digits --tier smoke --tasks 2 --sparsity-weights 1 --orthogonality-weights 1"
-    monkeypatch.setattr(sys, "argv", ["cacl_lite", *words.split(), "--energy-drops", "1e-5", "0.3", "--energy-drop", "0.3"])
+@pytest.mark.parametrize("method", ["cacl", "cacl-tucker"])
+def test_the_search_for_cacls_settings_prunes_more_at_a_higher_energy_drop_and_continues(method, monkeypatch, capsys, tmp_path):
+    words = f"--method {method} --protocol split-digits --tier smoke --tasks 2 --set epochs=2 --set prune_at=0.5"
+    search = ["cacl_lite", *words.split(), "--output", str(tmp_path / "lines"), "--energy-drops"]
+    monkeypatch.setattr(sys, "argv", [*search, "1e-5", "0.3"])
     cacl_lite.main()
-    out = capsys.readouterr().out
-    sizes = [float(size) for size in re.findall(r"([\d.]+) of individual", out)]
-    assert len(sizes) == 4  # two rows of the first task's table, and two tasks
-    assert sizes[0] > sizes[1] == pytest.approx(sizes[2])
-    assert re.search(r"task 2: .* above zero", out)
+    first = capsys.readouterr().out.splitlines()
+    found = [re.findall(r"([\d.]+) > ([\d.]+) > ([\d.]+) % at ([\d.]+)", line) for line in first]
+    assert [len(tasks) for tasks in found] == [2, 2]
+    assert all(float(many[3]) > float(few[3]) for many, few in zip(*found, strict=True))
+    assert any(before != after for tasks in found for before, after, *_ in tasks)
+    assert any(after != end for tasks in found for _, after, end, _ in tasks)
+    monkeypatch.setattr(cacl_lite, "learn", lambda *_: "nothing is learnt again")
+    monkeypatch.setattr(sys, "argv", [*search, "0.3", "1e-5", "0.1"])
+    cacl_lite.main()
+    third = f"{method}, fp32, seed 4, 2 tasks, energy_drop=0.1, epochs=2, prune_at=0.5: nothing is learnt again"
+    assert capsys.readouterr().out.splitlines() == [*reversed(first), third]
+
+
+def test_every_candidate_for_cacls_settings_is_another_run():
+    jobs = {resolve("split-cifar100", "lite", "cacl", 4, overrides=settings).config for settings in cacl_lite.CANDIDATES}
+    assert len(jobs) == len(cacl_lite.CANDIDATES)
 
 
 def test_the_precision_table_pairs_the_seeds(monkeypatch, capsys, tmp_path):
