@@ -200,7 +200,8 @@ def test_a_record_names_the_entries_that_stand_for_it(tmp_path, own_methods):
     resnet = parts("cacl", backbone="resnet18", width=0.25)
     assert resnet == cacl | {"method cacl 4", "protocol split-digits", "backbone resnet18 batchnorm=per_task", "optimizer adam"}
     loaded(PLANTED, tmp_path, own_methods)  # a method from elsewhere stands on what it inherits from and on the engine
-    assert parts("planted") == {"method ewc", "method ewc 2", "method ewc 3", "method finetune", *common}
+    ewc = {"method ewc", "method ewc 2", "method ewc 3", "method ewc 5"}  # 4 is on a network with batch normalisation
+    assert parts("planted") == {*ewc, "method finetune", *common}
 
 
 def test_what_has_changed_or_is_not_known_any_more_is_named(changed):
