@@ -6,6 +6,7 @@ from short_runs import make
 from torch import nn
 
 from benchsuite.method import methods
+from benchsuite.methods.delta_svd import DeltaConv2d
 from benchsuite.methods.packnet import PackedConv2d
 from benchsuite.nn.backbones import initialise
 from benchsuite.nn.factorised import FactorisedConv2d
@@ -15,7 +16,7 @@ from benchsuite.protocol import protocols
 def kernels(backbone):
     """The kernels (O, I kh kw) that the backbone computes with at the start of a task."""
     for module in backbone.modules():
-        if isinstance(module, nn.Conv2d | PackedConv2d):
+        if isinstance(module, nn.Conv2d | PackedConv2d | DeltaConv2d):
             yield module.weight.detach().flatten(1)
         elif isinstance(module, FactorisedConv2d):
             yield module.compose(module.residual, torch.zeros(module.rows, module.columns), 0).detach()
