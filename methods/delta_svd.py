@@ -195,13 +195,14 @@ class Stored:
         return cls(bits, shapes, [name for name, conv in convs.items() if conv.bias is not None])
 
     def bits_of(self, task: int) -> int:
+        """Of a task's kernels. Every head has those of the first task."""
         return self.bits if task else max(FIRST, self.bits)
 
     def add(self, parent: int, ranks: list[int], parts: Mapping[str, Parts], vectors: Sequence[Tensor], head: nn.Linear) -> None:
         """Append a task. vectors: those of `own_vectors`. Raises UserError for numbers that are not finite or too large."""
         task, bits = len(self.parents), self.bits_of(len(self.parents))
         kernels = [encode(rows, bits) for own in parts.values() for rows in own.values()]
-        exact, wide = self.bits == EXACT, max(FIRST, self.bits)
+        exact, wide = self.bits == EXACT, self.bits_of(0)
         self.tensors[f"weights/{task}"] = torch.cat([*kernels, *(to_bytes(v, exact) for v in vectors)])
         self.tensors[f"heads/{task}"] = torch.cat([encode(head.weight, wide), to_bytes(head.bias, exact)])
         self.parents.append(parent)
@@ -258,7 +259,7 @@ class Stored:
         biases = [torch.empty(self.shapes[layer][0]) for layer in self.biased]
         for tensor, value in zip(own, self.tail(task, [*biases, *own])[len(biases) :], strict=True):
             tensor.copy_(value)
-        head, wide = model.heads[str(task)], max(FIRST, self.bits)
+        head, wide = model.heads[str(task)], self.bits_of(0)
         content, shape = self.tensors[f"heads/{task}"], (head.out_features, head.in_features)
         end = size_of(shape, wide)
         head.weight.copy_(decode(content[:end], shape, wide))

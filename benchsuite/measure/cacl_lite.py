@@ -19,6 +19,7 @@ import torch
 
 from ..errors import Diverged
 from ..fields import in_words, parse_assignments
+from ..nn.conditional import evaluating
 from ..nn.images import normalise
 from ..protocol import protocols
 from ..record.schema import Job
@@ -96,11 +97,9 @@ def learn(job: Job, data_dir: Path | None) -> str:
 
     @torch.no_grad()
     def accuracy(task: int) -> float:
-        images, mode = stream.test[task].images, strategy.model.training
-        strategy.model.eval()
-        with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
+        images = stream.test[task].images
+        with evaluating(strategy.model), torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
             right = strategy.model(normalise(images.pixels, images.mean, images.std), task).argmax(1) == images.labels
-        strategy.model.train(mode)
         return 100 * float(right.float().mean())
 
     def watched() -> None:
