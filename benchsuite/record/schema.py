@@ -181,7 +181,8 @@ class Seconds(Part, frozen=True):
 
 
 class Memory(Part, frozen=True):
-    """Bytes that one training step needs, measured for each training in the first step of its last epoch; empty: not measured.
+    """Bytes that one training step needs: for each training the larger of two measurements, in the first step of its second and
+    of its last epoch, since a method may prune in between; empty: not measured.
 
     held: unique bytes that autograd keeps for the backward pass, parameters and buffers aside.
     peak: the most bytes of tensors alive at any moment beyond those when the step began (`training.accounting.Allocated`).

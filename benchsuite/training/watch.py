@@ -32,8 +32,10 @@ class Observer:
 class Watch(SupervisedPlugin):
     """Counts, measures and reports a run. Reads from the device once per epoch and once per evaluation.
 
-    correct: {task: right answers} of the last evaluation. training_state_bytes: peak. memory: of the first step of the last epoch
-    of a training, see `RunRecord.memory`.
+    correct: {task: right answers} of the last evaluation. training_state_bytes: the most so far. memory: see `RunRecord.memory`.
+
+    Both are measured in the second and the last epoch of a training, and the larger value counts: a method may prune in between.
+    In the first epoch, gradients and optimiser state are only being made.
     """
 
     def __init__(self, report: Callable[[int, int, float], None] = lambda task, epoch, loss: None) -> None:
@@ -56,9 +58,12 @@ class Watch(SupervisedPlugin):
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         self._loss, self._steps = torch.zeros((), device=strategy.device), 0
 
+    def _measured_in(self, strategy: Strategy) -> bool:
+        return strategy.clock.train_exp_epochs in (1, strategy.train_epochs - 1)
+
     def start_of_step(self, strategy: Strategy) -> None:
         """Called before any plugin in a step."""
-        if not self.memory and strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
+        if not self._steps and self._measured_in(strategy):
             self._measured = StepMemory(strategy.model)
             self._measured.open(getattr(strategy, "mb_output", None), getattr(strategy, "loss", None))
 
@@ -78,7 +83,8 @@ class Watch(SupervisedPlugin):
             measured = self._measured
             self.close()
             kept = compression.bytes if compression is not None else 0  # 0 if no layer is compressed
-            self.memory = {"formula": kept or measured.inputs, "held": measured.held, "peak": measured.peak}
+            found = {"formula": kept or measured.inputs, "held": measured.held, "peak": measured.peak}
+            self.memory = {name: max(n, self.memory.get(name, 0)) for name, n in found.items()}
         if compression is not None:
             self._formula += compression.bytes
         self._loss += strategy.loss.detach()
@@ -92,7 +98,7 @@ class Watch(SupervisedPlugin):
             raise Diverged(f"the training loss became {loss} at task {task + 1}, epoch {epoch + 1}")
         if self.memory and self._formula:
             self.memory["formula_mean"] = round(self._formula / self.iterations)
-        if epoch + 1 == strategy.train_epochs:  # all gradients and optimiser states exist, and nothing is consolidated yet
+        if self._measured_in(strategy):  # all gradients and optimiser states exist, and nothing is consolidated yet
             self.training_state_bytes = max(self.training_state_bytes, training_state(strategy))
         self.report(task, epoch, loss)
 

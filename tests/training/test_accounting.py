@@ -77,6 +77,28 @@ class Hides(Method):
         self.model.backbone.register_forward_hook(lambda *_: kept.sum() and None)
 
 
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_what_a_method_needs_until_it_prunes_is_counted(size, tmp_path, own_methods):
+    @register
+    class Shrinks(Method):
+        """Holds a tensor, and needs as much again within a step, until half of a task's epochs are over."""
+
+        def before_training_exp(self, strategy, **kwargs):
+            self.held = torch.zeros(size, dtype=torch.uint8)
+
+        def before_training_iteration(self, strategy, **kwargs):
+            if self.held is not None:
+                self.held.clone()
+
+        def after_training_epoch(self, strategy, **kwargs):
+            if 2 * strategy.clock.train_exp_epochs >= strategy.train_epochs:
+                self.held = None
+
+    plain, shrinking = (run(job_of(name, epochs=4), results=tmp_path) for name in ("finetune", "shrinks"))
+    assert shrinking.training_state_bytes == plain.training_state_bytes + size
+    assert (max(shrinking.memory.peak) >= 10**6) is (size > 1)
+
+
 def test_a_tensor_in_a_closure_counts(own_methods, tmp_path):
     register(Hides)
     counted = {name: run(job_of(name, tasks=1), results=tmp_path).training_state_bytes for name in ("finetune", "hides")}
