@@ -9,6 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
+LARGEST = 2**63 - 1  # what records and tensors can hold: no number of a setting is further from 0
+
 
 def setting(
     default: Any = MISSING,
@@ -37,6 +39,8 @@ def check(instance: Any) -> None:
         value = getattr(instance, f.name, None)
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | float)]
         least, above, most, below = map(f.metadata.get, ("least", "above", "most", "below"))
+        if any(abs(v) > LARGEST for v in numbers):
+            raise ValueError(f"{f.name} must be at most 2^63 - 1, got {value}")
         if not all(
             (least is None or v >= least)
             and (above is None or v > above)
@@ -46,9 +50,9 @@ def check(instance: Any) -> None:
         ):
             low, high = (least if above is None else above), (most if below is None else below)
             if low is None:
-                words = f"be at most {high:g}" if below is None else f"be below {high:g}"
+                words = f"be at most {high:.9g}" if below is None else f"be below {high:.9g}"
             elif high is not None:
-                words = f"lie in {'[' if above is None else '('}{low:g}, {high:g}{']' if below is None else ')'}"
+                words = f"lie in {'[' if above is None else '('}{low:.9g}, {high:.9g}{']' if below is None else ')'}"
             elif above is None:
                 words = f"be at least {low:g}" if low else "not be negative"
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .errors import UserError
@@ -68,15 +68,25 @@ class Recipe:
     # of the convolutions' weights: "he" draws variance 2 / fan_in for all methods; "default" is PyTorch's 1 / (3 fan_in) for
     # dense layers and the official or published law of each factorisation
     init: Literal["default", "he"] = setting("default", neutral="default")
-    epochs: int = setting(least=1)
-    milestones: tuple[int, ...] = ()  # the learning rate is divided by ten at the start of these epochs
-    lr: float = setting(1e-3, above=0)
-    batch_size: int = setting(64, least=1)
+    # where another seed than the run's decides: the initial weights; the order of tasks and of classes
+    init_seed: int | None = setting(None, least=0, neutral=None)
+    order_seed: int | None = setting(None, least=0, neutral=None)
+    task_order: Literal["shuffled", "listed"] = setting(
+        "shuffled", neutral="shuffled"
+    )  # by the seed, or as the protocol lists them
+    # "shuffled": the classes of an image set are dealt to its tasks anew, by the seed
+    class_order: Literal["listed", "shuffled"] = setting("listed", neutral="listed")
+    epochs: int = setting(least=1, most=10**6)
+    milestones: tuple[int, ...] = setting((), most=10**6)  # the learning rate is divided by ten at the start of these epochs
+    lr: float = setting(1e-3, above=0, most=1e6)
+    batch_size: int = setting(64, least=1, most=10**6)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = setting(0.0, least=0, below=1)  # sgd only
-    weight_decay: float = setting(0.0, least=0)
+    weight_decay: float = setting(0.0, least=0, most=1e6)
     reset_optimizer: bool = True  # fresh optimiser state for each task
     dropout: float = setting(0.15, least=0, below=1)
+    crop_padding: int | None = setting(None, least=0, neutral=None)  # training augmentation; None: as the protocol says
+    flip: bool | None = setting(None, neutral=None)
     batchnorm: Literal["per_task", "frozen_after_first", "batch_stats", "shared"] = "per_task"  # only if the backbone has it
     tasks: int | None = setting(None, least=1)  # learn only the first so many tasks of the sequence
     train_per_class: int | None = setting(None, least=1)  # keep only the first so many images of each class
@@ -91,6 +101,16 @@ class Recipe:
             raise ValueError(f"momentum is for optimizer=sgd only, {self.optimizer} has its own")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
             raise ValueError(f"milestones must be increasing epochs from 1, got {self.milestones}")
+        if self.order_seed is not None and (self.task_order, self.class_order) == ("listed", "listed"):
+            raise ValueError("order_seed has no effect with task_order=listed and class_order=listed")
+
+    def ordered_by(self, seed: int) -> int:
+        """The seed of the order of tasks and classes in a run with this seed."""
+        return seed if self.order_seed is None else self.order_seed
+
+    def drawn_by(self, seed: int) -> int:
+        """The seed of the initial weights in a run with this seed."""
+        return seed if self.init_seed is None else self.init_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +150,27 @@ class Protocol:
 
     def sequence(self, seed: int, recipe: Recipe) -> list[Task]:
         """The tasks of a run, in its order."""
-        return [self.tasks[i] for i in self.order(seed)[: recipe.tasks]]
+        seed = recipe.ordered_by(seed)
+        tasks = self.dealt(seed) if recipe.class_order == "shuffled" else self.tasks
+        order = self.order(seed) if recipe.task_order == "shuffled" else range(len(tasks))
+        return [tasks[i] for i in order[: recipe.tasks]]
+
+    def dealt(self, seed: int) -> tuple[Task, ...]:
+        """The tasks with other classes: those of each image set, shuffled by this seed, in tasks of the same sizes. Raises
+        ValueError if tasks share classes, or none shares its image set."""
+        pools: dict[str, list[int]] = {}
+        for task in self.tasks:
+            pools.setdefault(task.dataset, []).extend(task.classes)
+        if len(pools) == len(self.tasks) or any(len(set(pool)) < len(pool) for pool in pools.values()):
+            raise ValueError(
+                f"class_order=shuffled needs tasks that divide the classes of an image set, unlike those of {self.name}"
+            )
+        for name, pool in pools.items():
+            random.Random(f"classes of {name} {seed}").shuffle(pool)
+        return tuple(
+            replace(task, name=f"shuffled {i + 1}", classes=tuple(pools[task.dataset].pop(0) for _ in task.classes))
+            for i, task in enumerate(self.tasks)
+        )
 
     def datasets(self, seed: int, recipe: Recipe) -> list[str]:
         """The image sets that a run needs, in the order of its tasks."""

@@ -30,7 +30,7 @@ class AGEM(Method):
     """A-GEM: projects each gradient so that it never opposes the gradient on stored images of earlier tasks."""
 
     budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images, in T equal shares
-    sample_size: int = setting(64, least=1)  # stored images in each reference batch; Avalanche's default
+    sample_size: int = setting(64, least=1, most=10**6)  # stored images in each reference batch; Avalanche's default
 
     family = "replay"
     settings: ClassVar = (

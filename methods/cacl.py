@@ -44,6 +44,7 @@ from benchsuite.method.forms import Axes
 from benchsuite.nn.conditional import replace_modules
 from benchsuite.nn.factorised import FactorisedConv2d, KernelBank, Rank, SVDConv2d, break_even_rank
 from benchsuite.nn.multihead import MultiHead
+from benchsuite.randomness import generator
 
 Growth = Literal["mean_cumulative", "initial_rank", "eighth", "fixed"]
 
@@ -229,7 +230,8 @@ class CACL(Method):
         """Initialise the free components. This is the first hook of a task, before the optimiser collects parameters."""
         for name, layer in self.layers.items():
             task, share = len(layer.ranks), self.fresh_share if layer.ranks else 1.0
-            layer.draw_residual(self.pools[name][-1], self.generator("residual", task, name), share, self.recipe.init)
+            draw = generator(self.init_seed, "method", "residual", task, name)
+            layer.draw_residual(self.pools[name][-1], draw, share, self.recipe.init)
             if task == 0 and self.exact_vectors in ("first", "both"):
                 layer.absorb()
         self.pruned = False

@@ -26,7 +26,9 @@ class ER(Method):
     """ER: also trains every step on stored images of earlier tasks."""
 
     budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images
-    sample_size: int | None = setting(None, least=1, neutral=None)  # stored images in each batch; None: as many as new ones
+    sample_size: int | None = setting(
+        None, least=1, most=10**6, neutral=None
+    )  # stored images in each batch; None: as many as new ones
 
     family = "replay"
     trains_old_heads = True

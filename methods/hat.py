@@ -44,6 +44,7 @@ from benchsuite.nn.bits import pack_bits, unpack_bits
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.nn.sliced import slice_network
+from benchsuite.randomness import generator
 from benchsuite.training.batches import Batches
 from benchsuite.training.optimizer import optimizer_of
 
@@ -152,7 +153,7 @@ class HAT(Method):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         task = strategy.experience.current_experience
         for name, gate in self.gates.items():
-            drawn, draw = torch.empty(gate.units), self.generator("embedding", task, name)
+            drawn, draw = torch.empty(gate.units), generator(self.init_seed, "method", "embedding", task, name)
             drawn = drawn.normal_(generator=draw) if self.start == "normal" else drawn.uniform_(0, 2, generator=draw)
             gate.embedding = drawn.to(device=strategy.device, dtype=strategy.dtype).requires_grad_()
         recipe = replace(self.recipe, weight_decay=0.0)

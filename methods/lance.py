@@ -150,7 +150,7 @@ class LANCE(Method):
     epsilon: float = setting(0.98, above=0, most=1)  # share of the energy kept in the modes of images and windows
     threshold: float = setting(0.97, above=0, most=1)  # share of the energy that kept and protected directions hold together
     threshold_rise: float = 0.027  # increase of the threshold from the first task to the last
-    calibration_batches: int = setting(100, least=1)
+    calibration_batches: int = setting(100, least=1, most=10**6)
     relu: Literal["mask", "plain"] = "mask"  # as in the modifiers of activations
 
     family = "gradient projection"

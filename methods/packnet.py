@@ -142,7 +142,7 @@ class PackNet(Method):
                 if self.redraw:
                     conv = nn.Conv2d(1, 1, 1)
                     conv.weight, conv.bias = nn.Parameter(torch.empty(layer.weight.shape)), None
-                    initialise(conv, self.seed, "packnet", task, name, law=self.recipe.init)
+                    initialise(conv, self.init_seed, "packnet", task, name, law=self.recipe.init)
                     fresh = conv.weight.detach().to(layer.weight)
                 with torch.no_grad():
                     layer.weight.copy_(torch.where(free, fresh, layer.weight))

@@ -52,6 +52,7 @@ class Bounded:
         ("ranks", (4, 0), "ranks must be at least 1, got (4, 0)"),
         ("lr", float("nan"), "lr must be positive, got nan"),
         ("word", 0, "word must be at least 1, got 0"),
+        ("free", -(2.0**64), "free must be at most 2^63 - 1, got -1.8446744073709552e+19"),
     ],
 )
 def test_a_value_out_of_bounds_is_named(name, value, words):
@@ -157,7 +158,7 @@ def test_a_new_setting_without_one_changes_identities(one_more):
 def test_a_setting_back_at_its_neutral_value_has_no_origin():
     job = resolve("split-digits", "smoke", "finetune", 1, overrides={"width": 1})
     assert "width" not in job.settings | job.origins
-    assert neutral_values(Recipe) == {"width": 1.0, "init": "default"}
+    assert neutral_values(Recipe).items() >= {"width": 1.0, "init": "default"}.items()
     assert recipe_of(job.settings).width == 1
     assert recipe_of({**job.settings, "width": 2}).width == 2
 

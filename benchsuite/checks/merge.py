@@ -121,12 +121,12 @@ def check(record: RunRecord) -> list[str]:
             raise UserError(f"task {task.name}: {task.test} test images, but its settings allow {most}")
     if job.protocol in protocols.all():
         protocol = protocols.get(job.protocol)
-        order = [protocol.tasks[i] for i in protocol.order(job.seed)][: recipe.tasks]
+        order = protocol.sequence(job.seed, recipe)
         if recipe.partial_data:
             order = [task for task in order if task.dataset in images and images[task.dataset].digest]
         expected = [(task.name, task.dataset, list(task.classes)) for task in order]
         if [(task.name, task.dataset, task.classes) for task in record.tasks] != expected:
-            raise UserError(f"its tasks are not those of {job.protocol} in the order of seed {job.seed}")
+            raise UserError(f"its tasks are not those of {job.protocol} in the order of seed {recipe.ordered_by(job.seed)}")
     if job.base in methods.all() and methods.source(job.method) == job.method_source:
         made = method_of(job.method, job.settings)
         if T > 1 and together != made.trains_jointly:

@@ -196,7 +196,7 @@ def study(
     resolve(protocol, tier, method, TUNING_SEEDS[0], overrides=given, precision=precision)
     if not cls.space:
         raise UserError(f"{method} has nothing to tune: its class declares no `space`")
-    for name in ("tasks", "holdout"):
+    for name in ("tasks", "holdout", "order_seed"):
         if name in given:
             raise UserError(f"{name} is the same in every study", "leave it out of --set")
     if both := sorted(given.keys() & cls.space.keys()):

@@ -113,6 +113,11 @@ class Method(SupervisedPlugin):
         return self.run.seed
 
     @property
+    def init_seed(self) -> int:
+        """The seed of initial weights: the run's, unless the recipe gives them one of their own."""
+        return self.recipe.drawn_by(self.seed)
+
+    @property
     def recipe(self) -> Recipe:
         return self.run.recipe
 

@@ -28,7 +28,7 @@ def assemble(
         image=protocol.image,
         classes=stream.classes,
         dropout=recipe.dropout,
-        seed=job.seed,
+        seed=recipe.drawn_by(job.seed),
         batchnorm=recipe.batchnorm,
         width=recipe.width,
         init=recipe.init,

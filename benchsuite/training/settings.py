@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError, one_line
-from ..fields import check, convert, field_types, neutral_values
+from ..fields import LARGEST, check, convert, field_types, neutral_values
 from ..method.base import Method
 from ..method.registered import methods
 from ..nn.backbones import BACKBONES, has_batchnorm
@@ -82,8 +82,8 @@ def resolve(
     defaults = chosen.recipe(tier)
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UserError(f"seed must be a whole number from 0, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST:
+        raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     recipe_kinds, method_kinds = field_types(Recipe), field_types(cls)
     if clash := sorted(set(recipe_kinds) & set(method_kinds)):
         raise UserError(f"{method}: the field {clash[0]!r} is a setting of every recipe already", "give it another name")
@@ -119,6 +119,9 @@ def resolve(
     except Exception as error:
         raise Crashed(method, error) from error
     check_protocol(chosen, recipe)
+    for name in ("crop_padding", "flip"):  # the protocol's own value is not another configuration
+        if settings[name] == getattr(chosen, name):
+            settings[name] = None
     if not has_batchnorm(recipe.backbone):  # without effect, so no part of a run's identity
         if "batchnorm" in (overrides or {}):
             raise UserError(f"batchnorm: backbone {recipe.backbone!r} has no batch normalisation", "leave it out")
@@ -150,6 +153,15 @@ def check_protocol(protocol: Protocol, recipe: Recipe) -> None:
     """Check that a recipe fits a protocol."""
     if recipe.tasks is not None and recipe.tasks > len(protocol.tasks):
         raise UserError(f"tasks must be at most {len(protocol.tasks)} on {protocol.name}, got {recipe.tasks}")
+    if (recipe.crop_padding or 0) > min(protocol.image[1:]):
+        raise UserError(f"crop_padding must be at most {min(protocol.image[1:])}, the image's side, got {recipe.crop_padding}")
+    if recipe.order_seed is not None:
+        refuse_tuning_seeds([recipe.order_seed])
+    if recipe.class_order == "shuffled":
+        try:
+            protocol.dealt(0)
+        except ValueError as error:
+            raise UserError(str(error), "leave class_order out") from None
     if recipe.backbone not in BACKBONES:
         raise UserError(f"no backbone is called {recipe.backbone!r}", suggest(recipe.backbone, BACKBONES))
     if round(recipe.dropout * 65536) >= 65536:  # the dropout layer draws 16 bits per element: nothing would be left

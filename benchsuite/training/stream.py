@@ -94,7 +94,8 @@ def build_stream(
     tasks = [task for task in protocol.sequence(seed, recipe) if sets[task.dataset] is not None]
     if not tasks:
         raise UserError(f"none of the image sets of {protocol.name} was found", f"see `benchsuite data get {protocol.name}`")
-    augmentation = Augmentation(padding=protocol.crop_padding, flip=protocol.flip)
+    padding, flip = (getattr(protocol if getattr(recipe, n) is None else recipe, n) for n in ("crop_padding", "flip"))
+    augmentation = Augmentation(padding=padding, flip=flip)
     train: list[TaskImages] = []
     test: list[TaskImages] = []
     for position, task in enumerate(tasks):

@@ -84,7 +84,7 @@ SPOILT = {
     "an unknown tier": (lambda r: {"job": changed(r.job, tier="light")}, "no tier of split-digits is called 'light'"),
     "an unknown precision": (lambda r: {"job": changed(r.job, precision="fp8")}, "no precision is called 'fp8'"),
     "a setting of nobody": (lambda r: {"job": swap(r, strenght=1)}, "'strenght' is not a setting of finetune"),
-    "a setting that is none": (lambda r: {"job": swap(r, epochs=0)}, "epochs must be at least 1"),
+    "a setting that is none": (lambda r: {"job": swap(r, epochs=0)}, "epochs must lie in [1, 1000000]"),
     "a seed of tuning": (lambda r: {"job": changed(r.job, seed=1002)}, "is used for tuning"),
     "a hole in the matrix": (
         lambda r: {"correct": [[None, None], r.correct[1]]},
