@@ -85,8 +85,18 @@ def parser() -> Parser:
         help="accept incomplete image sets; such runs are never compared with published figures",
     )
 
+    watched = Parser(add_help=False)
+    watched.add_argument(
+        "--logger",
+        dest="loggers",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="log losses and accuracies to RESULTS/logs: tensorboard, csv or wandb; repeatable; changes nothing in a run",
+    )
+
     commands.add_parser("list", help="list methods, modifiers, protocols (with what they download) and tiers")
-    one = commands.add_parser("run", parents=[where, how, data], help="train one method on one protocol with one seed")
+    one = commands.add_parser("run", parents=[where, how, data, watched], help="train one method on one protocol with one seed")
     one.add_argument(
         "--method", required=True, help="a registered method or a Python file that defines one, optionally followed by +MODIFIER"
     )
@@ -101,7 +111,7 @@ def parser() -> Parser:
     )
     many.add_argument("--seeds", type=seeds, help="such as 1,2,5 or 1-5 or 1-3,7 (default: 1-3)")
     board = commands.add_parser(
-        "leaderboard", parents=[where, how, data, many], help="run what is missing, then rank all records"
+        "leaderboard", parents=[where, how, data, many, watched], help="run what is missing, then rank all records"
     )
     board.add_argument(
         "--jobs",

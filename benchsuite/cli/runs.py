@@ -32,7 +32,14 @@ def command_run(arguments: argparse.Namespace) -> int:
     job = identify(job, arguments.data_dir)
     try:
         with Display(1) as display:
-            record = run(job, results=arguments.results, data_dir=arguments.data_dir, device=arguments.device, report=display)
+            record = run(
+                job,
+                results=arguments.results,
+                data_dir=arguments.data_dir,
+                device=arguments.device,
+                report=display,
+                loggers=arguments.loggers,
+            )
     except RunFailed as error:
         print(f"benchsuite: failed: {error}", file=sys.stderr)
         return 1
@@ -96,6 +103,7 @@ def planned(arguments: argparse.Namespace) -> Plan:
         data_dir=arguments.data_dir,
         match_size=getattr(arguments, "match_size", None),
         device=arguments.device,
+        loggers=getattr(arguments, "loggers", ()),
     )
     for reason in found.not_applicable.values():
         print(f"benchsuite: n/a: {reason}", file=sys.stderr)
@@ -109,7 +117,12 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
     from ..record.store import read_board
     from ..source import stale
 
-    given = {"--method": arguments.methods, "--set": arguments.settings, "--seeds": arguments.seeds}
+    given = {
+        "--method": arguments.methods,
+        "--set": arguments.settings,
+        "--seeds": arguments.seeds,
+        "--logger": arguments.loggers,
+    }
     if any(given.values()):
         words = ", ".join(name for name, value in given.items() if value)
         raise UserError("--no-run ranks all existing records", f"leave out {words}, which only choose what to run")

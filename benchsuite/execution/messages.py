@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..training.events import Event
 
@@ -36,9 +36,11 @@ class Killed:
 
 @dataclass(frozen=True)
 class Files:
-    """Files of a run's folder, by name, sent from a node that cannot see the results folder to the process that can."""
+    """Files of a run's folder, by name, and of its logs, sent from a node that cannot see the results folder to the process that
+    can."""
 
     contents: Mapping[str, bytes]
+    logs: Mapping[str, bytes] = field(default_factory=dict)
 
 
 Ending = Finished | Failed | Killed

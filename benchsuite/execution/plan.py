@@ -30,6 +30,7 @@ from ..registry import suggest
 from ..source import stale
 from ..training.device import cores, device_named, slow_precision
 from ..training.events import Event, Note
+from ..training.logs import check_loggers
 from ..training.runner import identify
 from ..training.settings import Unsupported, method_of, recipe_of, refuse_tuning_seeds, resolve
 from . import grid
@@ -61,6 +62,7 @@ class Plan:
     device: str
     results: Path
     data_dir: Path | None
+    loggers: tuple[str, ...] = ()
     reference: Job | None = None
     jobs: tuple[Job, ...] = ()
     not_applicable: Mapping[str, str]
@@ -188,7 +190,7 @@ class Plan:
             names = self.protocol.datasets(job.seed, recipe)
             images = {**images, **load_all(names, self.data_dir, partial=recipe.partial_data, given=images)}
         files = tuple(path for name in self.settings if (path := registered.file(name)))
-        context = partial(RunContext, results=self.results, data_dir=self.data_dir, method_files=files)
+        context = partial(RunContext, results=self.results, data_dir=self.data_dir, method_files=files, loggers=self.loggers)
         if address is None:
             device = device_named(self.device).type
             slots = slots or (1 if device == "cuda" else cores())
@@ -216,14 +218,17 @@ def plan(
     data_dir: Path | str | None = None,
     match_size: str | Path | None = None,
     device: str = "auto",
+    loggers: Sequence[str] = (),
 ) -> Plan:
     """The runs that a board needs. Nothing is run yet.
 
     methods: names, or Python files that define one method each (default: every registered method).
     settings: of the recipe or of a method; each method takes those that it has.
     match_size: a method whose size the others are to be compared at, beside the plain runs.
+    loggers: any of "tensorboard", "csv" and "wandb"; they write below `logs` in the results folder.
     Raises UserError for an unknown name, with the nearest known one.
     """
+    check_loggers(loggers)
     chosen = protocols.get(protocol)
     chosen.recipe(tier)
     refuse_tuning_seeds(seeds)
@@ -244,6 +249,7 @@ def plan(
         device=device,
         results=Path(results),
         data_dir=None if data_dir is None else Path(data_dir),
+        loggers=tuple(loggers),
         not_applicable={},
     )
     if reference:

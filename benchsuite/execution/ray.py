@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from tempfile import NamedTemporaryFile
 from threading import Thread
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ from ..record.folder import ARTIFACT, FAILURE, PROGRESS, RunFolder
 from ..record.schema import Job
 from ..record.store import RECORD, record_paths
 from ..source import stale
+from ..training.logs import LOGS
 from ..training.runner import made_by
 from .messages import Ending, Failed, Files, Finished, Killed, Message
 from .worker import RunContext, outcome
@@ -173,7 +174,7 @@ class Cluster:
             if isinstance(message, Files):
                 self.unkept.pop(key, None)
                 try:
-                    self._keep(key, message.contents)
+                    self._keep(key, message.contents, message.logs)
                 except UserError as error:  # only the last files count, which include the record
                     self.unkept[key] = f"{self.jobs[key]}: {error}"
                 continue
@@ -183,7 +184,7 @@ class Cluster:
                 self._forget(key)
             yield key, message
 
-    def _keep(self, key: Any, files: Mapping[str, bytes]) -> None:
+    def _keep(self, key: Any, files: Mapping[str, bytes], logs: Mapping[str, bytes] = MappingProxyType({})) -> None:
         """Write the files that a node without access to the results folder has sent, under the run's lock."""
         folder = RunFolder(self._results() / self.jobs[key].folder)
         if key not in self.locks and not folder.is_locked():
@@ -192,6 +193,8 @@ class Cluster:
                 self.locks[key] = stack.pop_all()
         if key not in self.locks or (folder.record.exists() and not stale(folder.read())):
             return  # another command is running, or has run, the same job
+        for name, content in logs.items():
+            write_atomic(self._results() / LOGS / self.jobs[key].folder / name, content)
         if RECORD in files and folder.record.exists():
             folder.set_aside()
         for name in FILES:
@@ -274,7 +277,9 @@ def on_node(
             yield Files(_content(folder, PROGRESS))
         yield message
     if not shared:
-        yield Files(_content(folder, *FILES[1:]))
+        logs = context.results / LOGS / job.folder
+        written = [str(path.relative_to(logs)) for path in logs.rglob("*") if path.is_file() and not path.is_symlink()]
+        yield Files(_content(folder, *FILES[1:]), _content(logs, *written))
     yield message
 
 
@@ -285,6 +290,7 @@ def _clear(runs: Path, arrived: Set[str]) -> None:
             if _digest(path.read_bytes()) in arrived:
                 with RunFolder(path.parent).locked(wait=False):
                     shutil.rmtree(path.parent)
+                    shutil.rmtree(runs / LOGS / path.parent.relative_to(runs), ignore_errors=True)
 
 
 def _content(folder: Path, *names: str) -> dict[str, bytes]:

@@ -23,7 +23,8 @@ class RunContext:
     """What every run of a grid shares.
 
     device: "cpu" or "cuda". threads: of each run; the same however many runs are left, because results depend on it.
-    method_files: the files of methods outside any package. images: image sets that are loaded already.
+    method_files: the files of methods outside any package. loggers: kinds of logs to write (`training.logs`).
+    images: image sets that are loaded already.
     """
 
     results: Path
@@ -31,6 +32,7 @@ class RunContext:
     device: str
     threads: int
     method_files: tuple[Path, ...] = ()
+    loggers: tuple[str, ...] = ()
     images: Images | None = None
 
 
@@ -43,7 +45,15 @@ def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Fin
             methods.load_file(path)
         # Notes are dropped: `run_all` itself reports a run that another process is running.
         report = lambda message: tell(message) if isinstance(message, Event) else None  # noqa: E731
-        run(job, results=context.results, data_dir=context.data_dir, device=context.device, report=report, images=context.images)
+        run(
+            job,
+            results=context.results,
+            data_dir=context.data_dir,
+            device=context.device,
+            report=report,
+            loggers=context.loggers,
+            images=context.images,
+        )
     except (UserError, RunFailed) as error:
         return Failed(str(error))
     except (Exception, SystemExit) as error:

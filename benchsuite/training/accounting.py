@@ -9,6 +9,7 @@ import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,17 +41,17 @@ def macs(model: nn.Module, image: tuple[int, int, int], task: int) -> int:
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of all tensors, counting each storage once."""
-    return sum(_storages(tensors).values())
+    return sum(storages(tensors).values())
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[Place, int]:
+def storages(tensors: Iterable[Tensor]) -> dict[Place, int]:
     return {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
     """Every tensor in nested containers, in networks and in the attributes of objects, except in data sets."""
     seen = set() if seen is None else seen
-    if id(value) in seen or isinstance(value, type | Dataset | AvalancheDataset):
+    if id(value) in seen or isinstance(value, type | ModuleType | Dataset | AvalancheDataset):
         return
     seen.add(id(value))
     if isinstance(value, nn.Module):
@@ -59,7 +60,7 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterable[Tensor]:
     elif isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
+        for item in list(value.values()):  # another thread may hold it, too
             yield from tensors_in(item, seen)
     elif isinstance(value, list | tuple | set):
         for item in value:
@@ -118,9 +119,9 @@ def between_steps(strategy: Any) -> tuple[dict[Place, int], dict[Place, int]]:
     watched = [p for p in strategy.plugins if p is not method and p is not method.guard]
     passing = [t for o in alive if isinstance(o, TaskImages | Batches | Normalised) for t in vars(o).values()]
     passing += [TABLES, strategy.mbatch, strategy.mb_output, strategy.loss, *tensors_in(watched)]
-    needed = _storages(own)
-    left_out = {place: n for place, n in _storages(tensors_in(passing)).items() if place not in needed}
-    return {place: n for place, n in _storages([*own, *strays]).items() if place not in left_out}, left_out
+    needed = storages(own)
+    left_out = {place: n for place, n in storages(tensors_in(passing)).items() if place not in needed}
+    return {place: n for place, n in storages([*own, *strays]).items() if place not in left_out}, left_out
 
 
 class LayerInputs(TorchFunctionMode):

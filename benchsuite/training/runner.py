@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from msgspec import convert, structs, to_builtins
 from torch import Tensor
@@ -43,9 +42,11 @@ from .checkpoint import assign_state
 from .device import configure_process
 from .environment import environment, now, source_revision
 from .events import Event, Note
+from .logs import Log, check_loggers
+from .observer import Observer
 from .settings import recipe_of
 from .stream import TaskStream, build_stream
-from .watch import Observer, Watch
+from .watch import Watch
 
 CARRIED = ("model", "method", "guard", "optimizer")  # what a checkpoint holds in tensors
 
@@ -63,16 +64,20 @@ def run(
     data_dir: Path | None = None,
     device: str = "auto",
     report: Callable[[Event | Note], None] = lambda event: None,
-    plugins: Sequence[SupervisedPlugin] = (),
+    plugins: Sequence[Any] = (),
+    loggers: Sequence[str] = (),
     images: Images | None = None,
 ) -> RunRecord:
     """Run `job`, or resume it, or read its record if it is done.
 
     report: called with each `Event`, and with a `Note` if the same run is running in another process.
-    plugins: called after the method. They may observe but must not change the run, because they are no part of its identity.
+    plugins: Avalanche plugins that look on, called after the method. They are no part of the run's identity, so one that changes
+        anything of the run is an error (`training.observer`).
+    loggers: any of "tensorboard", "csv" and "wandb" (`training.logs`).
     images: sets that are loaded already, None for one that is missing.
     Raises UserError for what the user can fix (data, folder, device) and RunFailed if training diverged or crashed.
     """
+    check_loggers(loggers)
     job = identify(job, data_dir, images)
     folder = RunFolder(results / job.folder)
     chosen = configure_process(device, job.precision)
@@ -88,11 +93,13 @@ def run(
             record = folder.read_of(job)
             if not (reason := source.stale(record)):
                 folder.tidy()
+                if plugins or loggers:
+                    report(Note(f"{job}: is done already, so there is nothing to log or to look at"))
                 return record
             note = f"run again ({reason}); the old record is kept as {folder.set_aside()}"
         try:
             with run_alone():
-                record = _Run(job, folder, data_dir, chosen, report, plugins, images).finish(note)
+                record = _Run(job, folder, data_dir, chosen, report, results, plugins, loggers, images).finish(note)
         except (UserError, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # a method may end the process, but not silently
@@ -149,8 +156,10 @@ class _Run:
         data_dir: Path | None,
         device: torch.device,
         report: Callable[[Event | Note], None],
-        plugins: Sequence[SupervisedPlugin] = (),
-        images: Images | None = None,
+        results: Path,
+        plugins: Sequence[Any],
+        loggers: Sequence[str],
+        images: Images | None,
     ) -> None:
         self.job, self.folder, self.device, self.report = job, folder, device, report
         self.protocol: Protocol = protocols.get(job.protocol)
@@ -160,7 +169,9 @@ class _Run:
         )
         n = len(self.stream.tasks)
         self.watch = Watch(lambda task, epoch, loss: self._tell(self.done, epoch + 1, loss))
-        self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *map(Observer, plugins)])
+        self.logs = [Log(kind, job, results, [task.name for task in self.stream.tasks]) for kind in loggers]
+        onlookers = map(Observer, [*self.logs, *plugins])
+        self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *onlookers])
         self.method: Method = self.strategy.method
         self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
         n_images = [len(experience.images.labels) for experience in self.stream.train]
@@ -215,11 +226,14 @@ class _Run:
             self.progress["revisions"].append(revision)
         self._tell(self.done, 0, note=note)
         reported(self.method)  # a mistake in it shows now, not after training
-        for stage in range(self.done, len(self.stages)):
-            self._learn(stage)
-            self.done = stage + 1
-            self._checkpoint()
-            self._beat()
+        with ExitStack() as stack:
+            for log in self.logs:
+                stack.enter_context(log.opened(self.done, sum(self.progress["iterations"])))
+            for stage in range(self.done, len(self.stages)):
+                self._learn(stage)
+                self.done = stage + 1
+                self._checkpoint()
+                self._beat()
         self._artifact().write(self.folder.artifact)
         record = self._record(self.folder.artifact)
         self.folder.write(record)

@@ -10,23 +10,8 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from ..errors import Diverged
-from ..nn.computed import uncounted
 from .accounting import StepMemory, training_state
 from .strategy import Strategy
-
-
-class Observer:
-    """A plugin whose computations are not the method's: each hook runs uncounted."""
-
-    def __init__(self, plugin: SupervisedPlugin) -> None:
-        self.plugin = plugin
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.plugin, name)
-        return uncounted()(value) if callable(value) else value
-
-    def __dir__(self) -> list[str]:
-        return dir(self.plugin)
 
 
 class Watch(SupervisedPlugin):

@@ -70,6 +70,13 @@ def test_what_is_finished_is_not_run_again(engines, tmp_path):
     assert len(done.leaderboard().accuracy) == 1
 
 
+def test_loggers_are_checked_at_once_and_reach_every_run(engines, tmp_path):
+    with pytest.raises(UserError, match="no logger is called 'papyrus'"):
+        small(tmp_path, ["finetune"], loggers=["papyrus"])
+    small(tmp_path, ["finetune"], loggers=["csv"]).run(jobs=1)
+    assert engines[0][1].context.loggers == ("csv",)
+
+
 def test_a_method_that_cannot_run_like_this_is_named_with_the_reason(tmp_path):
     plan = small(tmp_path, ["finetune", "lwf"], settings={**TINY, "backbone": "resnet18"})
     assert {job.method for job in plan.jobs} == {"finetune"}

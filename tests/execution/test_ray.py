@@ -186,10 +186,10 @@ def resolve_first(seed):
     return protocol.tasks[protocol.order(seed)[0]].dataset
 
 
-def on_node(job, tmp_path, mark, **changed):
+def on_node(job, tmp_path, mark, loggers=(), **changed):
     from benchsuite.execution import ray
 
-    place = RunContext(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
+    place = RunContext(results=tmp_path / "results", data_dir=None, device="cpu", threads=1, loggers=loggers)
     given = {"texts": {}, "images": {}, "made": made_by(job), **changed}
     return list(ray.on_node(job, place, mark=mark, **given))
 
@@ -233,6 +233,19 @@ def test_without_shared_storage_the_files_come_back(own_cache, tmp_path):
     on_node(job_of(tasks=1), tmp_path, elsewhere, recorded=driver.recorded)
     assert not (own_cache / "runs" / job.folder).exists()  # the node has heard that it is on record
     assert (own_cache / "runs" / job_of(tasks=1).folder).exists()  # control
+
+
+def test_logs_come_back_beside_the_runs(own_cache, tmp_path):
+    job = job_of(tasks=1)
+    *_, files, last = on_node(job, tmp_path, tmp_path / "elsewhere" / "mark", loggers=("csv",))
+    assert last == Finished()
+    assert set(files.logs) == {"csv/log.csv"}
+    driver = driver_of(tmp_path, jobs={"key": job})
+    driver._keep("key", files.contents, files.logs)
+    driver._forget("key")
+    assert (tmp_path / "results" / "logs" / job.folder / "csv" / "log.csv").read_bytes() == files.logs["csv/log.csv"]
+    on_node(job_of(tasks=2), tmp_path, tmp_path / "elsewhere" / "mark", recorded=driver.recorded)
+    assert not (own_cache / "runs" / "logs" / job.folder).exists()
 
 
 def scripted(says):
