@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
+from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
@@ -102,10 +103,35 @@ def convert(name: str, value: Any, kind: Any) -> Any:
                     return number
         except (TypeError, ValueError, OverflowError):
             pass
-    elif kind is str and isinstance(value, str):
+    elif kind is str and isinstance(value, str) and value.isprintable():
         return value
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
-    raise UserError(f"{name} must be {wanted}, got {value!r}")
+    raise UserError(f"{name} must be {in_a_word(kind)}, got {value!r}")
+
+
+def in_a_word(kind: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text in one line", NoneType: "none"}
+    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ()
+    return words.get(kind) or " or ".join(map(in_a_word, members)) or str(kind)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of the annotated type `kind` as it stands, without a conversion; whole numbers are numbers."""
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, member) for member in members)
+    if origin is Literal:
+        return type(value) in map(type, members)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(fits(item, members[0]) for item in value)
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind or kind not in (bool, int, str, NoneType)
+
+
+def misfit(settings: Mapping[str, Any], kinds: Mapping[str, Any]) -> str | None:
+    """The first of these settings whose value is of another JSON type than its field, in words; None if there is none."""
+    wrong = (name for name, value in settings.items() if name in kinds and not fits(value, kinds[name]))
+    return next((f"{name} must be {in_a_word(kinds[name])}, got {settings[name]!r:.60}" for name in wrong), None)
 
 
 def field_types(owner: Any) -> dict[str, Any]:

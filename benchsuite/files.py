@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +55,63 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
+def read(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError; for a named pipe too, which nobody may ever write to."""
+    with open(path, "rb", opener=_at_once) as file:
+        _regular(file.fileno(), path)
+        return file.read()
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
+def _regular(handle: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def listed(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the folders in a folder, and those of its files, sorted; links count as what they lead to. None if it is not
+    there. Raises UserError, naming it, where it cannot be read: what is in it must not be passed over."""
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                (folders if entry.is_dir() else files).append(entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        where = error.filename or folder
+        raise UserError(f"{where}: cannot be read: {error.strerror}", "make it readable, or move it away") from None
+    return sorted(folders), sorted(files)
+
+
+def folders_below(top: Path, depth: int) -> list[Path]:
+    """The folders that lie so many levels below `top`. Raises UserError as `listed` does."""
+    found = [top]
+    for _ in range(depth):
+        found = [folder / name for folder in found for name in listed(folder)[0]]
+    return found
+
+
+def named_below(top: Path, name: str) -> list[Path]:
+    """The files of this name at any depth below `top`, in the order of their paths. Raises UserError as `listed` does."""
+    found, left = [], [(top, frozenset[tuple[int, int]]())]
+    while left:
+        folder, above = left.pop()
+        folders, files = listed(folder)
+        if name in files:
+            found.append(folder / name)
+        if folders:
+            status = folder.stat()
+            if (own := (status.st_dev, status.st_ino)) in above:
+                raise UserError(f"{folder}: leads back to a folder that it lies in", "remove this link")
+            left += [(folder / one, above | {own}) for one in folders]
+    return sorted(found, key=lambda path: path.parts)
+
+
 class Busy(UserError):
     """Another process holds the lock."""
 
@@ -68,7 +127,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
+            file = open(path, "a", opener=_at_once)  # noqa: SIM115
+            _regular(file.fileno(), path)
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
@@ -92,7 +152,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock at `path` right now. Changes nothing."""
     try:
-        with path.open() as file:
+        with open(path, opener=_at_once) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

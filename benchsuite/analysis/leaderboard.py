@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import UserError
 from ..protocol import Published
 from ..record.schema import MB, PARTS, Job, RunRecord
 from ..record.store import no_collection
+from ..text import clean
 from .notes import footnotes_of, size_notes_of
 from .provenance import machine_kind, provenance
 from .rows import RECIPE, check_names, configurations, names_of, on_other_data, one_version_each, reference_name
@@ -64,6 +66,7 @@ class Leaderboard:
     compared: the rows that are tested against each other, if they were chosen; otherwise empty, and all that compete are.
     forms: megabytes and accuracy of every row in every storage form on record (`statistics.points_of`), the points behind pareto.
     runs: the runs of each row, by its label, in the order of seeds. timed: the runs behind step_seconds.
+    refused: why records beside these cannot be used, by their paths; the footnotes name them.
     """
 
     accuracy: pd.DataFrame
@@ -80,6 +83,7 @@ class Leaderboard:
     forms: pd.DataFrame
     runs: dict[str, list[RunRecord]]
     timed: list[RunRecord]
+    refused: Mapping[Path, str]
 
     def _repr_html_(self) -> str:
         """The four boards in a notebook: statistics with their intervals."""
@@ -104,6 +108,7 @@ def leaderboard(
     files: Mapping[str, str] = MappingProxyType({}),
     stale: Callable[[RunRecord], str | None] = lambda record: None,
     compare: Sequence[str] = (),
+    refused: Mapping[Path, str] = MappingProxyType({}),
 ) -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
@@ -113,6 +118,7 @@ def leaderboard(
     files: method -> digest of its source: the version that is ranked; by default, or if it has no record, the one that ran last.
     stale: why a record's numbers would differ today, None if they would not (`benchsuite.source.stale`); it goes into a note.
     compare: methods or labels of rows, to be tested against each other; by default every row that competes.
+    refused: records that cannot be used, by path, with the reason (`store.read_usable`); a footnote names them.
     Raises UserError without records, without a record of `match` or a row of `compare`, for several protocols or tiers, or for
     the same run twice.
     """
@@ -121,11 +127,11 @@ def leaderboard(
     if len({(r.job.protocol, r.job.tier) for r in records}) > 1:
         raise UserError("records of several protocols or tiers cannot share a leaderboard", "rank those of one folder at a time")
     records, left_out = one_version_each(records, files)
-    rows = configurations(records)
     tier = records[0].job.tier
     changed = any(r.job.origins.get(name) == "command line" for r in records for name in RECIPE)
     if tier != "paper" or changed or not all(entry.complete for r in records for entry in r.data):
         published = ()
+    rows = configurations(records, [f"{p.method} ({_published(p)})" for p in published])
 
     machines = Counter(map(machine_kind, records))
     half = [kind for kind, n in machines.items() if kind and 2 * n >= len(records)]
@@ -174,6 +180,9 @@ def leaderboard(
     transfer = board[~board["published"] | board["bwt"].notna()]
     size_notes = size_notes_of(rows, board)
     notes = [*footnotes_of(rows, board, stale), *left_out]
+    if refused:
+        named = ", ".join(clean("/".join(path.parts[-3:-1])) for path in refused)
+        notes.append(f"left out, because their records cannot be used: {named}")
     measured = board[~board["published"]].copy()
     measured["competes"] &= measured["held"].notna()
     for name in ("accuracy", "peak") if measured["held"].isna().any() else ():
@@ -234,6 +243,7 @@ def leaderboard(
         forms=forms,
         runs=rows,
         timed=[run for runs in rows.values() for run in runs if machine_kind(run) == most],
+        refused=refused,
     )
 
 

@@ -19,12 +19,13 @@ NEUTRAL = neutral_values(Recipe)
 PHRASES = ("file", "data", "configuration")  # traits that read without their name
 
 
-def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+def configurations(records: Iterable[RunRecord], taken: Iterable[str] = ()) -> dict[str, list[RunRecord]]:
     """The runs that may be averaged, by the label of their row: labels in alphabetical order, runs in the order of seeds.
 
     Runs on other tasks or images are another configuration, whatever their settings. The label is the method's name; if a method
     has several configurations, the settings that differ between them follow, without those at their neutral value, which are not
-    on record. Raises UserError if a configuration has a seed twice.
+    on record. No two configurations share a label, whatever their records say: those that would, and those with a label that is
+    `taken`, are told apart by their digests. Raises UserError if a configuration has a seed twice.
     """
     groups: dict[str, dict[tuple[str, str], dict[int, RunRecord]]] = {}
     for record in records:
@@ -36,7 +37,7 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
                 f"two records of {record.job}, configuration {record.job.config}, of {dates}", "move one of them away"
             )
 
-    labels = {}
+    found: list[tuple[str, tuple[str, str], list[RunRecord]]] = []
     for method, configs in groups.items():
         traits = {key: _traits(next(iter(runs.values()))) for key, runs in configs.items()}
         names = dict.fromkeys(name for trait in traits.values() for name in trait)
@@ -49,7 +50,13 @@ def configurations(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
             own = traits[key]
             parts = [own[name] if name in PHRASES else f"{name}={own[name]}" for name in differ if name in own]
             label = f"{method} [{', '.join(parts)}]" if parts else method
-            labels[label] = [runs[seed] for seed in sorted(runs)]
+            found.append((label, key, [runs[seed] for seed in sorted(runs)]))
+    several = {label for label, n in Counter([*taken, *(label for label, *_ in found)]).items() if n > 1}
+    labels: dict[str, list[RunRecord]] = {}
+    for label, (config, sample), group in sorted(found, key=lambda row: row[:2]):
+        while label in several or label in labels:
+            label += f" [configuration {config}, data {sample[:12]}]"
+        labels[label] = group
     return dict(sorted(labels.items()))
 
 

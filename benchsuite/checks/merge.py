@@ -23,6 +23,7 @@ from ..record.folder import ARTIFACT, RunFolder
 from ..record.schema import PARTS, RunRecord
 from ..record.store import RECORD
 from ..source import stale
+from ..text import clean
 from ..training.settings import TUNING_SEEDS, method_of, recipe_of
 from .verify import check_job
 
@@ -37,7 +38,7 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
     """
     if not source.is_dir():
         raise UserError(f"{source}: is not a folder", f"name one below which {RECORD} files lie")
-    paths = [path for path in sorted(source.rglob(RECORD)) if path.relative_to(source).parts[0] not in APART]
+    paths = [path for path in files.named_below(source, RECORD) if path.relative_to(source).parts[0] not in APART]
     if not paths:
         raise UserError(f"{source}: there is no {RECORD} below it", "name the results folder that the runs were made in")
     sound: dict[Path, RunRecord] = {}
@@ -49,22 +50,22 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
             record = store.read(path)
             remarks = check(record)
             bare += not check_artifact(record, path.parent)
-            protocol = record.job.protocol
-            if protocol not in agreed:
-                agreed[protocol] = _agreed_here(results / protocol)
-            for what, value in claims(record):
-                here = agreed[protocol].get(what, value)
-                if here != value:
-                    raise UserError(f"{what[0]}: {value} on record, {here} in the records here")
         except UserError as error:
             count["refused"] += 1
             refuse(_line(path, error))
             continue
         except Exception as error:  # anybody can write a record: an unforeseen error refuses only this one
             count["refused"] += 1
-            refuse(f"{path}: {one_line(error)[:200]}")
+            refuse(f"{path}: {clean(one_line(error))[:200]}")
             continue
-        agreed[protocol].update(claims(record))
+        if (protocol := record.job.protocol) not in agreed:
+            agreed[protocol] = _agreed_here(results / protocol)
+        here = agreed[protocol]
+        if other := next(((what, value) for what, value in claims(record) if here.get(what, value) != value), None):
+            count["refused"] += 1
+            refuse(f"{path}: {other[0][0]}: {other[1]} on record, {here[other[0]]} in the records here")
+            continue
+        here.update(claims(record))
         sound[path] = record
         if reason := stale(record):
             remarks.append(f"{reason}: `benchsuite leaderboard` runs it again")
@@ -78,6 +79,9 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
         except _Refused as error:
             count["refused"] += 1
             refuse(_line(path, error))
+        except OSError as error:  # a name that this file system cannot hold, for example
+            count["refused"] += 1
+            refuse(f"{path}: cannot be brought in: {error.strerror}")
     return count
 
 
@@ -179,7 +183,7 @@ def claims(record: RunRecord) -> list[tuple[tuple[str, str], str]]:
 def _agreed_here(folder: Path) -> dict[tuple[str, str], str]:
     """What the records here claim. One that cannot be read claims nothing, and is refused when it is ranked."""
     agreed: dict[tuple[str, str], str] = {}
-    for path in sorted(folder.rglob(RECORD)):
+    for path in files.named_below(folder, RECORD):
         try:
             record = store.read(path)
         except UserError:
@@ -195,6 +199,7 @@ def _bring(record: RunRecord, source: Path, target: Path) -> bool:
     if not here.record.exists() or (there.artifact.exists() and not here.artifact.exists()):
         try:
             with here.locked(wait=False):
+                here.clear_unfinished()
                 return _place(record, source, target)
         except files.Busy as error:
             raise _Refused(str(error)) from None
@@ -208,8 +213,8 @@ def _place(record: RunRecord, source: Path, target: Path) -> bool:
         _agree(record, own)
     for name in (ARTIFACT, *(() if there else (RECORD,))):
         try:
-            content = (source / name).read_bytes() if (source / name).exists() else None
-            found = (target / name).read_bytes() if (target / name).exists() else None
+            content = files.read(source / name) if (source / name).exists() else None
+            found = files.read(target / name) if (target / name).exists() else None
         except OSError as error:
             raise _Refused(f"cannot be read: {error.strerror}") from None
         if content is None or content == found:

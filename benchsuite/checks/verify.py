@@ -37,7 +37,7 @@ from scipy.special import ndtri
 
 from ..data.sets import load_all
 from ..errors import UserError
-from ..fields import field_types, neutral_values
+from ..fields import field_types, misfit, neutral_values
 from ..method.registered import methods
 from ..protocol import Recipe, protocols
 from ..record import schema, store
@@ -132,6 +132,8 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
         kinds = field_types(cls)
         if unknown := sorted(set(job.settings) - known - set(kinds)):
             raise UserError(f"{unknown[0]!r} is not a setting of {job.method} in this version of benchsuite")
+        if wrong := misfit(job.settings, kinds):
+            raise UserError(f"{job.method}: {wrong}")
         if reason := method_of(job.method, job.settings).unsupported_reason(recipe):
             raise UserError(f"{job.method} cannot run like this: {reason}")
     except (TypeError, ValueError) as error:

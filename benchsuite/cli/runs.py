@@ -53,7 +53,7 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..execution.progress import Display
-    from ..record.store import boards_with_records
+    from ..record.store import boards_with_records, not_ranked
 
     failed: dict[str, str] = {}
     folder = arguments.results / arguments.protocol / arguments.tier
@@ -79,9 +79,18 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     from ..report.write import write_report
 
     output = arguments.output or folder / "leaderboard"
-    write_report(board, output, figures=not arguments.no_figures)
-    print_boards(board, Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160))
+    unwritten = None
+    try:
+        write_report(board, output, figures=not arguments.no_figures)
+    except UserError as error:  # what was computed is shown all the same
+        unwritten = error
+    console = Console()
+    print_boards(board, console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=160))
+    if unwritten:
+        raise unwritten
     print(f"{'tables' if arguments.no_figures else 'tables and figures'}: {output}")
+    if board.refused:
+        raise UserError(not_ranked(board.refused))
     return 1 if failed else 0
 
 
@@ -133,8 +142,8 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
         from ..method.registered import methods
 
         match = methods.find(match)
-    records = read_board(arguments.results, arguments.protocol, arguments.tier)
-    return leaderboard(records, protocol.published, match=match, stale=stale, compare=arguments.compare)
+    records, refused = read_board(arguments.results, arguments.protocol, arguments.tier)
+    return leaderboard(records, protocol.published, match=match, stale=stale, compare=arguments.compare, refused=refused)
 
 
 def command_status(arguments: argparse.Namespace) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Protocol
 
 from ..errors import UserError
+from ..files import folders_below, listed
 from ..record.folder import EVERY_RECORD, IN_HAND, RunFolder
 from ..record.schema import Job
 from ..record.store import read
@@ -84,7 +86,8 @@ def refusal(job: Job, results: Path) -> str | None:
 def measured(folder: Path) -> list[tuple[str, float]]:
     """Configuration and seconds (wall clock, training and evaluation) of each record of a method, stale ones too."""
     found = []
-    for path in folder.glob(f"*/{EVERY_RECORD}"):
+    paths = [run / name for run in folders_below(folder, 1) for name in listed(run)[1] if fnmatch(name, EVERY_RECORD)]
+    for path in paths:
         with suppress(UserError):  # it is refused when its run is requested
             record = read(path)
             found.append((record.job.config, sum(record.seconds.train) + sum(record.seconds.evaluate)))

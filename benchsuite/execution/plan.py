@@ -25,7 +25,7 @@ from ..fields import field_types
 from ..method.registered import methods as registered
 from ..protocol import Protocol, Recipe, protocols
 from ..record.schema import Job
-from ..record.store import read_all, read_board
+from ..record.store import read_board, read_usable
 from ..registry import suggest
 from ..source import stale
 from ..training.device import cores, device_named, slow_precision
@@ -102,7 +102,7 @@ class Plan:
         than the reference, and the planned size references at each of these widths, which ratios and forward gains are relative
         to. Empty until the reference has a record."""
         assert self.reference is not None, "a plan without match_size has nothing to match"
-        records = read_all(self.results / self.protocol.name / self.tier)
+        records, _ = read_usable(self.results / self.protocol.name / self.tier)
         sizes = [record.stored_bytes for record in records if record.job.config == self.reference.config]
         if not sizes:
             return ()
@@ -131,11 +131,13 @@ class Plan:
 
     def leaderboard(self, compare: Sequence[str] = ()) -> Leaderboard:
         """All finished runs of this protocol and tier, ranked. compare: as for `benchsuite.analysis.leaderboard.leaderboard`."""
-        records = read_board(self.results, self.protocol.name, self.tier)
+        records, refused = read_board(self.results, self.protocol.name, self.tier)
         there = self.reference is not None and any(record.job.config == self.reference.config for record in records)
         match = self.reference if there else None
         own = registered.sources()
-        return leaderboard(records, self.protocol.published, match=match, files=own, stale=stale, compare=compare)
+        return leaderboard(
+            records, self.protocol.published, match=match, files=own, stale=stale, compare=compare, refused=refused
+        )
 
     def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:
         return resolve(self.protocol.name, self.tier, method, seed, overrides=settings, precision=self.precision)

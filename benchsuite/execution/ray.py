@@ -28,7 +28,7 @@ import numpy as np
 
 from ..data import cache, sets
 from ..errors import UserError, one_line
-from ..files import ELSEWHERE, write_atomic
+from ..files import ELSEWHERE, read, write_atomic
 from ..method.registered import methods
 from ..record.folder import ARTIFACT, FAILURE, PROGRESS, RunFolder
 from ..record.schema import Job
@@ -99,7 +99,7 @@ class Cluster:
         except UserError:
             self.ray.shutdown()
             raise
-        self.recorded = {_digest(path.read_bytes()) for path in record_paths(self._results())}
+        self.recorded = {_digest(read(path)) for path in record_paths(self._results())}
         self.sent = {
             name: images
             and Sent([self.ray.put(tuple(map(_whole, _arrays(images))))], images.digest, images.complete, images.note)
@@ -287,7 +287,7 @@ def _clear(runs: Path, arrived: Set[str]) -> None:
     """Remove this node's files of runs whose records have arrived."""
     for path in record_paths(runs):
         with suppress(OSError, UserError):  # another process is using it
-            if _digest(path.read_bytes()) in arrived:
+            if _digest(read(path)) in arrived:
                 with RunFolder(path.parent).locked(wait=False):
                     shutil.rmtree(path.parent)
                     shutil.rmtree(runs / LOGS / path.parent.relative_to(runs), ignore_errors=True)

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import folders_below
 from ..record.folder import RunFolder
+from ..record.store import read_in_place
 from ..source import stale
+from ..text import clean
 
 STATES = ("running", "failed", "unreadable", "stale", "interrupted", "missing", "done")
 
@@ -34,9 +37,13 @@ class Run:
 def boards(
     results: Path, protocol: str | None = None, tier: str | None = None, planned: Iterable[Path] = ()
 ) -> dict[tuple[str, str], list[Run]]:
-    """The runs by protocol and tier. protocol, tier: only these. planned: folders below `results` that should exist."""
+    """The runs by protocol and tier. protocol, tier: only these. planned: folders below `results` that should exist.
+
+    Raises UserError where a folder cannot be read."""
     planned = dict.fromkeys(planned)
-    there = [path.relative_to(results) for path in results.glob(f"{protocol or '*'}/{tier or '*'}/*/*-seed*") if path.is_dir()]
+    of = [results / protocol] if protocol else folders_below(results, 1)
+    tiers = [folder / tier for folder in of] if tier else [one for folder in of for one in folders_below(folder, 1)]
+    there = [run.relative_to(results) for one in tiers for run in folders_below(one, 2) if "-seed" in run.name]
     found: dict[tuple[str, str], list[Run]] = {}
     for folder in dict.fromkeys([*sorted(there), *planned]):
         config, _, seed = folder.name.rpartition("-seed")
@@ -65,10 +72,12 @@ def state_of(path: Path) -> tuple[str, str]:
         return "running", _words(folder)
     try:
         if folder.record.exists():
-            reason = stale(folder.read())
+            reason = stale(read_in_place(folder.record))
             return ("stale", f"{reason}; `leaderboard` runs it again") if reason else ("done", "")
     except UserError as error:
         return "unreadable", str(error)
+    except OSError as error:
+        return "unreadable", f"{path}: cannot be read: {error.strerror}"
     if reason := folder.read_failure():
         return "failed", f"{reason}; `leaderboard` runs it again"
     if folder.progress.exists() or folder.checkpoint.exists():
@@ -102,7 +111,7 @@ def lines(found: dict[tuple[str, str], list[Run]]) -> Iterator[str]:
     """The boards in words: one line for each run that needs attention; missing and finished runs are grouped by method."""
     for (protocol, tier), runs in found.items():
         counts = [f"{n} {state}" for state in STATES if (n := sum(run.state == state for run in runs))]
-        yield f"{protocol}/{tier}: {', '.join(counts)}"
+        yield clean(f"{protocol}/{tier}: {', '.join(counts)}")
         several = {m for m in {run.method for run in runs} if len({run.config for run in runs if run.method == m}) > 1}
         rows: dict[tuple[str, str, str], list[Run]] = {}
         for run in sorted(runs, key=lambda run: (STATES.index(run.state), run.method, run.config, run.seed)):
@@ -111,7 +120,7 @@ def lines(found: dict[tuple[str, str], list[Run]]) -> Iterator[str]:
             rows.setdefault((run.state, label, alone), []).append(run)
         width = max(len(label) for _, label, _ in rows)
         for (state, label, _), group in rows.items():
-            yield f"  {state:12} {label:{width}}  seed {ranges([run.seed for run in group])}  {group[0].detail}".rstrip()
+            yield clean(f"  {state:12} {label:{width}}  seed {ranges([run.seed for run in group])}  {group[0].detail}".rstrip())
 
 
 def ranges(seeds: Sequence[int]) -> str:

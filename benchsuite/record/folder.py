@@ -16,6 +16,7 @@ import msgspec
 
 from .. import files
 from ..errors import UserError
+from ..text import clean
 from . import store
 from .schema import SCHEMA, Job, Part, RunRecord
 from .store import RECORD
@@ -102,7 +103,7 @@ class RunFolder:
         """The exported artifact. Raises UserError where it is not there or not the one that the record describes."""
         path = self.artifact
         try:
-            content = path.read_bytes()
+            content = files.read(path)
         except FileNotFoundError:
             raise UserError(f"{path}: is not there", "the same run in another results folder (--results) makes it") from None
         except OSError as error:
@@ -118,10 +119,10 @@ class RunFolder:
     def read_failure(self) -> str | None:
         """Why the last run in this folder failed; None if it did not."""
         try:
-            return str(json.loads(self.failure.read_text())["error"])
+            return clean(str(json.loads(files.read(self.failure))["error"]))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return f"its {FAILURE} cannot be read"
 
     def write_failure(self, job: Job, reason: str, trace: str = "") -> None:
@@ -139,12 +140,12 @@ class RunFolder:
     def read_progress(self) -> Progress | None:
         """What the run last wrote of itself; None if that is not there or not whole. A speed that is no number is unknown."""
         try:
-            content = json.loads(self.progress.read_text())
+            content = json.loads(files.read(self.progress))
             for name in ("images_per_second", "seconds_left"):
                 value = content.get(name)
                 content[name] = value if isinstance(value, int | float) and math.isfinite(value) else None
             return msgspec.convert(content, Progress)
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, OverflowError, RecursionError):
             return None
 
     def write_progress(self, progress: Progress) -> None:

@@ -25,11 +25,12 @@ SCHEMA = 2
 
 MB = 1e6
 
-NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]{1,100}")
+NAME = re.compile(r"(?!\.)[^/\\]{1,100}")
+LONGEST = 200  # bytes of a name: file systems take 255, some 143 characters
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-Duration = Annotated[float, msgspec.Meta(ge=0)]
+Duration = Annotated[float, msgspec.Meta(ge=0, le=1e10)]  # seconds: three centuries, so that sums are finite
 Components = Annotated[list[Count], msgspec.Meta(min_length=1, max_length=2)]
 
 
@@ -58,8 +59,9 @@ class Job(Part, frozen=True, dict=True):
 
     def __post_init__(self) -> None:
         for name in ("protocol", "tier", "method"):  # parts of a path: a foreign record must not lead out of a folder
-            if not NAME.fullmatch(getattr(self, name)):
-                raise ValueError(f"{name} {getattr(self, name)!r} cannot name a folder")
+            text = getattr(self, name)
+            if not (NAME.fullmatch(text) and text.isprintable() and len(text.encode()) <= LONGEST):
+                raise ValueError(f"{name} {text!r:.120} cannot name a folder")
 
     @cached_property
     def config(self) -> str:

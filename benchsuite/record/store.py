@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,20 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from .. import files
 from ..errors import UserError
+from ..fields import field_types, misfit
 from ..files import digest, write_atomic
+from ..protocol import Recipe
+from ..text import clean
 from .schema import SCHEMA, Job, RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "record.json"  # the name of every record; those of the other files of a run are in `folder`
+
+RECIPE = field_types(Recipe)
 
 DECODER = msgspec.json.Decoder()  # twice as fast as `json`
 
@@ -30,6 +35,7 @@ def to_json(record: RunRecord) -> str:
     """The record as it is written. Raises ValueError, naming the key, for what could not be read back."""
     content = {"schema": SCHEMA, **msgspec.to_builtins(record)}
     for name, value in content.items():
+        _plain(value)
         try:
             digest(value)
         except ValueError:
@@ -46,7 +52,7 @@ def write(record: RunRecord, path: Path) -> None:
 def read(path: Path) -> RunRecord:
     """Read and check a record. Raises UserError, naming the file, when it is not one or was changed since it was written."""
     try:
-        text = path.read_bytes()
+        text = files.read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: is not there", "name the folder of one run, PROTOCOL/TIER/METHOD/...-seedN") from None
     except OSError as error:
@@ -57,26 +63,50 @@ def read(path: Path) -> RunRecord:
         raise _not_json(path, text) from None
     if not isinstance(content, dict) or "schema" not in content:
         raise UserError(f"{path}: is not a run record", "move it out of the results folder")
-    if content["schema"] != SCHEMA:
+    schema = content["schema"]
+    if schema != SCHEMA or type(schema) is not int:
         raise UserError(
-            f"{path}: has record schema {content['schema']!r}, this version reads {SCHEMA}",
+            f"{path}: has record schema {schema!r:.40}, this version reads {SCHEMA}",
             "read it with the version that wrote it, or move it away and run again",
         )
     claimed = content.pop("digest", None)
-    if claimed != digest(content):
-        raise UserError(
-            f"{path}: was changed after it was written (its digest does not fit)", "restore it or delete it and run again"
-        )
-    del content["schema"]
     try:
-        return msgspec.convert(content, RunRecord)
-    except ValueError as error:
-        raise UserError(f"{path}: is not a valid run record ({error})", "delete it and run again") from None
+        if claimed != digest(content):
+            raise UserError(
+                f"{path}: was changed after it was written (its digest does not fit)", "restore it or delete it and run again"
+            )
+        del content["schema"]
+        plain = _plain(content)
+        record = msgspec.convert(plain, RunRecord)
+        if any(plain["job"][name] != content["job"][name] for name in content["job"] if name != "origins"):
+            raise ValueError("its job has control characters")  # they are part of what identifies it
+        if wrong := misfit(record.job.settings, RECIPE):
+            raise ValueError(f"the setting {wrong}")
+        return record
+    except (ValueError, RecursionError) as error:
+        what = clean(str(error)) if isinstance(error, ValueError) else "nested too deeply"
+        raise UserError(f"{path}: is not a valid run record ({what})", "delete it and run again") from None
+
+
+def _plain(value: Any) -> Any:
+    """A value from JSON with its text in one line (`clean`). Raises ValueError for a whole number beyond 64 bits."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {clean(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("a number is too large")
+    return value
 
 
 def _not_json(path: Path, text: bytes) -> UserError:
     try:
-        json.loads(text)  # Python's own reader accepts NaN, infinity and numbers beyond every float
+        content = json.loads(text)  # Python's own reader accepts NaN, infinity, numbers beyond every float and half characters
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return UserError(f"{path}: contains half of a character (a lone surrogate)", "restore it or delete it and run again")
     except (ValueError, RecursionError):
         return UserError(f"{path}: is not a JSON file", "delete it and run again")
     return UserError(f"{path}: contains NaN, infinity or a number too large", "restore it or delete it and run again")
@@ -105,26 +135,35 @@ def no_collection() -> Iterator[None]:
 def read_all(folder: Path) -> list[RunRecord]:
     """Every record below `folder`, in the order of their paths.
 
-    Raises UserError for one that cannot be trusted, or was copied or moved there, and names all others of that kind too."""
-    found = (os.path.join(place, RECORD) for place, _, files in os.walk(folder) if RECORD in files)
-    paths = [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
-    records, refused = [], {}
-    with no_collection():
-        for path in paths:
-            try:
-                records.append(_in_its_place(path))
-            except UserError as error:
-                refused[path] = str(error)
+    Raises UserError for one that cannot be used (`read_usable`), and names all others of that kind too."""
+    records, refused = read_usable(folder)
     if refused:
-        first, *others = refused
-        more = f"; nor can these be ranked: {', '.join(map(str, others))}" if others else ""
-        raise UserError(f"{refused[first]}{more}")
+        raise UserError(not_ranked(refused))
     return records
 
 
-def record_paths(results: Path) -> Iterator[Path]:
-    """The records in a results folder, PROTOCOL/TIER/METHOD/RUN."""
-    return results.glob(f"*/*/*/*/{RECORD}")
+def read_usable(folder: Path) -> tuple[list[RunRecord], dict[Path, str]]:
+    """Every record below `folder`, in the order of their paths, and why others cannot be used: they are damaged, were changed, or
+    were copied or moved there. Raises UserError where a folder cannot be read."""
+    records, refused = [], {}
+    with no_collection():
+        for path in files.named_below(folder, RECORD):
+            try:
+                records.append(read_in_place(path))
+            except UserError as error:
+                refused[path] = str(error)
+    return records, refused
+
+
+def not_ranked(refused: Mapping[Path, str]) -> str:
+    """Which records cannot be ranked, in one line: the reason of the first, and the names of the others."""
+    first, *others = refused
+    return refused[first] + (f"; nor can these be ranked: {', '.join(map(str, others))}" if others else "")
+
+
+def record_paths(results: Path) -> list[Path]:
+    """The records in a results folder, PROTOCOL/TIER/METHOD/RUN. Raises UserError where a folder cannot be read."""
+    return [run / RECORD for run in files.folders_below(results, 4) if RECORD in files.listed(run)[1]]
 
 
 def boards_with_records(results: Path) -> set[tuple[str, str]]:
@@ -132,14 +171,18 @@ def boards_with_records(results: Path) -> set[tuple[str, str]]:
     return {(path.parts[-5], path.parts[-4]) for path in record_paths(results)}
 
 
-def read_board(results: Path, protocol: str, tier: str) -> list[RunRecord]:
-    """The records of a protocol and tier. Raises UserError if there are some of other boards alone, and names those."""
+def read_board(results: Path, protocol: str, tier: str) -> tuple[list[RunRecord], dict[Path, str]]:
+    """The records of a protocol and tier, and why others cannot be used, as `read_usable`.
+
+    Raises UserError if none can, and if there are some of other boards alone, and names those."""
     folder = results / protocol / tier
-    records = read_all(folder)
+    records, refused = read_usable(folder)
+    if refused and not records:
+        raise UserError(not_ranked(refused))
     if not records and (there := boards_with_records(results)):
         found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
         raise UserError(f"{folder}: has no finished runs", f"there are some of {found}")
-    return records
+    return records, refused
 
 
 def records(folder: str | Path) -> pd.DataFrame:
@@ -183,7 +226,8 @@ def _described(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _in_its_place(path: Path) -> RunRecord:
+def read_in_place(path: Path) -> RunRecord:
+    """Read a record. Raises UserError for one that was copied or moved to this folder, too."""
     record = read(path)
     own = record.job.folder / RECORD
     if path.absolute().parts[-len(own.parts) :] != own.parts:

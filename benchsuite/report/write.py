@@ -15,7 +15,7 @@ from ..analysis.rows import check_names, configurations, names_of
 from ..errors import UserError
 from ..files import write_atomic
 from ..protocol import Published
-from ..record.store import boards_with_records, read_all
+from ..record.store import boards_with_records, not_ranked, read_usable
 from ..registry import suggest
 from ..source import stale
 from . import figures as drawing
@@ -42,7 +42,8 @@ def write_reports(
 
     published: the figures of every known protocol, by its name. The ledger sees all tiers, whichever are reported on.
     families: method -> `Method.family`, by which the page filters. files, compare: as for `leaderboard`.
-    Raises UserError, before anything is written, where a record cannot be trusted or a named protocol or tier has none.
+    Raises UserError, before anything is written, where a named protocol or tier has no records; and at the end, if there are
+    records that cannot be used: the reports are written without them, and name them.
     """
     found = boards_with_records(results)
     for words, there, given in (("protocol", {p for p, _ in found}, protocols), ("tier", {t for _, t in found}, tiers)):
@@ -53,7 +54,11 @@ def write_reports(
                 )
     if not found:
         raise UserError(f"{results}: has no records", "run `benchsuite leaderboard` first, or name the folder with --results")
-    records = {key: read_all(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
+    read = {key: read_usable(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
+    refused = {path: reason for _, unusable in read.values() for path, reason in unusable.items()}
+    records = {key: runs for key, (runs, _) in read.items() if runs}
+    if refused and not records:
+        raise UserError(not_ranked(refused))
     shown = {key: runs for key, runs in records.items() if not tiers or key[1] in tiers}
     if not shown:
         raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}", "run it first")
@@ -63,7 +68,12 @@ def write_reports(
         check_names(compare, set().union(*named.values()))
     boards = {
         key: leaderboard(
-            runs, published.get(key[0], ()), files=files, stale=stale, compare=[name for name in compare if name in named[key]]
+            runs,
+            published.get(key[0], ()),
+            files=files,
+            stale=stale,
+            compare=[name for name in compare if name in named[key]],
+            refused=read[key][1],
         )
         for key, runs in shown.items()
     }
@@ -71,7 +81,7 @@ def write_reports(
     figures = {name: figures for name, figures in published.items() if not protocols or name in protocols}
     base = Path(os.path.relpath(results, output)).as_posix()
     frame = ledger([run for runs in records.values() for run in runs], figures)
-    return written + _write(
+    written += _write(
         output,
         {
             "index.html": page(list(boards.values()), families, base),
@@ -82,6 +92,9 @@ def write_reports(
             "report.tex": tables.latex_document("Reproduction ledger", ["ledger"], {}, []),
         },
     )
+    if refused:
+        raise UserError(f"{output}: written without records that cannot be used: {not_ranked(refused)}")
+    return written
 
 
 def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list[Path]:

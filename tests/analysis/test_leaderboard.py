@@ -15,7 +15,7 @@ from benchsuite.analysis.significance import pairwise_p
 from benchsuite.analysis.statistics import t_interval
 from benchsuite.errors import UserError
 from benchsuite.protocol import Published
-from benchsuite.record.store import read_all, write
+from benchsuite.record.store import read_all, read_usable, write
 from benchsuite.source import digests, stale
 from benchsuite.training.settings import resolve
 
@@ -373,6 +373,32 @@ def test_only_records_that_belong_in_a_folder_are_read(tmp_path):
     (strays[1] / "record.json").write_text("")
     with pytest.raises(UserError, match=f"a/record.json: does not .*; nor can these be ranked: {re.escape(str(strays[1]))}"):
         read_all(tmp_path)
+
+
+def test_no_two_configurations_share_a_label():
+    """Whatever their records say: of two rows with one label, one would disappear."""
+    settings = [{"lr": 0.001}, {"lr": "0.001"}, {"own": None}, {"own": "None"}, {"own": 1}, {"own": True}]
+    records = [run(settings=one) for one in settings]
+    records += [run("finetune [lr=0.001]"), run("finetune [own=1]")]
+    records += [run("ewc"), run("ewc (published)")]
+    found = configurations(records)
+    assert sorted(record.job.config for (record,) in found.values()) == sorted(record.job.config for record in records)
+    assert list(found) == list(configurations(records[::-1]))
+    board = leaderboard([changed(r, job=changed(r.job, tier="paper")) for r in records], [Published(method="ewc", accuracy=50.0)])
+    assert board.accuracy["method"].is_unique
+    assert len(board.accuracy) == len(records) + 1
+
+
+def test_a_board_leaves_out_what_it_cannot_use_by_name(tmp_path):
+    for record in (run(seed=1), run(seed=2)):
+        write(record, tmp_path / record.job.folder / "record.json")
+    bad = tmp_path / run(seed=2).job.folder / "record.json"
+    bad.write_text(bad.read_text().replace("Model X", "Model Y"))
+    records, refused = read_usable(tmp_path)
+    board = leaderboard(records, refused=refused)
+    assert list(board.accuracy["n"]) == [1]
+    note = f"left out, because their records cannot be used: finetune/{bad.parent.name}"
+    assert board.footnotes == [*leaderboard(records).footnotes[:-1], note, leaderboard(records).footnotes[-1]]
 
 
 def test_footnotes():

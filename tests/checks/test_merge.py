@@ -1,5 +1,6 @@
 """Records made elsewhere: what holds is added, what does not is refused, and nothing here is overwritten."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,9 @@ from records import changed
 from benchsuite import files
 from benchsuite.checks import merge
 from benchsuite.checks.merge import APART
+from benchsuite.checks.verify import check_job
 from benchsuite.cli.main import main
+from benchsuite.errors import UserError
 from benchsuite.record import store
 from benchsuite.record.store import read, write
 from benchsuite.training.runner import run
@@ -165,6 +168,79 @@ def test_what_would_not_come_out_the_same_is_brought_in_with_a_remark(elsewhere,
         code, count, _, (remark,) = merged(elsewhere, here / str(i), capsys)
         assert (code, count) == (0, "2 added, 0 here already, 0 refused")
         assert f"{reason}: `benchsuite leaderboard` runs it again" in remark
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda c: c["job"]["settings"].update(lr="0.001"), "the setting lr must be a number, got '0.001'"),
+        (lambda c: c["job"].update(method="a\ud800"), "contains half of a character"),
+        (lambda c: c["job"].update(method="\U0001f600" * 100), "cannot name a folder"),
+        (lambda c: c["job"].update(method="m" * 400), "cannot name a folder"),
+        (lambda c: c["job"].update(origins={"lr": []}), "Expected `str`, got `array`"),
+        (lambda c: c["seconds"]["train"].__setitem__(0, 10**400), "a number is too large"),
+        (lambda c: c["diagnostics"].update(remarks=["\ud800"]), "contains half of a character"),
+        (lambda c: c["environment"].update(device_name="\ud800"), "contains half of a character"),
+        (lambda c: c["data"][0].update(note="\ud800"), "contains half of a character"),
+    ],
+)
+def test_a_record_made_by_hand_is_refused_alone_and_by_name(spoil, words, elsewhere, here, capsys):
+    path = finetune(elsewhere)
+    content = json.loads(path.read_text())
+    spoil(content)
+    del content["digest"]
+    path.write_text(json.dumps({**content, "digest": files.digest(content)}))
+    code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "1 added, 0 here already, 1 refused")
+    assert str(path) in refusal
+    assert words in refusal
+    assert {record.job.method for record in store.read_all(here)} == {"joint"}
+
+
+def test_a_setting_of_a_method_is_of_its_type(elsewhere, here, capsys):
+    path = finetune(elsewhere)
+    record = read(path)
+    for strength, refused in (("1.0", True), (1.0, False)):  # the second is the control
+        job = changed(record.job, method="si", settings={**record.job.settings, "strength": strength, "damping": 0.1})
+        assert ("strength must be a number" in _refusal(job)) is refused
+
+
+def _refusal(job):
+    try:
+        check_job(job)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_name_that_the_file_system_cannot_hold_refuses_one_record(elsewhere, here, capsys, monkeypatch):
+    bring = merge._bring
+
+    def refusing(record, source, target):
+        if record.job.method == "finetune":
+            raise OSError(errno.ENAMETOOLONG, "File name too long", str(target))
+        return bring(record, source, target)
+
+    monkeypatch.setattr(merge, "_bring", refusing)
+    code, count, (refusal,), _ = merged(elsewhere, here, capsys)
+    assert (code, count) == (1, "1 added, 0 here already, 1 refused")
+    assert "finetune" in refusal
+    assert "File name too long" in refusal
+
+
+def test_what_a_killed_merge_was_writing_is_removed_by_the_next(elsewhere, here, capsys):
+    half = here / read(finetune(elsewhere)).job.folder / ".writing.abc"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    assert merged(elsewhere, here, capsys)[0] == 0
+    assert contents(here) == contents(elsewhere)
+
+
+def test_a_folder_that_cannot_be_read_ends_the_merge_and_is_named(elsewhere, here, capsys):
+    (elsewhere / "loop").symlink_to("loop")
+    assert main(["merge", str(elsewhere), "--results", str(here)]) == 2
+    assert f"{elsewhere / 'loop'}: cannot be read" in capsys.readouterr().err
+    assert not here.exists()
 
 
 def test_an_artifact_that_was_changed_or_serves_others_is_refused(elsewhere, here, capsys):

@@ -300,6 +300,35 @@ def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(meth
     assert (folder / "served.safetensors").read_bytes() == content
 
 
+def test_a_board_is_shown_without_a_record_that_cannot_be_used_and_says_so(folder, capsys):
+    for method in ("finetune", "joint"):
+        assert call("run", *TINY, "--method", method) == 0
+    (path,) = folder.rglob("finetune/*/record.json")
+    path.write_text("")
+    for words, where in (
+        (["leaderboard", *DIGITS, "--tier", "smoke", "--no-run", "--no-figures"], "runs/split-digits/smoke/leaderboard"),
+        (["report", "out"], "out/split-digits/smoke"),
+    ):
+        capsys.readouterr()
+        assert call(*words) == 2
+        (err,) = capsys.readouterr().err.splitlines()
+        assert "record.json: is not a JSON file" in err
+        text = (folder / where / "leaderboard.md").read_text()
+        assert "| joint " in text
+        assert f"left out, because their records cannot be used: finetune/{path.parent.name}" in text
+
+
+def test_a_board_that_cannot_be_written_is_shown(folder, capsys):
+    assert call("run", *TINY, "--method", "finetune") == 0
+    (folder / "file").touch()
+    capsys.readouterr()
+    assert call("leaderboard", *DIGITS, "--tier", "smoke", "--no-run", "--no-figures", "--output", "file/board") == 2
+    out, err = capsys.readouterr()
+    assert "finetune" in out
+    assert err.startswith("benchsuite: error: cannot write to file/board")
+    assert len(err.splitlines()) == 1
+
+
 def test_a_board_without_any_run_says_why(folder, capfd):
     assert call("leaderboard", *TINY, "--method", "./broken.py", "--seeds", "1", "--jobs", "1") == 1
     err = capfd.readouterr().err
@@ -375,7 +404,7 @@ def test_a_setting_of_several_types_takes_the_narrowest_that_fits():
     assert given == [3, 0.5, 2.0, 4, None]
     assert [type(value) for value in given[:4]] == [int, float, float, int]
     assert convert("n", "half", int | str) == "half"
-    with pytest.raises(benchsuite.UserError, match=r"n must be int \| float, got 'many'"):
+    with pytest.raises(benchsuite.UserError, match="n must be a whole number or a number, got 'many'"):
         convert("n", "many", int | float)
 
 

@@ -1,5 +1,6 @@
 """`benchsuite status`: every state a run can be in, from what is on disk."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from records import changed
 
 from benchsuite import files
 from benchsuite.cli.main import main
+from benchsuite.errors import UserError
 from benchsuite.execution.status import boards, duration, lines, ranges, state_of
 from benchsuite.record import store
 from benchsuite.training.runner import run
@@ -132,6 +134,35 @@ def test_a_record_that_cannot_be_read_is_said(results):
     state, detail = state_of(path.parent)
     assert state == "unreadable"
     assert "is not a JSON file" in detail
+
+
+def test_a_record_in_the_folder_of_another_run_is_not_called_done(results):
+    own = results / job_of().folder
+    shutil.copytree(own, own.with_name(own.name.replace("seed1", "seed9")))
+    runs = [run for runs in boards(results).values() for run in runs if run.method == "finetune"]
+    state = {run.seed: (run.state, run.detail) for run in runs}
+    assert state[1][0] == "done"
+    assert state[9][0] == "unreadable"
+    assert "does not belong in this folder" in state[9][1]
+
+
+def test_a_folder_that_cannot_be_read_is_named(results, monkeypatch):
+    hidden, scandir = results / job_of().folder.parent, os.scandir
+
+    def refusing(path):
+        if Path(path) == hidden:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=f"{hidden}: cannot be read: Permission denied"):
+        boards(results)
+
+
+def test_what_a_run_left_is_said_in_one_line(results):
+    folder = results / job_of("ewc").folder
+    (folder / "failure.json").write_text(json.dumps({"error": "the loss\n\x1b[2Jbecame \ud800nan"}))
+    assert state_of(folder) == ("failed", "the loss ?[2Jbecame ?nan; `leaderboard` runs it again")
 
 
 def test_a_run_says_how_far_it_is_and_clears_up(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """What a record may hold, and how one that says something else is refused."""
 
 import copy
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ import benchsuite
 from benchsuite import files
 from benchsuite.errors import UserError
 from benchsuite.files import digest
+from benchsuite.record.folder import RunFolder
 from benchsuite.record.schema import Job
-from benchsuite.record.store import read, to_json, write
+from benchsuite.record.store import read, read_all, record_paths, to_json, write
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -123,6 +126,17 @@ SPOILT = {
     "an absolute path": put(["job", "method"], "/tmp"),
     "no name": put(["job", "method"], ""),
     "a job that is text": put(["job"], "finetune"),
+    "a number as text": put(["job", "settings", "lr"], "0.1"),
+    "true for a number": put(["job", "settings", "width"], True),
+    "a number for an answer": put(["job", "settings", "partial_data"], 1),
+    "a list that is a number": put(["job", "settings", "milestones"], 5),
+    "origins that hold lists": put(["job", "origins"], {"lr": ["command line"]}),
+    "more seconds than any sum can hold": put(["seconds", "train", 0], 1e308),
+    "a whole number beyond every float": put(["job", "settings", "own"], 10**400),
+    "a name of 400 bytes": put(["job", "method"], "\U0001f600" * 100),
+    "a name with a new line": put(["job", "method"], "ewc\n| forged | 99.9 |"),
+    "a setting that hides": put(["job", "settings", "own"], "a\x1b[8mb"),
+    "another setting that hides": put(["job", "settings", "own\u202e"], 1),
 }
 
 
@@ -152,6 +166,99 @@ def test_what_is_refused_is_named(tmp_path):
         with pytest.raises(UserError) as error:
             read(path)
         assert words in str(error.value)
+
+
+def test_half_a_character_is_refused_wherever_it_stands(tmp_path):
+    for place in (["diagnostics", "remarks", 0], ["environment", "device_name"], ["data", 0, "note"], ["job", "method"]):
+        found = content()
+        put(place, "a\ud800")(found)
+        (tmp_path / "record.json").write_text(sealed(found))
+        with pytest.raises(UserError, match="contains half of a character") as error:
+            read(tmp_path / "record.json")
+        str(error.value).encode()
+
+
+def test_text_that_says_something_is_read_in_one_line(tmp_path):
+    """Whatever a record says reaches terminals and documents: nothing in it moves a cursor or begins a line."""
+    found = content()
+    for place in (["diagnostics", "remarks", 0], ["environment", "device_name"], ["data", 0, "note"], ["tasks", 0, "name"]):
+        put(place, "one\n| forged |\r\x1b[2J\u202e\x00two \u2013 é")(found)
+    put(["job", "origins"], {"lr": "of\na search"})(found)
+    (tmp_path / "record.json").write_text(sealed(found))
+    record = read(tmp_path / "record.json")
+    cleaned = "one | forged | ?[2J??two \u2013 é"
+    assert [record.diagnostics.remarks[0], record.environment.device_name, record.data[0].note, record.tasks[0].name] == [
+        cleaned
+    ] * 4
+    assert record.job.origins == {"lr": "of a search"}
+
+
+@pytest.mark.parametrize("schema", [True, 2.0, "2", [2], None])
+def test_a_schema_of_another_kind_is_another_schema(schema, tmp_path):
+    found = content()
+    found["schema"] = schema
+    (tmp_path / "record.json").write_text(sealed(found))
+    with pytest.raises(UserError, match="has record schema"):
+        read(tmp_path / "record.json")
+
+
+@pytest.mark.parametrize("depth", [500, 900, 1000, 5000])
+def test_nesting_of_any_depth_is_one_clear_line(depth, tmp_path):
+    text = sealed(content()).replace('"lr": 0.1', f'"lr": {"[" * depth}{"]" * depth}')
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(UserError, match=r"record\.json: ") as error:
+        read(tmp_path / "record.json")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
+    folder = RunFolder(tmp_path)
+    for path in (folder.record, folder.failure, folder.progress, folder.artifact, folder.lock):
+        os.mkfifo(path)
+    with pytest.raises(UserError, match="cannot be read: Not a regular file"):
+        folder.read()
+    with pytest.raises(UserError, match="cannot be read: Not a regular file"):
+        folder.read_artifact(record_of(**{k: v for k, v in content().items() if k not in ("schema", "digest")}))
+    assert folder.read_progress() is None
+    assert folder.read_failure() == "its failure.json cannot be read"
+    assert not folder.is_locked()
+    with pytest.raises(UserError, match="cannot write to"), folder.locked():
+        pass
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(tmp_path, monkeypatch):
+    write(run(), tmp_path / run().job.folder / "record.json")
+    assert [len(found) for found in (read_all(tmp_path), record_paths(tmp_path))] == [1, 1]
+    scandir = os.scandir
+    for hidden in (tmp_path / run().job.folder, (tmp_path / run().job.folder).parent, tmp_path):
+
+        def refusing(path, hidden=hidden):
+            if Path(path) == hidden:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+        for look in (read_all, record_paths):
+            with pytest.raises(UserError, match=f"^{hidden}: cannot be read: Permission denied; make it readable"):
+                look(tmp_path)
+    monkeypatch.setattr(os, "scandir", scandir)
+    own = tmp_path / run().job.folder
+    (own / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop: cannot be read: Too many levels of symbolic links"):
+        read_all(tmp_path)
+    (own / "loop").unlink()
+    (own / "up").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="leads back to a folder that it lies in"):
+        read_all(tmp_path)
+
+
+def test_a_folder_behind_a_link_counts(tmp_path):
+    write(run(), tmp_path / "disk" / run().job.folder.name / "record.json")
+    own = tmp_path / "runs" / run().job.folder
+    own.parent.parent.mkdir(parents=True)
+    own.parent.symlink_to(tmp_path / "disk")
+    assert read_all(tmp_path / "runs") == [run()]
+    assert record_paths(tmp_path / "runs") == [own / "record.json"]
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
