@@ -177,12 +177,28 @@ def parser() -> Parser:
     out.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its record.json")
     out.add_argument("--form", default=None, metavar="FORM", help="store in fewer bits: fp16, int8, int6 or int4 (default: fp32)")
     out.add_argument(
+        "--to",
+        choices=("torch", "onnx"),
+        help="write a program of torch.export or ONNX for each task instead, and a model card, into a folder",
+    )
+    out.add_argument(
+        "--task",
+        dest="tasks",
+        type=int,
+        action="append",
+        metavar="N",
+        help="for --to: only this task, counted from 0; repeatable",
+    )
+    out.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="file to write, for a single run (default: PROTOCOL-TIER-METHOD-seedN[-FORM].safetensors in this folder)",
+        help="file or, with --to, folder to write, for a single run"
+        " (default: PROTOCOL-TIER-METHOD-seedN[-FORM].safetensors or -torch or -onnx in this folder)",
     )
-    out.add_argument("--method", metavar="FILE", help="for --form: Python file that defines the method, unless it is installed")
+    out.add_argument(
+        "--method", metavar="FILE", help="for --form and --to: Python file that defines the method, unless it is installed"
+    )
     again = commands.add_parser("verify", help="run a record's job again and say whether it gives the same numbers")
     again.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or its record.json")
     again.add_argument("--method", metavar="FILE", help="Python file that defines the method, unless it is installed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,24 +56,45 @@ def command_export(arguments: argparse.Namespace) -> None:
         from ..method.registered import methods
 
         methods.find(arguments.method)
+    if arguments.tasks and not arguments.to:
+        raise UserError("--task chooses among programs", "add --to torch or --to onnx: a file of its own form serves all tasks")
     folders = list(dict.fromkeys(run.parent if run.name == RECORD else run for run in arguments.runs))
     records = [RunFolder(folder).read() for folder in folders]
     names = [f"{r.job.protocol}-{r.job.tier}-{r.job.method}-seed{r.job.seed}" for r in records]
-    exports = []
+    exports: list[tuple[Path, dict[str, bytes], str]] = []
     for folder, record, name in zip(folders, records, names, strict=True):
         content = RunFolder(folder).read_artifact(record)
         if arguments.form:
             content, name = _in_form(arguments.form, content, record), f"{name}-{arguments.form}"
         if Counter(names)[name] > 1:  # several configurations: tell their files apart
             name = f"{name}-{record.job.config}"
-        output = arguments.output or Path(f"{name}.safetensors")
+        output = arguments.output or Path(f"{name}-{arguments.to}" if arguments.to else f"{name}.safetensors")
         if output.exists():
             raise UserError(f"{output}: exists already", "choose another file with --output")
-        exports.append((output, content, record))
-    for output, content, record in exports:  # nothing is written unless all of them are in order
-        write_atomic(output, content)
-        print(f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks")
-        print(f"serve it with: benchsuite.load({str(output)!r}).predict(images, task)")
+        if arguments.to:
+            files = _programs(content, record, arguments.to, arguments.form, arguments.tasks)
+            said = f"{output}: {sum(map(len, files.values())):,} bytes, {', '.join(files)}"
+        else:
+            files = {"": content}
+            said = f"{output}: {len(content):,} bytes, {len(record.tasks)} tasks"
+            said += f"\nserve it with: benchsuite.load({str(output)!r}).predict(images, task)"
+        exports.append((output, files, said))
+    for output, files, said in exports:  # nothing is written unless all of them are in order
+        for name, content in files.items():
+            write_atomic(output / name if name else output, content)
+        print(said)
+
+
+def _programs(content: bytes, record: RunRecord, format: str, form: str | None, tasks: Sequence[int] | None) -> dict[str, bytes]:
+    """The files of `export --to`, by name: a program for each task (or for `tasks`), then the model card."""
+    from ..method.programs import FORMATS, card, exported
+    from ..method.serving import served_by
+
+    served = served_by(content)
+    made = {t: exported(served, t, format) for t in dict.fromkeys(tasks or range(len(record.tasks)))}
+    files = {t: (f"task-{t}.{FORMATS[format]}", program) for t, (program, _) in made.items()}
+    text = card(record, served, files, {t: error for t, (_, error) in made.items()}, form)
+    return {**dict(files.values()), "README.md": text.encode()}
 
 
 def _in_form(form: str, content: bytes, record: RunRecord) -> bytes:

@@ -55,11 +55,11 @@ def encode(tensors: Mapping[str, Tensor], form: str, axes: Axes) -> dict[str, Te
 
 def decode(stored: Mapping[str, Tensor], form: str, axes: Axes) -> dict[str, Tensor]:
     """The tensors that `encode` stored, floating ones in the default precision."""
-    tensors = {}
+    tensors, bits = {}, BITS[form]
     for key, tensor in stored.items():
         name, _, shape = key.partition(":")
         if shape:
-            tensors[name] = _from_codes(tensor, BITS[form], [int(n) for n in shape.split("x")], _axes_of(name, axes))
+            tensors[name] = _from_codes(tensor, bits, [int(n) for n in shape.split("x")], _axes_of(name, axes))
         else:
             tensors[name] = tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float16 else tensor
     return tensors

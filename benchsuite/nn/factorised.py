@@ -510,7 +510,7 @@ class KroneckerConv2d(FactorisedConv2d):
         a, b = links
         folded = x.reshape(-1, self.inner[1], *x.shape[2:])
         y = F.conv2d(folded, b.flatten(0, 1), None, self.stride, self.padding, self.dilation)
-        y = y.view(len(x), self.outer[1], len(a), self.inner[0], *y.shape[2:])
+        y = y.view(x.shape[0], self.outer[1], len(a), self.inner[0], *y.shape[2:])
         out = torch.einsum("nirchw,rai->nachw", y, a).flatten(1, 2)
         return out if self.bias is None else out + self.bias.view(-1, 1, 1)
 
