@@ -77,7 +77,14 @@ class Recipe:
     # "shuffled": the classes of an image set are dealt to its tasks anew, by the seed
     class_order: Literal["listed", "shuffled"] = setting("listed", neutral="listed")
     epochs: int = setting(least=1, most=10**6)
+    # of the learning rate in each task (`benchsuite.training.schedule`); lr_patience, lr_factor and lr_min belong to "patience"
+    lr_schedule: Literal["milestones", "cosine", "one_cycle", "patience"] = setting("milestones", neutral="milestones")
     milestones: tuple[int, ...] = setting((), most=10**6)  # the learning rate is divided by ten at the start of these epochs
+    lr_patience: int = setting(6, least=1, neutral=6)  # epochs without a new minimum of the validation loss; GPM's 6, / 2
+    lr_factor: float = setting(2.0, above=1, most=1e6, neutral=2.0)  # what the learning rate is then divided by
+    lr_min: float = setting(1e-6, above=0, neutral=1e-6)  # below it the task ends; WSN's
+    # this stratified share of each task's training images is not trained on: lr_schedule=patience watches its loss
+    validation: float = setting(0.0, least=0, below=1, neutral=0.0)
     lr: float = setting(1e-3, above=0, most=1e6)
     batch_size: int = setting(64, least=1, most=10**6)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -101,6 +108,14 @@ class Recipe:
             raise ValueError(f"momentum is for optimizer=sgd only, {self.optimizer} has its own")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
             raise ValueError(f"milestones must be increasing epochs from 1, got {self.milestones}")
+        if self.lr_schedule == "patience" and not self.validation:
+            raise ValueError(
+                "lr_schedule=patience watches the loss on a share of the training images: set it, say validation=0.05"
+            )
+        if self.lr_schedule == "patience" and not self.reset_optimizer:
+            raise ValueError("lr_schedule=patience goes back to the best epoch, and needs reset_optimizer=true")
+        if self.lr_schedule == "patience" and self.lr_min >= self.lr:
+            raise ValueError(f"lr_min must be below lr={self.lr}, got {self.lr_min}")
         if self.order_seed is not None and (self.task_order, self.class_order) == ("listed", "listed"):
             raise ValueError("order_seed has no effect with task_order=listed and class_order=listed")
 
@@ -111,6 +126,10 @@ class Recipe:
     def drawn_by(self, seed: int) -> int:
         """The seed of the initial weights in a run with this seed."""
         return seed if self.init_seed is None else self.init_seed
+
+
+# The settings that have an effect under one schedule only. Under another they are no part of a run.
+OF_SCHEDULE = {"milestones": ("milestones",), "patience": ("lr_patience", "lr_factor", "lr_min")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,7 @@ def subjects(job: Job, cls: type) -> list[str]:
         f"protocol {job.protocol}",
         f"backbone {job.settings['backbone']}{policy}",
         f"optimizer {job.settings.get('optimizer', 'adam')}",
+        *([f"lr_schedule {job.settings['lr_schedule']}"] if "lr_schedule" in job.settings else []),
     ]
 
 

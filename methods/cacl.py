@@ -190,6 +190,10 @@ class CACL(Method):
         "prune_at": Choice((0.6, 1.0)),
     }
 
+    @property
+    def phase(self) -> str | None:
+        return "prune_at" if self.prune_at < 1 else None
+
     # The factorisation: variants of the method override these four
 
     @classmethod

@@ -409,6 +409,10 @@ class DeltaSVD(Method):
         if self.loop == "open" and self.reference != "previous":
             raise ValueError("loop=open needs reference=previous: the trained weights of one task alone are held")
 
+    @property
+    def phase(self) -> str | None:
+        return "recovery" if self.recovery else None
+
     def prepare(self, model: MultiHead) -> MultiHead:
         self.stored = Stored.of_network(model.backbone, self.bits)
         self.layers = replace_modules(model.backbone, nn.Conv2d, lambda name, conv: DeltaConv2d(conv, name, self.stored))

@@ -74,6 +74,10 @@ class IndividualSVD(Individual):
     def size_is_learnt(self) -> bool:
         return self.rank_by != "ratio"
 
+    @property
+    def phase(self) -> str | None:
+        return "recovery" if self.recovery else None
+
     # The factorisation: variants override these
 
     def rank(self, kernel: Tensor) -> Rank:
@@ -100,7 +104,7 @@ class IndividualSVD(Individual):
             group["lr"] = self.recovery_rate * self.recipe.lr
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if self.dense_epochs() == self.recipe.epochs:
+        if len(self.ranks) == strategy.experience.current_experience:  # without recovery, or where training ended early
             self.compress(strategy)
         for layer in self.network(strategy).modules():
             if isinstance(layer, FactorisedConv2d):

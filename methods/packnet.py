@@ -8,7 +8,7 @@ fixed when the task ends. Task t is served with w * 1[1 <= owner <= t], so later
     kept by task t, of n free weights in a layer:  round(n / (T - t + 1))  (equal shares; each task ends up with 1 / T)
                                              or    n - round(p n)          (constant p, the original's schedule)
 
-Recipe: by default the dense phase takes the first two thirds of a task's epochs, with the recipe's milestones scaled to it; the
+Recipe: by default the dense phase takes the first two thirds of a task's epochs, with the recipe's schedule scaled to it; the
 retraining phase has a tenth of the learning rate (the original: 20 epochs, then 10 at a tenth).
 Departures from the original, which starts from a pretrained network: freed weights are initialised again, because a unit whose
 weights are all zero gets no gradient (`redraw=False` leaves them at zero); every task stores its own biases
@@ -126,6 +126,10 @@ class PackNet(Method):
     )
     space: ClassVar = {"retrain_share": Choice((1 / 3, 0.5, 0.7)), "retrain_rate": Choice((0.1, 0.3, 1.0))}
 
+    @property
+    def phase(self) -> str | None:
+        return "retrain_share" if self.retrain_share else None
+
     def prepare(self, model: MultiHead) -> MultiHead:
         per_task = self.biases == "per_task"
         self.layers = replace_modules(model.backbone, nn.Conv2d, lambda name, conv: PackedConv2d(conv, name, per_task))
@@ -154,15 +158,16 @@ class PackNet(Method):
         self.pruned = False
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        epochs, epoch = self.recipe.epochs, strategy.clock.train_exp_epochs
-        dense = self._dense_epochs()
-        if epoch == dense:
+        if strategy.clock.train_exp_epochs == self._dense_epochs():
             self._prune()
             if self.recipe.reset_optimizer:
                 strategy.optimizer.state.clear()
-        passed = sum(epoch >= max(1, round(m * dense / epochs)) for m in self.recipe.milestones)
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        dense = self._dense_epochs()
+        share = strategy.schedule.rate(strategy, dense) if strategy.clock.train_exp_epochs < dense else self.retrain_rate
         for group in strategy.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * (0.1**passed if epoch < dense else self.retrain_rate)
+            group["lr"] = self.recipe.lr * share
 
     def _dense_epochs(self) -> int:
         return max(1, self.recipe.epochs - round(self.retrain_share * self.recipe.epochs))

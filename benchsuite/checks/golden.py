@@ -226,6 +226,7 @@ def built_in() -> list[str]:
         *(f"backbone {name}" for name in BACKBONES if not policies[name]),
         *(f"backbone {name} batchnorm={policy}" for name in BACKBONES for policy in policies[name]),
         *(f"optimizer {name}" for name in get_args(get_type_hints(Recipe)["optimizer"])),
+        *(f"lr_schedule {name}" for name in get_args(get_type_hints(Recipe)["lr_schedule"]) if name != "milestones"),
     ]
 
 
@@ -240,6 +241,9 @@ def cases_of(what: str) -> list[dict[str, Any]]:
     if kind == "optimizer":
         momentum = {"optimizer": name, "momentum": 0.9, "reset_optimizer": False}
         return [{"optimizer": name}, *([momentum] if name == "sgd" else [])]
+    if kind == "lr_schedule":
+        patience = {"epochs": 8, "validation": 0.25, "lr_patience": 1, "lr_min": 2e-3, "reset_optimizer": True}
+        return [{"lr_schedule": name, "milestones": (), **(patience if name == "patience" else {})}]
     return [{}]
 
 
@@ -352,6 +356,7 @@ def voids(name: str) -> str:
         "protocol": f"all rows of {rest}",
         "backbone": f"rows on {rest.replace(' ', ' with ')}",
         "optimizer": f"rows trained by {rest}",
+        "lr_schedule": f"rows under lr_schedule={rest}",
     }[kind]
 
 

@@ -172,7 +172,7 @@ def claims(record: RunRecord) -> list[tuple[tuple[str, str], str]]:
     if record.job.data:
         return []
     digests = {entry.name: entry.digest for entry in record.data if entry.complete}
-    cut = str([record.job.settings.get(name) for name in ("train_per_class", "test_per_class", "holdout")])
+    cut = str([record.job.settings.get(name) for name in ("train_per_class", "test_per_class", "holdout", "validation")])
     return [((f"images of {name}", ""), value[:12]) for name, value in digests.items()] + [
         ((f"training and test images of task {task.name}", cut), f"{task.train} and {task.test}")
         for task in record.tasks

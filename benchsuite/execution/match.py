@@ -40,7 +40,7 @@ def stored_bytes(job: Job) -> int:
         for t in tasks
     ]
     stream: TaskStream = stream_of(tasks, parts, parts, Augmentation(), [])
-    quick = structs.replace(job, settings={**job.settings, "epochs": 1, "milestones": []})
+    quick = structs.replace(job, settings={**job.settings, "epochs": 1, "milestones": [], "lr_schedule": "milestones"})
     strategy = assemble(quick, stream)
     for experience in [stream.joint()] if strategy.method.trains_jointly else stream.train:
         strategy.train(experience, eval_streams=[])

@@ -102,6 +102,12 @@ class Method(SupervisedPlugin):
         """Whether the size of the artifact depends on training and not only on the settings."""
         return False
 
+    @property
+    def phase(self) -> str | None:
+        """The setting that says at which share of a task's epochs another phase of training begins; None without phases. A recipe
+        that may end a task early is then refused."""
+        return None
+
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         """Why this method cannot run under `recipe`, in one line; None if it can."""
         if self.forgetting == "none" and recipe.batchnorm == "shared" and has_batchnorm(recipe.backbone):

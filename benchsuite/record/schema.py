@@ -225,6 +225,7 @@ class RunRecord(Part, frozen=True, dict=True):
     stored: for each t the size of the exported artifact after task t; None where there was no artifact.
     macs: multiply-accumulates of one image through the served model, for each task.
     iterations: optimisation steps of each training.
+    kept_epochs: under lr_schedule=patience, the epoch, from 1, whose state each training ended with; [] under another.
     training_state_bytes: the most bytes, over trainings, that live between two steps (`training.accounting.training_state`).
     activation_bytes: what one training step keeps for the backward pass, the largest over trainings.
     dense_macs: multiply-accumulates of one image through the plain backbone; None in records of earlier versions.
@@ -253,6 +254,7 @@ class RunRecord(Part, frozen=True, dict=True):
     data: list[UsedData]
     environment: Environment
     dense_macs: Count | None = None
+    kept_epochs: list[Count] = []
     memory_bytes: Count = 0
     carried_bytes: Count | None = None
     forward_images: Count | None = None

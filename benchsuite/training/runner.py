@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ class _Run:
             "images": [0, 0],  # computed forward and backward
             "n_tasks_read": False,
             "memory": [],
+            "kept_epochs": [],
             "revisions": [],
         }
 
@@ -250,10 +252,15 @@ class _Run:
                 self.strategy.train(self.stages[stage], eval_streams=[])
         finally:
             self.watch.close()
+        if self.event.epoch < self.event.epochs:  # the task ended early
+            self.event = replace(self.event, epoch=self.event.epochs, note=None)
+            self.report(self.event)
         middle = time.perf_counter()
         self.strategy.eval(self.stream.test[: last + 1])
         end = time.perf_counter()
         p = self.progress
+        if self.recipe.lr_schedule == "patience":
+            p["kept_epochs"].append(self.strategy.schedule.kept)
         for task, correct in self.watch.correct.items():
             p["correct"][last][task] = correct
         p["stored"][last] = self._artifact().sizes()
@@ -316,7 +323,7 @@ class _Run:
             kept = self.folder.set_checkpoint_aside()
             return f"starts again (changed since: {', '.join(changed)}); the old checkpoint is kept as {kept}"
         configure_process(self.device.type, self.job.precision, content["threads"])
-        self.done, self.progress = content["done"], content["progress"]
+        self.done, self.progress = content["done"], self.progress | content["progress"]
         model = self.method.model.train()
         for experience in self.stages[: self.done]:
             avalanche_model_adaptation(model, experience)
@@ -351,7 +358,7 @@ class _Run:
         evaluation of the run: on its device, in its precision and in the same batches."""
         served = type(self.method).restore(Artifact.from_bytes(artifact)).to(self.device).eval()
         strategy, found = self.strategy, []
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=strategy.precision == "bf16"):
+        with strategy.precise():
             for t, experience in enumerate(self.stream.test):
                 batches = Batches([experience.images], [t], strategy.eval_mb_size, augmentation=None, dtype=strategy.dtype)
                 found.append(torch.cat([served(x, t).argmax(1) for x, *_ in batches]))
@@ -401,6 +408,7 @@ class _Run:
             stored=convert(p["stored"], list[Sizes | None]),
             macs=[macs(served, self.protocol.image, t) for t in range(len(tasks))],
             iterations=p["iterations"],
+            kept_epochs=p["kept_epochs"],
             training_state_bytes=p["training_state_bytes"],
             activation_bytes=max(m.get("held", 0) for m in p["memory"]),
             memory=Memory(**{name: [m.get(name, 0) for m in p["memory"]] for name in p["memory"][0]}),

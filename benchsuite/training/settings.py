@@ -14,7 +14,7 @@ from ..fields import LARGEST, check, convert, field_types, neutral_values
 from ..method.base import Method
 from ..method.registered import methods
 from ..nn.backbones import BACKBONES, has_batchnorm
-from ..protocol import Protocol, Recipe, protocols
+from ..protocol import OF_SCHEDULE, Protocol, Recipe, protocols
 from ..record.schema import Job
 from ..registry import suggest
 
@@ -108,6 +108,12 @@ def resolve(
     if unset := sorted(set(kinds) - set(settings)):
         raise UserError(f"{method}: {unset[0]} has no default", f"give it with --set {unset[0]}=VALUE")
     settings = {name: convert(name, value, kinds[name]) for name, value in settings.items()}
+    plain = {f.name: f.default for f in fields(Recipe)}
+    for schedule, names in OF_SCHEDULE.items():
+        for name in names if settings["lr_schedule"] != schedule else ():
+            if name in (overrides or {}) and settings[name] != plain[name]:
+                raise UserError(f"{name} has no effect with lr_schedule={settings['lr_schedule']}", "leave it out")
+            settings[name] = plain[name]
     try:
         recipe = recipe_of(settings)
     except ValueError as error:
@@ -122,6 +128,9 @@ def resolve(
     for name in ("crop_padding", "flip"):  # the protocol's own value is not another configuration
         if settings[name] == getattr(chosen, name):
             settings[name] = None
+    if recipe.lr_schedule != "milestones":
+        del settings["milestones"]
+        origins.pop("milestones", None)
     if not has_batchnorm(recipe.backbone):  # without effect, so no part of a run's identity
         if "batchnorm" in (overrides or {}):
             raise UserError(f"batchnorm: backbone {recipe.backbone!r} has no batch normalisation", "leave it out")
@@ -132,9 +141,13 @@ def resolve(
             if origins.get(name) == "command line":  # a search that chose it stays on record
                 del origins[name]
     try:
-        reason = made.unsupported_reason(recipe)
+        reason, phase = made.unsupported_reason(recipe), made.phase
     except Exception as error:
         raise Crashed(method, error) from error
+    if phase and recipe.lr_schedule == "patience":
+        reason = (
+            reason or f"{phase} is a share of a task's epochs, which lr_schedule=patience may cut short; use another schedule"
+        )
     if reason:
         raise Unsupported(f"{method} cannot run like this: {reason}")
     return Job(

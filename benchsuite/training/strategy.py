@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from ..method.base import Method
-from ..nn.backbones import reseed_dropout
 from ..nn.computed import uncounted
 from ..protocol import Recipe
 from .batches import Augmentation, Batches
 from .optimizer import make_optimizer
+from .schedule import Schedule
 
 
 class Strategy(SupervisedTemplate):
@@ -43,6 +44,7 @@ class Strategy(SupervisedTemplate):
     ) -> None:
         self.method, self.recipe, self.augmentation = method, recipe, augmentation
         self.seed, self.precision, self.dtype = seed, precision, torch.get_default_dtype()
+        self.schedule = Schedule(recipe)
         with warnings.catch_warnings():  # an evaluator without loggers is intended: Watch counts for the record
             warnings.simplefilter("ignore")
             evaluator = EvaluationPlugin()
@@ -54,7 +56,7 @@ class Strategy(SupervisedTemplate):
             train_epochs=recipe.epochs,
             eval_mb_size=256,
             device=device,
-            plugins=[Schedule(), method, method.guard, *plugins],
+            plugins=[self.schedule, method, method.guard, *plugins],
             evaluator=evaluator,
         )
         self.plugins.remove(evaluator)  # even without metrics it would copy the experience at every hook
@@ -64,6 +66,18 @@ class Strategy(SupervisedTemplate):
             if hasattr(plugin, "start_of_step"):
                 plugin.start_of_step(self)
         super()._before_training_iteration(**kwargs)
+
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        if not self._stop_training:  # else no plugin is told of an epoch that does not take place
+            super()._before_training_epoch(**kwargs)
+
+    def _after_training_epoch(self, **kwargs: Any) -> None:
+        super()._after_training_epoch(**kwargs)
+        self.schedule.end_of_epoch(self)
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        self.schedule.end_of_training(self)
+        super()._after_training_exp(**kwargs)
 
     def eval(self, *given: Any, **kwargs: Any) -> Any:
         with uncounted():
@@ -120,9 +134,13 @@ class Strategy(SupervisedTemplate):
             self._labels = None
             super()._unpack_minibatch()
 
+    def precise(self) -> AbstractContextManager[Any]:
+        """Context in the precision of forward passes."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
     def forward(self) -> Tensor:
         untouched = self.mb_task_id is self._labels  # a plugin may have added samples of other tasks to the batch
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with self.precise():
             return avalanche_forward(self.model, self.mb_x, self._task if untouched else self.mb_task_id)
 
     def criterion(self) -> Tensor:
@@ -130,17 +148,3 @@ class Strategy(SupervisedTemplate):
 
     def _make_empty_loss(self) -> Tensor:
         return torch.zeros((), device=self.device, dtype=self.dtype)
-
-
-class Schedule(SupervisedPlugin):
-    """Sets the learning rate of each epoch and new dropout generators for each task."""
-
-    def before_training_exp(self, strategy: Strategy, **kwargs: Any) -> None:
-        reseed_dropout(strategy.model, strategy.seed, strategy.experience.current_experience)
-        for group in strategy.optimizer.param_groups:
-            group["lr"] = strategy.recipe.lr
-
-    def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
-        if strategy.clock.train_exp_epochs in strategy.recipe.milestones:
-            for group in strategy.optimizer.param_groups:
-                group["lr"] *= 0.1

@@ -26,7 +26,8 @@ from .batches import Augmentation, TaskImages
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TaskStream:
     """tasks: the tasks in order. train, test: an Avalanche experience for each; position t has task label t, labels
-    0..K_t-1 and an attribute `images` (TaskImages on the device), which the fast batches read. joint: all of train in one.
+    0..K_t-1 and an attribute `images` (TaskImages on the device), which the fast batches read. One of train also has
+    `validation`, the images that the recipe sets aside, or None. joint: all of train in one.
     sets: the image sets."""
 
     tasks: list[Task]
@@ -46,6 +47,7 @@ class TaskStream:
         dataset.targets = [y for part in parts for y in part.targets]
         experience = _experiences([dataset], [labels])[0]
         experience.images = [e.images for e in self.train]
+        experience.validation = [e.validation for e in self.train]
         return experience
 
 
@@ -96,14 +98,17 @@ def build_stream(
         raise UserError(f"none of the image sets of {protocol.name} was found", f"see `benchsuite data get {protocol.name}`")
     padding, flip = (getattr(protocol if getattr(recipe, n) is None else recipe, n) for n in ("crop_padding", "flip"))
     augmentation = Augmentation(padding=padding, flip=flip)
-    train: list[TaskImages] = []
-    test: list[TaskImages] = []
+    cut: dict[str, list[TaskImages]] = {name: [] for name in ("train", "test", "validation")}
     for position, task in enumerate(tasks):
         source = sets[task.dataset]
         assert source is not None
-        for part, parts in (("train", train), ("test", test)):
-            parts.append(_task_images(source, task, part, recipe, derive(seed, "holdout", position), device))
-    return stream_of(tasks, train, test, augmentation, [source for source in sets.values() if source is not None])
+        for name, parts in cut.items():
+            if name != "validation" or recipe.validation:
+                parts.append(_task_images(source, task, name, recipe, seed, position, device))
+    stream = stream_of(tasks, cut["train"], cut["test"], augmentation, [s for s in sets.values() if s is not None])
+    for experience, part in zip(stream.train, cut["validation"], strict=False):
+        experience.validation = part
+    return stream
 
 
 def stream_of(
@@ -119,19 +124,29 @@ def stream_of(
     )
 
 
-def _task_images(images: ImageSet, task: Task, part: str, recipe: Recipe, seed: int, device: torch.device) -> TaskImages:
-    """One part (training or test) of a task: the images of its classes in the data set's order, with labels 0..K-1."""
-    from_train = part == "train" or recipe.holdout > 0
+def _task_images(
+    images: ImageSet, task: Task, part: str, recipe: Recipe, seed: int, position: int, device: torch.device
+) -> TaskImages:
+    """One part (training, validation, test) of a task: the images of its classes in the data set's order, with labels 0..K-1."""
+    from_train = part != "test" or recipe.holdout > 0
     x, y = (images.train_x, images.train_y) if from_train else (images.test_x, images.test_y)
-    rng = np.random.default_rng(seed)
+    rng, own = (np.random.default_rng(derive(seed, purpose, position)) for purpose in ("holdout", "validation"))
     chosen = []
     for label in task.classes:
         rows = np.flatnonzero(y == label)
         if recipe.holdout:  # the first share of a fixed shuffle is held out; the rest is for training
             shuffled = rng.permutation(rows)
             cut = round(len(rows) * recipe.holdout)
+            rows = np.sort(shuffled[:cut] if part == "test" else shuffled[cut:])
+        rows = rows[: recipe.test_per_class if part == "test" else recipe.train_per_class]
+        if recipe.validation and part != "test":  # of what is left, in the same way
+            shuffled, cut = own.permutation(rows), round(len(rows) * recipe.validation)
+            if not 0 < cut < len(rows):
+                raise UserError(
+                    f"validation={recipe.validation} of the {len(rows)} training images of class {label} is {cut}",
+                    "set a share that leaves images on both sides",
+                )
             rows = np.sort(shuffled[cut:] if part == "train" else shuffled[:cut])
-        rows = rows[: recipe.train_per_class if part == "train" else recipe.test_per_class]
         if len(rows) == 0:
             raise UserError(
                 f"{images.name}: no {part} image of class {label} for task {task.name}", "check it with `benchsuite data verify`"
@@ -166,5 +181,5 @@ def _experiences(datasets: list[Any], labels: list[Any], name: str = "train") ->
 def _stream(name: str, parts: list[TaskImages], augmentation: Augmentation | None) -> list[DatasetExperience]:
     experiences = _experiences([Normalised(part, augmentation) for part in parts], list(range(len(parts))), name)
     for experience, part in zip(experiences, parts, strict=True):
-        experience.images = part
+        experience.images, experience.validation = part, None
     return experiences

@@ -44,7 +44,7 @@ class Watch(SupervisedPlugin):
         self._loss, self._steps = torch.zeros((), device=strategy.device), 0
 
     def _measured_in(self, strategy: Strategy) -> bool:
-        return strategy.clock.train_exp_epochs in (1, strategy.train_epochs - 1)
+        return strategy.clock.train_exp_epochs in (1, strategy.train_epochs - 1) or strategy.schedule.may_end()
 
     def start_of_step(self, strategy: Strategy) -> None:
         """Called before any plugin in a step."""

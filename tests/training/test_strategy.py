@@ -15,8 +15,8 @@ from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import protocols
 from benchsuite.training.batches import Batches
 from benchsuite.training.runner import run
+from benchsuite.training.schedule import Schedule
 from benchsuite.training.settings import resolve
-from benchsuite.training.strategy import Schedule
 from benchsuite.training.stream import build_stream
 from benchsuite.training.watch import Watch
 
@@ -152,7 +152,7 @@ def test_learning_rate_of_every_epoch(protocol, drops):
     group, rates = {"lr": recipe.lr}, []
     for epoch in range(recipe.epochs):
         clock, optimizer = SimpleNamespace(train_exp_epochs=epoch), SimpleNamespace(param_groups=[group])
-        Schedule().before_training_epoch(SimpleNamespace(recipe=recipe, clock=clock, optimizer=optimizer))
+        Schedule(recipe).before_training_epoch(SimpleNamespace(clock=clock, optimizer=optimizer))
         rates.append(group["lr"])
     expected = [1e-3] * drops[0] + [1e-4] * (drops[1] - drops[0]) + [1e-5] * (200 - drops[1])
     assert rates == pytest.approx(expected)
