@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     without flock falls back to a marker file that outlives a kill.
 
     Raises UserError where the file cannot be written and, without `wait`, Busy where another process holds the lock."""
-    while True:
+    for attempt in count():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "a", opener=_at_once)  # noqa: SIM115
@@ -134,6 +135,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             file.close()
             raise Busy(f"{path.parent}: another process is working on this run", "wait until it has ended") from None
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempt < 100:  # another process has removed the empty folder meanwhile
+                continue
             raise UserError(f"cannot write to {path.parent}: {error.strerror}", ELSEWHERE) from None
         with file:
             # The previous holder may have removed the file: the lock counts only on the file that has this name now.

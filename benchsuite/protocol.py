@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from .data import DataSet, datasets
 from .errors import UserError
 from .fields import check, setting
 from .registry import Registry, suggest
@@ -45,7 +46,7 @@ class Task:
     """One task: some classes of one image set, and the preparation of its pixels.
 
     classes: labels in the image set; label classes[k] becomes k inside the task.
-    mean, std: per channel, in units of pixel / 255.
+    mean, std: per channel, in units of pixel / 255. Empty: those of all training images of the set, without border.
     pad: zero border in pixels on each side, added before normalisation.
     orientation: how images are turned, counterclockwise, after padding; "transposed" swaps rows and columns.
     """
@@ -53,10 +54,18 @@ class Task:
     name: str
     dataset: str
     classes: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     pad: int = 0
     orientation: Orientation = "upright"
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"task {self.name}: classes must be different labels, at least one, got {self.classes}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"task {self.name}: give mean and std of each channel, or neither")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"task {self.name}: std must be above 0, got {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +152,26 @@ class Protocol:
     """
 
     name: str
-    summary: str
-    needs: str
+    summary: str = ""
+    needs: str = ""
     tasks: tuple[Task, ...]
     image: tuple[int, int, int]
     tiers: Mapping[str, Recipe]
     crop_padding: int = 0
     flip: bool = False
     published: tuple[Published, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError(f"{self.name}: a protocol has at least one task")
+        names = [task.name for task in self.tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{self.name}: two tasks are called {twice[0]!r}")
+
+    @property
+    def sets(self) -> list[str]:
+        """The data sets of its tasks."""
+        return list(dict.fromkeys(task.dataset for task in self.tasks))
 
     def recipe(self, tier: str) -> Recipe:
         """The recipe of a tier. Raises UserError if the protocol has no such tier."""
@@ -196,7 +217,28 @@ class Protocol:
         return list(dict.fromkeys(task.dataset for task in self.sequence(seed, recipe)))
 
 
-protocols: Registry[Protocol] = Registry("protocol", "benchsuite.protocols")
+def split(
+    dataset: DataSet | str,
+    tasks: int,
+    *,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    pad: int = 0,
+) -> tuple[Task, ...]:
+    """The classes of a data set in so many tasks of equally many classes, in the order of the labels.
+
+    Raises UserError if the classes cannot be shared out."""
+    found = datasets.get(dataset) if isinstance(dataset, str) else dataset
+    if tasks < 1 or found.classes % tasks:
+        raise UserError(f"{found.classes} classes of {found.name} cannot be shared out to {tasks} tasks", "write the tasks out")
+    k = found.classes // tasks
+    return tuple(
+        Task(name=str(i + 1), dataset=found.name, classes=tuple(range(k * i, k * i + k)), mean=mean, std=std, pad=pad)
+        for i in range(tasks)
+    )
+
+
+protocols: Registry[Protocol] = Registry("protocol", "benchsuite.protocols", "call register(Protocol(...)) once")
 
 
 def register(protocol: Protocol) -> Protocol:

@@ -1,11 +1,13 @@
-"""Finding methods and protocols: built-in packages, entry points of other packages, or a file.
+"""Finding methods, protocols and data sets: built-in packages, entry points of other packages, or a file.
 
 A failing import is an error, and so is a name that is taken: otherwise a method could be missing from a board without notice.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -20,16 +22,63 @@ T = TypeVar("T")
 
 USER_MODULE = "benchsuite_user_"  # how the modules of files outside of any package begin
 
+_REGISTRIES: list[Registry] = []
+_BESIDE: dict[Path, tuple[Path, ...]] = {}  # the files beside a file that it imports
+
+
+def load_file(path: Path) -> dict[str, list[str]]:
+    """Import a Python file that registers something, once per process. It can import modules that stand beside it.
+
+    Returns the names that it registers, by kind."""
+    path = path.expanduser().resolve()
+    if not any(path in registry.files for registry in _REGISTRIES):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file", "give a registered name or a Python file")
+        before = {registry.kind: set(registry.all()) for registry in _REGISTRIES}
+        modules = set(sys.modules)
+        name = USER_MODULE + path.stem
+        if getattr(sys.modules.get(name), "__file__", str(path)) != str(path):  # another file of that name
+            name += f"_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # last: a file beside it hides no installed module
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            for registry in _REGISTRIES:  # so that the mended file can be loaded, as in a notebook
+                registry.forget(name)
+            if isinstance(error, UserError):
+                raise UserError(f"{path}: {error.problem}", error.remedy) from None
+            raise UserError(f"{path}: cannot be imported: {one_line(error)}") from error
+        for registry in _REGISTRIES:
+            if new := sorted(registry.others() - before.get(registry.kind, set())):
+                registry.files[path] = new
+        homes = [Path(file) for new in set(sys.modules) - modules if (file := getattr(sys.modules[new], "__file__", None))]
+        _BESIDE[path] = tuple(sorted(home for home in homes if path.parent in home.parents and home != path))
+    return {registry.kind: registry.files[path] for registry in _REGISTRIES if path in registry.files}
+
+
+def with_those_beside(path: Path) -> tuple[Path, ...]:
+    """A file that was loaded, and the files beside it that it imports: what another machine needs to load it, too."""
+    return (path, *_BESIDE.get(path, ()))
+
 
 class Registry(Generic[T]):
-    """The methods, or the protocols, by name. `kind` is "method" or "protocol"; `package` holds our own."""
+    """The methods, the protocols or the data sets by name.
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self.package = kind, package
+    kind: what they are, in the singular. package: holds our own. how: what a file does to register one."""
+
+    def __init__(self, kind: str, package: str, how: str) -> None:
+        self.kind, self.package, self.how = kind, package, how
         self._known: dict[str, T] = {}
         self._origins: dict[str, str] = {}  # the module that registered each of them
-        self._files: dict[Path, str] = {}
+        self.files: dict[Path, list[str]] = {}  # what files outside of any package registered
         self._discovered = False
+        _REGISTRIES.append(self)
 
     def add(self, name: str, item: T, origin: str = "") -> None:
         """Register an item. Its name must be free, unless a notebook or `__main__` registers its own item again."""
@@ -40,6 +89,15 @@ class Registry(Generic[T]):
 
     def remove(self, name: str) -> None:
         del self._known[name], self._origins[name]
+
+    def forget(self, origin: str) -> None:
+        """Remove what a module registered."""
+        for name in [name for name, its in self._origins.items() if its == origin]:
+            self.remove(name)
+
+    def others(self) -> set[str]:
+        """What is registered and not built in."""
+        return {name for name, origin in self._origins.items() if not origin.startswith(f"{self.package}.")}
 
     def is_built_in(self, name: str) -> bool:
         self.all()
@@ -56,7 +114,7 @@ class Registry(Generic[T]):
             self._discovered = True
             for module in self.modules():
                 importlib.import_module(module)
-            for entry in entry_points(group=f"benchsuite.{self.kind}s"):
+            for entry in entry_points(group=f"benchsuite.{self.kind.replace(' ', '')}s"):
                 entry.load()
         return dict(sorted(self._known.items()))
 
@@ -68,32 +126,20 @@ class Registry(Generic[T]):
 
     def load_file(self, path: Path) -> str:
         """Import a Python file that registers one item, and return that item's name."""
-        path = path.resolve()
+        path = path.expanduser().resolve()
         self.all()
-        if path not in self._files:
-            if not path.is_file():
-                raise UserError(f"{path}: no such file", "give a registered name or a Python file")
-            before = set(self._known)
-            spec = importlib.util.spec_from_file_location(USER_MODULE + path.stem, path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            try:
-                spec.loader.exec_module(module)
-            except UserError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise UserError(f"{path}: cannot be imported: {one_line(error)}") from error
-            new = sorted(set(self._known) - before)
-            if len(new) != 1:
-                raise UserError(f"{path}: registers {len(new)} {self.kind}s, expected one", "put @register above one class")
-            self._files[path] = new[0]
-        return self._files[path]
+        new = load_file(path).get(self.kind, [])
+        if len(new) != 1:
+            raise UserError(f"{path}: registers {len(new)} {self.kind}s, expected one", self.how)
+        return new[0]
+
+    def find(self, text: str | Path) -> str:
+        """The name of an item that is given by its name or as the Python file that defines it."""
+        return self.load_file(Path(text)) if str(text).endswith(".py") else str(text)
 
     def file(self, name: str) -> Path | None:
         """The file that `name` was loaded from, None for an installed one."""
-        return next((path for path, known in self._files.items() if known == name), None)
+        return next((path for path, known in self.files.items() if name in known), None)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

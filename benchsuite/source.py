@@ -97,6 +97,8 @@ def stale(record: RunRecord) -> str | None:
     if not record.made_by:
         return "made by an earlier version"
     changed = changes(record.made_by)
+    if f"protocol {record.job.protocol}" in changed and record.job.protocol not in protocols.all():
+        return f"the protocol {record.job.protocol} is not known here (name its file with --protocol)"
     return f"changed since: {', '.join(changed)}" if changed else None
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from benchsuite.protocol import Protocol, Published, Recipe, Task, register
+from benchsuite.protocol import Protocol, Published, Recipe, register, split
 
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 PAPER = Recipe(backbone="cacl", epochs=200, milestones=(120, 180), lr=1e-3, batch_size=64, dropout=0.15)
@@ -17,10 +17,7 @@ register(
         summary="20 tasks x 5 classes of 32x32 colour images, classes in label order, tasks shuffled by the seed",
         needs="CIFAR-100 (161 MB; `benchsuite data get split-cifar100`)",
         # The class groups are fixed, contiguous in the order of the fine labels; only the order of the tasks is random.
-        tasks=tuple(
-            Task(name=str(i + 1), dataset="cifar100", classes=tuple(range(5 * i, 5 * i + 5)), mean=MEAN, std=STD)
-            for i in range(20)
-        ),
+        tasks=split("cifar100", tasks=20, mean=MEAN, std=STD),
         image=(3, 32, 32),
         crop_padding=4,
         flip=True,

@@ -1,6 +1,6 @@
 """split-digits: five easy tasks of two handwritten digits each, for quick checks; needs no download."""
 
-from benchsuite.protocol import Protocol, Recipe, Task, register
+from benchsuite.protocol import Protocol, Recipe, register, split
 
 # Images: scikit-learn's copy of the UCI optical digits (1,797 grey 8x8 images, values 0..16 stored as 0..255). The copy has no
 # split into training and test images. Ours is fixed: two thirds of each class for training.
@@ -13,7 +13,7 @@ register(
         name="split-digits",
         summary="5 tasks x 2 classes of 8x8 handwritten digits; nearly every method ends at 99 %, so use it for quick checks",
         needs="nothing: the images come with scikit-learn",
-        tasks=tuple(Task(name=str(i + 1), dataset="digits", classes=(2 * i, 2 * i + 1), mean=MEAN, std=STD) for i in range(5)),
+        tasks=split("digits", tasks=5, mean=MEAN, std=STD),
         image=(1, 8, 8),
         tiers={
             "paper": FULL,

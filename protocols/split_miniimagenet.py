@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from benchsuite.protocol import Protocol, Published, Recipe, Task, register
+from benchsuite.protocol import Protocol, Published, Recipe, register, split
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PAPER = Recipe(backbone="cacl", epochs=200, milestones=(150, 180), lr=1e-3, batch_size=64, dropout=0.15)
@@ -17,10 +17,7 @@ register(
         summary="20 tasks x 5 classes of 84x84 colour images, classes in WordNet-id order, tasks shuffled by the seed",
         needs="miniImageNet, 600 images for each of 100 classes, which you must bring (`benchsuite data get split-miniimagenet`)",
         # The upstream class numbering is not documented; ours is the order of the WordNet ids.
-        tasks=tuple(
-            Task(name=str(i + 1), dataset="miniimagenet", classes=tuple(range(5 * i, 5 * i + 5)), mean=MEAN, std=STD)
-            for i in range(20)
-        ),
+        tasks=split("miniimagenet", tasks=20, mean=MEAN, std=STD),
         image=(3, 84, 84),
         flip=True,
         tiers={

@@ -84,7 +84,7 @@ def own_methods(monkeypatch):
     monkeypatch.setattr(methods, "_known", dict(methods.all()))
     monkeypatch.setattr(methods, "_origins", dict(methods._origins))
     monkeypatch.setattr(methods, "_sources", dict(methods._sources))
-    monkeypatch.setattr(methods, "_files", {})
+    monkeypatch.setattr(methods, "files", {})
     monkeypatch.setattr(methods, "_modified", {})
     return methods
 

@@ -65,7 +65,7 @@ def job_of(name="planted", **settings):
 
 def forget(methods, name="planted"):
     methods._known.pop(name, None)
-    methods._files.clear()
+    methods.files.clear()
 
 
 def loaded(text, folder, methods):

@@ -129,7 +129,7 @@ def leaderboard(
     records, left_out = one_version_each(records, files)
     tier = records[0].job.tier
     changed = any(r.job.origins.get(name) == "command line" for r in records for name in RECIPE)
-    if tier != "paper" or changed or not all(entry.complete for r in records for entry in r.data):
+    if tier != "paper" or changed or not all(entry.complete and not entry.own for r in records for entry in r.data):
         published = ()
     rows = configurations(records, [f"{p.method} ({_published(p)})" for p in published])
 

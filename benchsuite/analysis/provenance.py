@@ -40,6 +40,7 @@ def provenance(records: Sequence[RunRecord]) -> str:
 
     dates = sorted({r.environment.date[:10] for r in records})
     incomplete = sorted({entry.name for r in records for entry in r.data if not entry.complete})
+    own = sorted({entry.name for r in records for entry in r.data if entry.own})
     revisions = {r.environment.source.short for r in records}
     return "; ".join(
         [
@@ -52,5 +53,6 @@ def provenance(records: Sequence[RunRecord]) -> str:
             f"revision {', '.join(sorted(revisions))}" if len(revisions) <= 3 else f"{len(revisions)} revisions (see the notes)",
             dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
             *([f"not the published benchmark: incomplete images of {', '.join(incomplete)}"] if incomplete else []),
+            *([f"own images: {', '.join(own)}"] if own else []),
         ]
     )

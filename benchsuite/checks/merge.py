@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec.structs import asdict, replace
 
 from .. import files
-from ..data.sets import OFFICIAL
+from ..data import datasets
 from ..errors import UserError, one_line
 from ..method.artifact import Artifact
 from ..method.registered import methods
@@ -111,8 +111,9 @@ def check(record: RunRecord) -> list[str]:
         if not math.isfinite(value):
             raise UserError(f"{name} cannot be computed: the accuracy matrix has gaps, although the tasks were learnt one by one")
     images = {entry.name: entry for entry in record.data}
+    digests = official_digests()
     for name, entry in images.items():
-        official = OFFICIAL[name].digest if name in OFFICIAL else None
+        official = digests.get(name)
         if entry.complete and official and entry.digest != official:
             raise UserError(f"{name}: marked as complete, but its images (digest {entry.digest[:12]}) are not the official ones")
         if not entry.complete:
@@ -136,6 +137,12 @@ def check(record: RunRecord) -> list[str]:
         if T > 1 and together != made.trains_jointly:
             raise UserError(f"{len(record.iterations)} trainings for {T} tasks, which is not how {job.method} learns")
     return remarks
+
+
+def official_digests() -> dict[str, str | None]:
+    """The digest of each built-in data set, None where nobody has published one."""
+    known = {name: dataset.official for name, dataset in datasets.all().items() if datasets.is_built_in(name)}
+    return {name: official.digest if official else None for name, official in known.items()}
 
 
 def check_artifact(record: RunRecord, folder: Path) -> bool:

@@ -18,6 +18,7 @@ EPILOG = """examples:
   benchsuite leaderboard --method cacl --method ./my_method.py --seeds 1-5
   benchsuite status                                        which runs are done, running, failed or interrupted
   benchsuite tune --protocol split-cifar100 --method ewc
+  benchsuite new-protocol my_protocol && benchsuite check ./my_protocol.py
   benchsuite new-method my_method && benchsuite check ./my_method.py
 """
 
@@ -55,7 +56,9 @@ def parser() -> Parser:
 
     place = Parser(add_help=False)
     place.add_argument(
-        "--protocol", default=PROTOCOL, help=f"a registered protocol (default: {PROTOCOL}, which needs no download)"
+        "--protocol",
+        default=PROTOCOL,
+        help=f"a registered protocol or a Python file that defines one (default: {PROTOCOL}, which needs no download)",
     )
     place.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     where = Parser(add_help=False, parents=[place])
@@ -172,7 +175,9 @@ def parser() -> Parser:
     sets = commands.add_parser("data", help="download or check the image sets of a protocol, or one image set")
     actions = sets.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     for action, what in (("get", "download what is missing"), ("verify", "decode all images again and check them")):
-        actions.add_parser(action, parents=[data], help=what).add_argument("name", help="a registered protocol, or an image set")
+        actions.add_parser(action, parents=[data], help=what).add_argument(
+            "name", help="a registered protocol, a data set, or a Python file that defines one"
+        )
     out = commands.add_parser("export", help="copy the artifacts of finished runs, ready to be served")
     out.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its record.json")
     out.add_argument("--form", default=None, metavar="FORM", help="store in fewer bits: fp16, int8, int6 or int4 (default: fp32)")
@@ -225,6 +230,8 @@ def parser() -> Parser:
             metavar="METHOD,METHOD,...",
             help="test only these rows against each other (default: all that are ranked)",
         )
+    for command in (again, bring):
+        command.add_argument("--protocol", metavar="FILE", help="Python file that defines the protocol, unless it is installed")
     for command in (paper, bring):
         command.add_argument(
             "--method",
@@ -240,7 +247,9 @@ def parser() -> Parser:
         help="measure what a training step costs on this machine, where its time goes and which settings change it",
     )
     timed.add_argument(
-        "--protocol", default=PROTOCOL, help=f"a registered protocol (default: {PROTOCOL}, which needs no download)"
+        "--protocol",
+        default=PROTOCOL,
+        help=f"a registered protocol or a Python file that defines one (default: {PROTOCOL}, which needs no download)",
     )
     timed.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder that holds the image sets (default: the download cache)"
@@ -269,11 +278,22 @@ def parser() -> Parser:
     timed.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for the tables as Markdown and CSV (default: none are written)"
     )
+    fresh = commands.add_parser("new-protocol", help="write a commented Python file that defines a protocol, to start from")
+    fresh.add_argument("name", metavar="NAME", help="name of the protocol; letters, digits, - and _")
+    fresh.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: NAME.py in this folder)")
     new = commands.add_parser("new-method", help="write a commented Python file that defines a method, to start from")
     new.add_argument("name", metavar="NAME", help="name of the method; must be a valid Python name")
     new.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: NAME.py in this folder)")
-    rules = commands.add_parser("check", parents=[chosen], help="run the conformance checks on a method (about a minute)")
-    rules.add_argument("method", metavar="METHOD", help="a registered method or a Python file that defines one")
+    rules = commands.add_parser(
+        "check", parents=[chosen], help="run the conformance checks on a method, or check a protocol (about a minute)"
+    )
+    rules.add_argument("name", metavar="NAME", help="a registered method or protocol, or a Python file that defines one")
+    rules.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder that holds the image sets of a protocol (default: the download cache)",
+    )
     return top
 
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from ..errors import UserError
 from .arguments import note_slow_precision, parse_settings
 
 
 def command_data(arguments: argparse.Namespace) -> None:
-    from ..data import get, load, verify
-    from ..data.sets import NAMES, MissingData
+    from ..data import datasets, get, load, verify
+    from ..data.sets import MissingData
     from ..protocol import protocols
-    from ..registry import suggest
+    from ..registry import load_file, suggest
 
-    known = {name: [task.dataset for task in protocol.tasks] for name, protocol in protocols.all().items()}
-    known = {**{name: [name] for name in NAMES}, **known}
-    if arguments.name not in known:
-        raise UserError(f"no protocol or image set is called {arguments.name!r}", suggest(arguments.name, known))
-    for name in dict.fromkeys(known[arguments.name]):
+    known = {**{name: [name] for name in datasets.all()}, **{name: p.sets for name, p in protocols.all().items()}}
+    if arguments.name.endswith(".py"):
+        found = load_file(Path(arguments.name))
+        names = [*found.get(datasets.kind, []), *(name for p in found.get(protocols.kind, []) for name in protocols.get(p).sets)]
+        if not names:
+            raise UserError(f"{arguments.name}: defines no protocol and no data set", f"{protocols.how}, or {datasets.how}")
+    elif arguments.name in known:
+        names = known[arguments.name]
+    else:
+        raise UserError(f"no protocol or data set is called {arguments.name!r}", suggest(arguments.name, known))
+    for name in dict.fromkeys(names):
         if arguments.action == "get":
             try:
                 get(name, arguments.data_dir)
@@ -37,7 +44,7 @@ def command_data(arguments: argparse.Namespace) -> None:
             continue
         print(
             f"{name}: {len(images.train_y):,} training and {len(images.test_y):,} test images, "
-            f"{'complete' if images.complete else images.note or 'incomplete'}, digest {images.digest[:16]}"
+            f"{images.note or ('complete' if images.complete else 'incomplete')}, digest {images.digest[:16]}"
         )
 
 

@@ -17,7 +17,7 @@ from .arguments import parser
 COMMANDS = {
     **dict.fromkeys(("run", "leaderboard", "status", "tune"), "runs"),
     **dict.fromkeys(("report", "export", "verify", "merge"), "results"),
-    **dict.fromkeys(("list", "new-method", "check"), "methods"),
+    **dict.fromkeys(("list", "new-method", "new-protocol", "check"), "methods"),
     **dict.fromkeys(("data", "bench"), "machine"),
 }
 
@@ -40,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if (results := getattr(arguments, "results", None)) and results.exists() and not results.is_dir():
             raise UserError(f"{results}: is not a folder", "name one with --results")
+        if named := getattr(arguments, "protocol", None):  # a name or a file; several, for `report`
+            from ..protocol import protocols
+
+            several = isinstance(named, list)
+            arguments.protocol = [protocols.find(name) for name in named] if several else protocols.find(named)
         module = import_module(f".{COMMANDS[arguments.command]}", __package__)
         return int(getattr(module, f"command_{arguments.command.replace('-', '_')}")(arguments) or 0)
     except UserError as error:

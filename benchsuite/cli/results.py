@@ -125,6 +125,11 @@ def command_verify(arguments: argparse.Namespace) -> int:
                 f"{arguments.method}: registers {name}, but the record is of {record.job.method}",
                 "name the file that registers that method",
             )
+    if arguments.protocol and arguments.protocol != record.job.protocol:
+        raise UserError(
+            f"--protocol names a file of {arguments.protocol}, but the record is of {record.job.protocol}",
+            "name the file that defines that protocol",
+        )
     took = sum(record.seconds.train) + sum(record.seconds.evaluate)
     print(
         f"{record.job}: took {took:,.0f} s according to its record; after an interruption the same command resumes",

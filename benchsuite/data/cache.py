@@ -13,9 +13,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,28 +62,39 @@ def digest(arrays: Arrays) -> str:
     return h.hexdigest()
 
 
-def fingerprint(files: Iterable[Path]) -> str:
+def fingerprint(files: Iterable[Path], settings: str = "") -> str:
     """The state of the files without reading them: path, size, modification time and change time.
 
     The change time is included because archives restore modification times, so two versions of a file may share theirs.
+    settings: of the reader, where they decide what is decoded. Raises UserError for what is not an ordinary file.
     """
-    h = hashlib.sha256(f"readers {READERS}".encode())
+    h = hashlib.sha256(f"readers {READERS}{settings}".encode(errors="surrogateescape"))
     for file in files:
         try:
-            s = file.stat()
+            s = check_regular(file)
         except OSError as error:
             raise UserError(f"{file}: cannot be read: {error.strerror}", "restore it or fetch the whole set again") from None
-        h.update(f"\n{file.absolute()}\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}".encode())
+        h.update(b"\n" + os.fsencode(file.absolute()) + f"\0{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}".encode())
     return h.hexdigest()[:32]
 
 
+def check_regular(file: Path) -> os.stat_result:
+    """The state of a file. Raises UserError for a named pipe, which would be waited for, and for a folder or a device."""
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{file}: is not an ordinary file", "put the data file itself there")
+    return found
+
+
 def lookup(name: str, key: str) -> Entry | None:
-    """The entry decoded from files with this fingerprint; None if there is none or it is damaged."""
+    """The entry decoded from files with this fingerprint; None if there is none or its content is not what its digest says."""
     folder = root() / "arrays" / name
     try:
         found = json.loads((folder / "index" / f"{key}.json").read_text())
         arrays = _open(folder / found["digest"][:16], found["digest"])
-        return Entry(arrays, found["digest"], found["note"]) if arrays else None
+        if arrays is None or _content(arrays) != found["digest"]:
+            return None
+        return Entry(arrays, found["digest"], found["note"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -93,7 +106,7 @@ def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
     target = folder / whole[:16]
     kept = _open(target, whole)
     try:
-        if kept is None or digest(kept) != whole:
+        if kept is None or _content(kept) != whole:
             _write(target, arrays, whole)
         (folder / "index").mkdir(exist_ok=True)
         write_atomic(folder / "index" / f"{key}.json", json.dumps({"digest": whole, "note": note}))
@@ -103,6 +116,18 @@ def store(name: str, key: str, arrays: Arrays, note: str) -> Entry:
     if stored is None:
         raise UserError(f"{target}: cannot be read back", "check the disk, or name another cache folder in BENCHSUITE_CACHE")
     return Entry(stored, whole, note)
+
+
+def _content(arrays: Arrays) -> str:
+    """The digest of mapped arrays, computed once in a process for each state of their files."""
+    paths = [str(array.filename) for array in arrays if isinstance(array, np.memmap)]
+    states = [(path, os.stat(path)) for path in paths]
+    return _digest_of_state(tuple((path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in states))
+
+
+@lru_cache(maxsize=64)
+def _digest_of_state(states: tuple[tuple[str, int, int, int, int], ...]) -> str:
+    return digest(Arrays(*(np.load(path, mmap_mode="r") for path, *_ in states)))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,44 +28,9 @@ class Remote:
     size: int | None = None
 
 
-def remotes(name: str) -> list[Remote]:
-    """The files of an image set, with addresses and checksums as in torchvision. Empty if it cannot be downloaded."""
-    if name == "notmnist":  # no checksum was published; users of the set have long checked for this size
-        return [
-            Remote(
-                ("http://yaroslavvb.com/upload/notMNIST/notMNIST_small.tar.gz",),
-                "notMNIST_small.tar.gz",
-                size=8_458_043,
-            )
-        ]
-    if name == "miniimagenet":  # the terms of ImageNet forbid redistribution
-        return []
-    from torchvision import datasets
-
-    if name in ("cifar10", "cifar100"):
-        cifar = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-        return [Remote((cifar.url,), cifar.filename, cifar.tgz_md5)]
-    if name in ("mnist", "fashion_mnist"):
-        mnist = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
-        return [Remote(tuple(m + f for m in mnist.mirrors), f"{mnist.__name__}/raw/{f}", md5) for f, md5 in mnist.resources]
-    assert name == "svhn", name
-    return [Remote((url,), file, md5) for url, file, md5 in (datasets.SVHN.split_list[part] for part in ("train", "test"))]
-
-
-def checksums(name: str) -> dict[str, str]:
-    """MD5 by file name, as in torchvision, for the sets without a known digest of the pixels."""
-    if name not in ("cifar10", "svhn"):
-        return {}
-    from torchvision.datasets import CIFAR10
-
-    batches = [*CIFAR10.train_list, *CIFAR10.test_list] if name == "cifar10" else []
-    return {**dict(batches), **{r.path: r.md5 for r in remotes(name) if r.md5}}
-
-
-def altered(name: str, files: Iterable[Path]) -> bool:
-    """Whether any of the files differs from the official file of that name."""
-    known = checksums(name)
-    return any(file.name in known and _md5(file) != known[file.name] for file in files)
+def altered(md5: Mapping[str, str], files: Iterable[Path]) -> bool:
+    """Whether any of the files differs from the official file of that name. md5: of the official ones, by name."""
+    return any(file.name in md5 and _md5(file) != md5[file.name] for file in files)
 
 
 def _md5(file: Path) -> str:

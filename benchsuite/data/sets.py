@@ -1,8 +1,9 @@
-"""The image sets: the contents of the official distributions, and loading through the cache."""
+"""Loading data sets through the cache, and comparing them with the official distributions."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from . import cache, fetch, readers
+from . import cache, fetch
 from .cache import Arrays, Entry
+from .declared import DataSet, Official, Source, datasets
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -20,8 +22,9 @@ class ImageSet:
 
     train_x, test_x: uint8 (N, H, W, C) with C = 1 or 3. train_y, test_y: int64 (N,), labels 0..K-1.
     digest: SHA-256 over decoded pixels and labels, shapes included, train then test.
-    complete: whether this is the official distribution that published figures use.
+    complete: whether nothing is missing, and it is the official distribution where there is one.
     note: what is partial or substituted, "" otherwise.
+    own: whether it is declared outside of this package: then it is never taken for a published one.
     """
 
     name: str
@@ -32,6 +35,7 @@ class ImageSet:
     digest: str
     complete: bool
     note: str
+    own: bool = False
 
 
 Images = Mapping[str, ImageSet | None]  # by name; None for a set that is missing
@@ -41,66 +45,13 @@ class MissingData(UserError):
     """The set has no files, as opposed to damaged or incomplete ones."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Official:
-    """The contents of a complete distribution. train, test: numbers of images, None if unknown; then the number of test images is
-    known to be a multiple of `test_multiple`. balanced: equally many images of every class."""
-
-    classes: int
-    train: int | None
-    test: int | None
-    balanced: bool = False
-    digest: str | None = None
-    test_multiple: int = 1
-    substitute: str = ""  # what it replaces, for the note; a substitute is never complete
-
-
-OFFICIAL = {
-    "cifar100": Official(
-        classes=100,
-        train=50_000,
-        test=10_000,
-        balanced=True,
-        digest="bf7e3bf0060884123ceb697998cf8e8f294bc2de18405d8d23dcbfe02a0d9322",
-    ),
-    "cifar10": Official(classes=10, train=50_000, test=10_000, balanced=True),
-    "mnist": Official(
-        classes=10,
-        train=60_000,
-        test=10_000,
-        digest="1ab36173c5442eefac1052e16cd4f6fadab376babf2649f6ff42f84b978b3824",
-    ),
-    "fashion_mnist": Official(
-        classes=10,
-        train=60_000,
-        test=10_000,
-        balanced=True,
-        digest="e82adc0c97c6273e3db09f058ebe2cde03fe9e1df16f9d9054d558032e2a0f39",
-    ),
-    "svhn": Official(classes=10, train=73_257, test=26_032),
-    # The counts of ACL's archive are not published, but CACL's published accuracy on it is 143/153.
-    "notmnist": Official(classes=10, train=None, test=None, test_multiple=153),
-    "notmnist_small": Official(
-        classes=10,
-        train=16_854,
-        test=1_870,  # its 18,726 files without the two unreadable ones
-        substitute="notMNIST_small with a fixed 90/10 split in place of the ACL archive",
-    ),
-    "miniimagenet": Official(classes=100, train=50_000, test=10_000, balanced=True),
-    "digits": Official(
-        classes=10,
-        train=1_195,
-        test=602,
-        digest="11242647ade1e6908eb7a6577611835a4a12468d8aff5efdfba71298846e5438",
-    ),
-}
-NAMES = (*readers.FIND, "digits")
 ALTERED = "files differ from the official ones"
 
 
 def has_one_form(name: str) -> bool:
     """Whether every complete distribution of this set holds the same images in the same order."""
-    return OFFICIAL[name].digest is not None or bool(fetch.checksums(name))
+    official = datasets.get(name).official
+    return datasets.is_built_in(name) and official is not None and bool(official.digest or official.md5)
 
 
 def load(name: str, data_dir: Path | None = None, *, partial: bool = False) -> ImageSet:
@@ -109,17 +60,18 @@ def load(name: str, data_dir: Path | None = None, *, partial: bool = False) -> I
     partial: accept fewer images than the official distribution has, or altered files; they are never `complete`.
     Raises UserError for an unknown name and for missing, damaged, mislabelled or incomplete files.
     """
-    if name == "digits":
-        return _digits()
-    source = _source(name, data_dir)
-    key = cache.fingerprint(source.files)
+    dataset = datasets.get(name)
+    source = _source(dataset, data_dir)
+    if not source.files:
+        return _packaged(dataset)
+    key = _key(dataset, source)
     entry = cache.lookup(name, key)
     if entry is None:
         with cache.decoding(name):
             entry = cache.lookup(name, key)  # another process may have decoded it meanwhile
             if entry is None:
-                return _decode(name, source, key, partial)
-    return _checked(name, source, entry, partial)
+                return _decode(dataset, source, key, partial)
+    return _checked(dataset, source, entry, partial)
 
 
 def load_all(
@@ -144,11 +96,12 @@ def load_all(
 
 def verify(name: str, data_dir: Path | None = None, *, partial: bool = False) -> ImageSet:
     """Like `load`, but decodes the files again whatever the cache holds, and repairs the cache if it differs."""
-    if name == "digits":
-        return _digits()
-    source = _source(name, data_dir)
+    dataset = datasets.get(name)
+    source = _source(dataset, data_dir)
+    if not source.files:
+        return _packaged(dataset)
     with cache.decoding(name):
-        return _decode(name, source, cache.fingerprint(source.files), partial)
+        return _decode(dataset, source, _key(dataset, source), partial)
 
 
 def get(name: str, data_dir: Path | None = None, report: Callable[[str], None] = print) -> None:
@@ -156,85 +109,135 @@ def get(name: str, data_dir: Path | None = None, report: Callable[[str], None] =
 
     Raises UserError if it cannot be downloaded or may not be redistributed; the message then says how to get it.
     """
-    folder = _folder(name, data_dir)
-    if name == "digits":
-        report("digits: comes with scikit-learn, nothing to fetch")
-        return
-    remotes = fetch.remotes(name)
+    dataset = datasets.get(name)
+    folder = _folder(dataset, data_dir)
+    theirs: Callable[[Path], None] | None = getattr(dataset.reader, "fetch", None)
     try:
-        if readers.find(name, folder) is not None:
-            verify(name, folder)
+        source = dataset.reader(folder)
+        if source is not None and not source.files:
+            report(f"{name}: comes with {source.place}, nothing to fetch")
+            return
+        if source is not None:
+            verify(name, data_dir)
             report(f"{name}: already in {folder}")
             return
     except UserError as error:
-        if not remotes:
+        if not dataset.fetch and theirs is None:
             raise
         report(str(error))
-    if not remotes:
-        raise UserError(f"{name} cannot be fetched: {readers.HOW_TO[name]}")
-    if name == "notmnist":
-        report(f"notmnist: fetching notMNIST_small as a substitute; {readers.HOW_TO[name]}")
-    for remote in remotes:
-        fetch.download(remote.urls, folder / remote.path, md5=remote.md5, size=remote.size, report=report)
-    verify(name, folder)
+    if theirs is not None:
+        theirs(folder)
+    elif not dataset.fetch:
+        raise UserError(f"{name} cannot be fetched: {_how_to(dataset)}")
+    else:
+        if dataset.how_to:
+            report(f"{name}: {dataset.how_to}")
+        _fetch(dataset, folder, report)
+    verify(name, data_dir)
     report(f"{name}: verified in {folder}")
 
 
-def _folder(name: str, data_dir: Path | None) -> Path:
-    if name not in NAMES:
-        raise UserError(f"unknown image set {name!r}", f"choose one of {', '.join(NAMES)}")
+def _fetch(dataset: DataSet, folder: Path, report: Callable[[str], None]) -> None:
+    """Download the first form of a set that can be had."""
+    for number, form in enumerate(dataset.fetch, 1):
+        try:
+            for remote in form:
+                fetch.download(remote.urls, folder / remote.path, md5=remote.md5, size=remote.size, report=report)
+            return
+        except UserError as error:
+            if number == len(dataset.fetch):
+                raise
+            report(f"{error.problem}; trying another form of {dataset.name}")
+
+
+@functools.lru_cache(maxsize=8)
+def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all training images, in units of pixel / 255, to four digits.
+
+    They are computed from counts of the 256 values, so they are the same on every machine."""
+    means, stds = [], []
+    for channel in range(images.train_x.shape[3]):
+        counts: np.ndarray = np.zeros(256, np.int64)
+        for part in np.array_split(images.train_x, max(1, len(images.train_x) // 1000)):
+            counts += np.bincount(part[..., channel].ravel(), minlength=256)
+        n, total, squares = int(counts.sum()), int(counts @ np.arange(256)), int(counts @ np.arange(256) ** 2)
+        means.append(round(total / n / 255, 4))
+        stds.append(round(max(0, n * squares - total**2) ** 0.5 / n / 255, 4))
+    return tuple(means), tuple(stds)
+
+
+def _folder(dataset: DataSet, data_dir: Path | None) -> Path:
+    if dataset.folder is not None:
+        return Path(dataset.folder)
     return cache.root() / "downloads" if data_dir is None else Path(data_dir)
 
 
-def _source(name: str, data_dir: Path | None) -> readers.Source:
-    folder = _folder(name, data_dir)
-    source = readers.find(name, folder)
+def _how_to(dataset: DataSet) -> str:
+    """What to do about missing files."""
+    if dataset.fetch or hasattr(dataset.reader, "fetch"):
+        return f"fetch it with `benchsuite data get {dataset.name}`"
+    return dataset.how_to or "put its files there"
+
+
+def _source(dataset: DataSet, data_dir: Path | None) -> Source:
+    folder = _folder(dataset, data_dir)
+    source = dataset.reader(folder)
     if source is None:
-        remedy = readers.HOW_TO["miniimagenet"] if name == "miniimagenet" else f"fetch it with `benchsuite data get {name}`"
-        raise MissingData(
-            f"{name} not found in {folder} (looked for {readers.LAYOUTS[name]})",
-            f"{remedy}, or name the folder that has it with --data-dir",
-        )
+        layouts = dataset.layouts or getattr(dataset.reader, "layout", "")
+        elsewhere = "name the folder that has it with --data-dir" if dataset.folder is None else "change its `folder`"
+        looked = f" (looked for {layouts})" if layouts else ""
+        raise MissingData(f"{dataset.name} not found in {folder}{looked}", f"{_how_to(dataset)}, or {elsewhere}")
     return source
 
 
-def _decode(name: str, source: readers.Source, key: str, partial: bool) -> ImageSet:
+def _key(dataset: DataSet, source: Source) -> str:
+    """What decides the decoded images: the state of the files, the reader's settings and the code of a reader from elsewhere."""
+    settings = source.settings
+    if not datasets.is_built_in(dataset.name):
+        function = getattr(dataset.reader, "func", dataset.reader)
+        code = getattr(function, "__code__", None) or type(function).__call__.__code__
+        own = Path(code.co_filename)
+        if Path(__file__).parent not in own.parents:
+            settings += hashlib.sha256(own.read_bytes() if own.is_file() else code.co_code).hexdigest()
+    return cache.fingerprint(source.files, settings)
+
+
+def _decode(dataset: DataSet, source: Source, key: str, partial: bool) -> ImageSet:
     arrays, note = source.read()
-    official = OFFICIAL[source.distribution]
-    if official.digest is None and not _shortfall(official, arrays) and fetch.altered(name, source.files):
+    official = source.official or dataset.official
+    if official and official.md5 and not _shortfall(dataset, official, arrays) and fetch.altered(official.md5, source.files):
         note = "; ".join(filter(None, [note, ALTERED]))  # stored with the decoded images, so that the files are not hashed again
     entry = Entry(arrays, cache.digest(arrays), note)
-    _checked(name, source, entry, partial)  # checked before it is stored: the cache holds no rejected set
-    return _checked(name, source, cache.store(name, key, arrays, note), partial)
+    _checked(dataset, source, entry, partial)  # checked before it is stored: the cache holds no rejected set
+    return _checked(dataset, source, cache.store(dataset.name, key, arrays, note), partial)
 
 
-def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> ImageSet:
+def _checked(dataset: DataSet, source: Source, entry: Entry, partial: bool) -> ImageSet:
     """The entry as an ImageSet, compared with the official distribution."""
-    official = OFFICIAL[source.distribution]
-    a = entry.arrays
-    counts = [np.bincount(y, minlength=official.classes) for y in (a.train_y, a.test_y)]
-    for count, part in zip(counts, ("training", "test"), strict=True):
+    name, a, official = dataset.name, entry.arrays, source.official or dataset.official
+    for y, part in ((a.train_y, "training"), (a.test_y, "test")):
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < dataset.classes:
+            wrong = int(y.max()) if y.min() >= 0 else int(y.min())
+            raise UserError(
+                f"{name}: {source.place} has {part} images of class {wrong}, but {name} has classes 0..{dataset.classes - 1}",
+                "state the right number of classes, or take away the images",
+            )
+        count = np.bincount(y, minlength=dataset.classes)
         if not count.all():
             raise UserError(
                 f"{name}: {source.place} has no {part} image of class {int(np.argmin(count))}", "every class needs some"
             )
-    what, altered = _shortfall(official, a), ALTERED in entry.note
-    notes = [official.substitute, entry.note]
+    what, altered = _shortfall(dataset, official, a) if official else None, ALTERED in entry.note
+    notes = [official.substitute if official else "", entry.note]
+    again = f"fetch it with `benchsuite data get {name}`" if dataset.fetch else "lay out the whole set"
+    anyway = "or run on what is there with --partial-data (never comparable with published figures)"
     if what:
         if not partial:
-            remedy = "lay out the whole set" if name == "miniimagenet" else f"fetch it with `benchsuite data get {name}`"
-            raise UserError(
-                f"{name}: {source.place} holds {what}",
-                f"{remedy}, or run on what is there with --partial-data (never comparable with published figures)",
-            )
+            raise UserError(f"{name}: {source.place} holds {what}", f"{again}, {anyway}")
         notes.append(what)
     elif altered and not partial:
-        raise UserError(
-            f"{name}: {source.place}: {ALTERED}",
-            f"fetch them with `benchsuite data get {name}`, "
-            "or run on what is there with --partial-data (never comparable with published figures)",
-        )
-    elif official.digest is not None and entry.digest != official.digest:
+        raise UserError(f"{name}: {source.place}: {ALTERED}", f"{again.replace('it with', 'them with')}, {anyway}")
+    elif official and official.digest is not None and entry.digest != official.digest:
         raise UserError(
             f"{name}: {source.place}: pixels or labels differ from the official set",
             "the files are damaged or altered, fetch them again",
@@ -243,14 +246,15 @@ def _checked(name: str, source: readers.Source, entry: Entry, partial: bool) -> 
         name=name,
         **a._asdict(),
         digest=entry.digest,
-        complete=not (what or altered or official.substitute),
+        complete=not (what or altered or (official and official.substitute)),
         note="; ".join(filter(None, notes)),
+        own=not datasets.is_built_in(name),
     )
 
 
-def _shortfall(official: Official, arrays: Arrays) -> str | None:
+def _shortfall(dataset: DataSet, official: Official, arrays: Arrays) -> str | None:
     """How the numbers of images differ from the official distribution; None if they do not."""
-    counts = [np.bincount(y, minlength=official.classes) for y in (arrays.train_y, arrays.test_y)]
+    counts = [np.bincount(y, minlength=dataset.classes) for y in (arrays.train_y, arrays.test_y)]
     expected = (official.train, official.test)
     found = tuple(int(count.sum()) for count in counts)
     uneven = official.balanced and any(count.min() != count.max() for count in counts)
@@ -258,24 +262,18 @@ def _shortfall(official: Official, arrays: Arrays) -> str | None:
         return f"{found[1]:,} test images, which is no multiple of {official.test_multiple} as published accuracies need"
     if not uneven and all(n is None or n == f for n, f in zip(expected, found, strict=True)):
         return None
-    what = " and ".join(f"{f:,} of {n:,} {part}" for f, n, part in zip(found, expected, ("training", "test"), strict=True))
+    what = " and ".join(
+        f"{f:,} of {n:,} {part}" if n is not None else f"{f:,} {part}"
+        for f, n, part in zip(found, expected, ("training", "test"), strict=True)
+    )
     return f"{what} images" + ", unevenly over the classes" * uneven
 
 
-@functools.cache  # reading the text takes as long as a short training
-def _digits() -> ImageSet:
-    """The 1,797 digits in scikit-learn, values 0..16 scaled to 0..255.
-
-    That copy has no split: a fixed random two thirds of each class are for training.
-    """
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    x = np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
-    y = labels.astype(np.int64)
-    train, test = readers.split_classes(y, np.random.default_rng(0), lambda n: n * 2 // 3)
-    arrays = Arrays(x[train], y[train], x[test], y[test])
+@functools.cache  # decoding may take as long as a short training
+def _packaged(dataset: DataSet) -> ImageSet:
+    """A set whose images come with a package, and need no cache on disk."""
+    source = _source(dataset, None)
+    arrays, note = source.read()
     for array in arrays:
         array.flags.writeable = False  # like arrays from the cache
-    source = readers.Source(Path("scikit-learn"), (), lambda: (arrays, ""), "digits")
-    return _checked("digits", source, Entry(arrays, cache.digest(arrays), ""), False)
+    return _checked(dataset, source, Entry(arrays, cache.digest(arrays), note), False)

@@ -148,7 +148,7 @@ class Plan:
         for seed in self.seeds:
             for name, own in chosen:
                 try:
-                    jobs.append(identify(self._job(name, seed, own), self.data_dir))
+                    jobs.append(identify(self._job(name, seed, own), self.data_dir, results=self.results))
                 except Unsupported as error:
                     unsupported[name] = str(error)
         return tuple(jobs), unsupported
@@ -191,8 +191,9 @@ class Plan:
             recipe = recipe_of(job.settings)
             names = self.protocol.datasets(job.seed, recipe)
             images = {**images, **load_all(names, self.data_dir, partial=recipe.partial_data, given=images)}
-        files = tuple(path for name in self.settings if (path := registered.file(name)))
-        context = partial(RunContext, results=self.results, data_dir=self.data_dir, method_files=files, loggers=self.loggers)
+        files = [protocols.file(self.protocol.name), *map(registered.file, self.settings)]
+        own = tuple(dict.fromkeys(path for path in files if path))
+        context = partial(RunContext, results=self.results, data_dir=self.data_dir, user_files=own, loggers=self.loggers)
         if address is None:
             device = device_named(self.device).type
             slots = slots or (1 if device == "cuda" else cores())
@@ -209,7 +210,7 @@ class Plan:
 
 
 def plan(
-    protocol: str = "rotated-digits",
+    protocol: str | Path = "rotated-digits",
     *,
     tier: str = "paper",
     methods: Sequence[str | Path] | None = None,
@@ -224,6 +225,7 @@ def plan(
 ) -> Plan:
     """The runs that a board needs. Nothing is run yet.
 
+    protocol: a name, or a Python file that defines one.
     methods: names, or Python files that define one method each (default: every registered method).
     settings: of the recipe or of a method; each method takes those that it has.
     match_size: a method whose size the others are to be compared at, beside the plain runs.
@@ -231,7 +233,7 @@ def plan(
     Raises UserError for an unknown name, with the nearest known one.
     """
     check_loggers(loggers)
-    chosen = protocols.get(protocol)
+    chosen = protocols.get(protocols.find(protocol))
     chosen.recipe(tier)
     refuse_tuning_seeds(seeds)
     given, reference = dict(settings or {}), registered.find(match_size) if match_size else None
@@ -255,6 +257,11 @@ def plan(
         not_applicable={},
     )
     if reference:
-        made = replace(made, reference=identify(made._job(reference, made.seeds[0], made.settings[reference]), made.data_dir))
+        made = replace(
+            made,
+            reference=identify(
+                made._job(reference, made.seeds[0], made.settings[reference]), made.data_dir, results=made.results
+            ),
+        )
     jobs, unsupported = made._resolved(made.settings.items())
     return replace(made, jobs=jobs, not_applicable=unsupported)

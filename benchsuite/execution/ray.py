@@ -1,9 +1,9 @@
 """Runs on a Ray cluster: an engine like `local.Local`.
 
-What a run needs is sent along: its method's file, and its image sets as decoded here. Each set goes to a node once and stays in
-that node's cache. If a node shares the results folder, which it sees by a marker file, the run works there, and if the node dies,
-the run continues on another node after its last finished task. Otherwise the run works in the node's cache and its files are sent
-back here; the node keeps its own copies until a later run tells it that they are on record here.
+What a run needs is sent along: the files of its method and protocol, and its image sets as decoded here. Each set goes to a node
+once and stays in that node's cache. If a node shares the results folder, which it sees by a marker file, the run works there, and
+if the node dies, the run continues on another node after its last finished task. Otherwise the run works in the node's cache and
+its files are sent back here; the node keeps its own copies until a later run tells it that they are on record here.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ import numpy as np
 from ..data import cache, sets
 from ..errors import UserError, one_line
 from ..files import ELSEWHERE, read, write_atomic
-from ..method.registered import methods
 from ..record.folder import ARTIFACT, FAILURE, PROGRESS, RunFolder
 from ..record.schema import Job
 from ..record.store import RECORD, record_paths
+from ..registry import load_file, with_those_beside
 from ..source import stale
 from ..training.logs import LOGS
 from ..training.runner import made_by
@@ -50,6 +50,7 @@ class Sent(NamedTuple):
     digest: str
     complete: bool
     note: str
+    own: bool = False
 
 
 class Cluster:
@@ -102,10 +103,13 @@ class Cluster:
         self.recorded = {_digest(read(path)) for path in record_paths(self._results())}
         self.sent = {
             name: images
-            and Sent([self.ray.put(tuple(map(_whole, _arrays(images))))], images.digest, images.complete, images.note)
+            and Sent([self.ray.put(tuple(map(_whole, _arrays(images))))], images.digest, images.complete, images.note, images.own)
             for name, images in self.images.items()
         }
-        self.texts = {str(path): path.read_bytes() for path in self.context.method_files}
+        self.texts = {
+            str(path): {str(file.relative_to(path.parent)): file.read_bytes() for file in with_those_beside(path)}
+            for path in self.context.user_files
+        }
         self.remote = self.ray.remote(
             num_cpus=self.cpus,
             num_gpus=self.gpus,
@@ -234,7 +238,7 @@ def _digest(content: bytes) -> str:
 def on_node(
     job: Job,
     context: RunContext,
-    texts: Mapping[str, bytes],
+    texts: Mapping[str, Mapping[str, bytes]],
     images: Mapping[str, Sent | None],
     mark: Path,
     made: Mapping[str, str],
@@ -243,12 +247,13 @@ def on_node(
     """One run on a node, in a process of its own. Yields its events and its ending and, if the node cannot see the results
     folder, the files of the run's folder as they are written.
 
-    texts: the content of method files, by path. recorded: digests of record files that this node no longer needs to keep."""
+    texts: for each of the user's files its content and that of the files beside it, by their names.
+    recorded: digests of record files that this node no longer needs to keep."""
     shared = mark.exists()
     context = replace(
         context,
         results=mark.parent if shared else cache.root() / "runs",
-        method_files=tuple(_written(Path(path).name, text) for path, text in texts.items()),
+        user_files=tuple(_written(Path(path).name, files) for path, files in texts.items()),
     )
     if not shared:
         _clear(context.results, recorded)
@@ -258,8 +263,8 @@ def on_node(
     def work() -> None:
         try:
             own = {name: sent and received(name, sent) for name, sent in images.items()}
-            for path in context.method_files:
-                methods.load_file(path)
+            for path in context.user_files:
+                load_file(path)
             if (here := made_by(job)) != made:
                 differ = ", ".join(name for name in {**here, **made} if here.get(name) != made.get(name))
                 raise UserError(
@@ -301,12 +306,14 @@ def _content(folder: Path, *names: str) -> dict[str, bytes]:
     return found
 
 
-def _written(name: str, text: bytes) -> Path:
-    """The path of a method's file in this node's cache, written if necessary."""
-    path = cache.root() / "methods" / _digest(text)[:16] / name
-    if not path.exists():
-        write_atomic(path, text)
-    return path
+def _written(name: str, files: Mapping[str, bytes]) -> Path:
+    """The path of a user's file in this node's cache, written if necessary with the files beside it."""
+    content = _digest(b"".join(_digest(part).encode() for file in sorted(files) for part in (file.encode(), files[file])))
+    folder = cache.root() / "files" / content[:16]
+    for file, text in files.items():
+        if not (folder / file).exists():
+            write_atomic(folder / file, text)
+    return folder / name
 
 
 def received(name: str, sent: Sent) -> sets.ImageSet:
@@ -322,4 +329,6 @@ def received(name: str, sent: Sent) -> sets.ImageSet:
                 entry = cache.store(name, key, cache.Arrays(*ray.get(sent.arrays[0])), sent.note)
     if entry.digest != sent.digest:
         raise UserError(f"{name}: the images in {cache.root()} are not the ones that were sent", "delete that folder")
-    return sets.ImageSet(name=name, **entry.arrays._asdict(), digest=sent.digest, complete=sent.complete, note=sent.note)
+    return sets.ImageSet(
+        name=name, **entry.arrays._asdict(), digest=sent.digest, complete=sent.complete, note=sent.note, own=sent.own
+    )

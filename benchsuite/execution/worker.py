@@ -10,8 +10,8 @@ import torch
 
 from ..data.sets import Images
 from ..errors import UserError, one_line
-from ..method.registered import methods
 from ..record.schema import Job
+from ..registry import load_file
 from ..training.device import configure_process
 from ..training.events import Event
 from ..training.runner import RunFailed, run
@@ -23,7 +23,7 @@ class RunContext:
     """What every run of a grid shares.
 
     device: "cpu" or "cuda". threads: of each run; the same however many runs are left, because results depend on it.
-    method_files: the files of methods outside any package. loggers: kinds of logs to write (`training.logs`).
+    user_files: those that define methods and protocols outside any package. loggers: kinds of logs to write (`training.logs`).
     images: image sets that are loaded already.
     """
 
@@ -31,7 +31,7 @@ class RunContext:
     data_dir: Path | None
     device: str
     threads: int
-    method_files: tuple[Path, ...] = ()
+    user_files: tuple[Path, ...] = ()
     loggers: tuple[str, ...] = ()
     images: Images | None = None
 
@@ -41,8 +41,8 @@ def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Fin
     try:
         threads = min(context.threads, torch.get_num_threads())  # torch's default respects OMP_NUM_THREADS
         configure_process(context.device, job.precision, threads)
-        for path in context.method_files:
-            methods.load_file(path)
+        for path in context.user_files:
+            load_file(path)
         # Notes are dropped: `run_all` itself reports a run that another process is running.
         report = lambda message: tell(message) if isinstance(message, Event) else None  # noqa: E731
         run(

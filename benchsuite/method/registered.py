@@ -17,7 +17,7 @@ class Methods(Registry[type[Method]]):
     """The methods by name; `method+modifier` is a method under one of `benchsuite.nn.modifiers`."""
 
     def __init__(self) -> None:
-        super().__init__("method", "benchsuite.methods")
+        super().__init__("method", "benchsuite.methods", "put @register above one class")
         self._modified: dict[str, type[Method]] = {}  # each class is created once
         self._sources: dict[str, str] = {}
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import os
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -85,6 +86,16 @@ class RunFolder:
     def locked(self, wait: bool = True) -> AbstractContextManager[None]:
         """Hold the run's lock; see `files.locked`."""
         return files.locked(self.lock, wait)
+
+    @contextmanager
+    def gone_if_empty(self) -> Iterator[None]:
+        """A run that cannot begin leaves no folder behind."""
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # at the first folder that holds something
+                for folder in (self.path, *list(self.path.parents)[:3]):  # of the run, the method, the tier and the protocol
+                    folder.rmdir()
 
     def is_locked(self) -> bool:
         return files.is_locked(self.lock)

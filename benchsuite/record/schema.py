@@ -126,12 +126,14 @@ class Form(Part, frozen=True):
 
 
 class UsedData(Part, frozen=True):
-    """One image set. digest: SHA-256 of its arrays. note: what is partial or substituted."""
+    """One image set. digest: SHA-256 of its arrays. note: what is partial or substituted. own: declared outside of benchsuite, so
+    that it is never taken for a published one."""
 
     name: str
     digest: str
     complete: bool
     note: str
+    own: bool = False
 
 
 class Source(Part, frozen=True):

@@ -13,7 +13,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from msgspec import convert, structs, to_builtins
 from torch import Tensor
 
 from .. import files, source
-from ..data.sets import Images, has_one_form, load_all
+from ..data.sets import Images, MissingData, has_one_form, load_all
 from ..errors import Diverged, UserError, one_line
 from ..files import write_atomic
 from ..method.artifact import Artifact
@@ -36,6 +36,7 @@ from ..protocol import Protocol, protocols
 from ..randomness import seed_globals
 from ..record.folder import IN_HAND, Progress, RunFolder
 from ..record.schema import Diagnostics, Form, Job, LearntTask, Memory, RunRecord, Seconds, Sizes, Source, UsedData
+from ..record.store import RECORD, read
 from .accounting import bytes_of, macs, run_alone, tensors_in
 from .assemble import assemble, with_header
 from .batches import Batches
@@ -79,10 +80,10 @@ def run(
     Raises UserError for what the user can fix (data, folder, device) and RunFailed if training diverged or crashed.
     """
     check_loggers(loggers)
-    job = identify(job, data_dir, images)
+    job = identify(job, data_dir, images, results)
     folder = RunFolder(results / job.folder)
     chosen = configure_process(device, job.precision)
-    with ExitStack() as stack:
+    with folder.gone_if_empty(), ExitStack() as stack:
         try:
             stack.enter_context(folder.locked(wait=False))
         except files.Busy:  # a second process with the same run waits, then finds the record
@@ -112,17 +113,34 @@ def run(
         return record
 
 
-def identify(job: Job, data_dir: Path | None, images: Images | None = None) -> Job:
+def identify(job: Job, data_dir: Path | None, images: Images | None = None, results: Path | None = None) -> Job:
     """The job, with a digest of its images if the protocol does not determine them (partial data, image sets without one official
-    form), so that runs on different images never count as one. images: sets that are loaded already."""
+    form), so that runs on different images never count as one. images: sets that are loaded already.
+
+    results: where the images are gone, the job of a finished run there, the latest of those that differ in their images only."""
     recipe = recipe_of(job.settings)
     names = protocols.get(job.protocol).datasets(job.seed, recipe)
     if not recipe.partial_data:
         names = [name for name in names if not has_one_form(name)]
     if job.data or not names:
         return job
-    found = load_all(names, data_dir, partial=recipe.partial_data, given=images)
+    try:
+        found = load_all(names, data_dir, partial=recipe.partial_data, given=images)
+    except MissingData:
+        if results is None or (finished := _finished(job, results)) is None:
+            raise
+        return finished
     return structs.replace(job, data=files.digest({name: source.digest for name, source in found.items() if source})[:12])
+
+
+def _finished(job: Job, results: Path) -> Job | None:
+    """The job of the latest valid record that differs from this one in nothing but its images."""
+    found: list[RunRecord] = []
+    for path in (results / job.folder.parent).glob(f"*-seed{job.seed}/{RECORD}"):
+        with suppress(UserError):
+            found.append(read(path))
+    same = [r for r in found if structs.replace(r.job, data="").config == job.config and not source.stale(r)]
+    return max(same, key=lambda r: r.environment.date).job if same else None
 
 
 def reported(method: Method) -> Diagnostics:
@@ -413,7 +431,7 @@ class _Run:
             activation_bytes=max(m.get("held", 0) for m in p["memory"]),
             memory=Memory(**{name: [m.get(name, 0) for m in p["memory"]] for name in p["memory"][0]}),
             seconds=Seconds(**p["seconds"]),
-            data=[UsedData(name=s.name, digest=s.digest, complete=s.complete, note=s.note) for s in self.stream.sets]
+            data=[UsedData(name=s.name, digest=s.digest, complete=s.complete, note=s.note, own=s.own) for s in self.stream.sets]
             + [
                 UsedData(name=name, digest="", complete=False, note="missing, its tasks are left out")
                 for name in sorted({t.dataset for t in self.protocol.tasks} - {s.name for s in self.stream.sets})

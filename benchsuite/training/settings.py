@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,16 +68,19 @@ def values(owner: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(
-    protocol: str,
+    protocol: str | Path,
     tier: str,
-    method: str,
+    method: str | Path,
     seed: int,
     *,
     overrides: Mapping[str, Any] | None = None,
     precision: str = "fp32",
 ) -> Job:
     """The job with every setting resolved: the defaults of tier and method, then the method's presets for this protocol and
-    tier, then `overrides`. Raises UserError with the wrong argument or field."""
+    tier, then `overrides`. protocol, method: a name, or the Python file that defines it.
+
+    Raises UserError with the wrong argument or field."""
+    protocol, method = protocols.find(protocol), methods.find(method)
     chosen = protocols.get(protocol)
     cls = methods.get(method)
     defaults = chosen.recipe(tier)

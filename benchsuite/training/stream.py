@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms import v2
 
-from ..data.sets import Images, ImageSet, load_all
+from ..data.sets import Images, ImageSet, channel_statistics, load_all
 from ..errors import UserError
 from ..nn.images import lay_out, offset_and_scale
 from ..protocol import Protocol, Recipe, Task
@@ -102,6 +102,7 @@ def build_stream(
     for position, task in enumerate(tasks):
         source = sets[task.dataset]
         assert source is not None
+        tasks[position] = task = normalised(task, source, protocol)
         for name, parts in cut.items():
             if name != "validation" or recipe.validation:
                 parts.append(_task_images(source, task, name, recipe, seed, position, device))
@@ -122,6 +123,28 @@ def stream_of(
         augmentation=augmentation,
         sets=sets,
     )
+
+
+def normalised(task: Task, images: ImageSet, protocol: Protocol) -> Task:
+    """The task with its mean and standard deviation. Raises UserError if its images do not fit the input of the network."""
+    channels, *size = protocol.image
+    height, width, has = images.train_x.shape[1:]
+    laid_out = [height + 2 * task.pad, width + 2 * task.pad]
+    if task.orientation in ("90", "270", "transposed"):
+        laid_out.reverse()
+    if laid_out != size or has not in (1, channels):
+        what = f"{has}x{laid_out[0]}x{laid_out[1]}, {protocol.name} says image=({channels}, {size[0]}, {size[1]})"
+        raise UserError(
+            f"{images.name}: images of task {task.name} are {what}", "give its reader another size, or change `image`"
+        )
+    if not task.mean:
+        mean, std = (part * (channels // has) for part in channel_statistics(images))
+        if not all(std):
+            raise UserError(f"{images.name}: a channel of its training images is the same everywhere", "state mean and std")
+        task = replace(task, mean=mean, std=std)
+    if len(task.mean) != channels:
+        raise UserError(f"{protocol.name}: task {task.name} has {len(task.mean)} means, but images have {channels} channels")
+    return task
 
 
 def _task_images(

@@ -295,7 +295,7 @@ def test_other_images_than_those_of_the_records_here_are_refused(elsewhere, here
     record = read(path)
     job = changed(record.job, settings={**record.job.settings, "epochs": 2})
     edited(path, job=job, data=[changed(record.data[0], digest="1" * 64)])
-    monkeypatch.setattr("benchsuite.checks.merge.OFFICIAL", {})
+    monkeypatch.setattr("benchsuite.checks.merge.official_digests", dict)
     (refusal,) = merged(elsewhere, here, capsys)[2]
     assert "images of digits: 111111111111 on record" in refusal
     edited(path, data=[changed(record.data[0], digest="1" * 64, complete=False, note="2 of 3 images")])

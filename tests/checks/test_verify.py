@@ -197,7 +197,7 @@ def test_the_record_of_a_method_in_a_file_asks_for_that_file(own_methods, tmp_pa
     known = dict(own_methods._known)
 
     def forget():
-        for name, value in (("_known", {k: v for k, v in known.items() if k != "own"}), ("_files", {}), ("_modified", {})):
+        for name, value in (("_known", {k: v for k, v in known.items() if k != "own"}), ("files", {}), ("_modified", {})):
             monkeypatch.setattr(own_methods, name, value)
 
     forget()

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from benchsuite.data import fetch
+from benchsuite.data import datasets, fetch
 from benchsuite.errors import UserError
 
 BODY = bytes(range(256)) * 4000  # 1 MB
@@ -167,16 +167,19 @@ def test_two_processes_fetch_once(server, tmp_path):
     assert left_over(tmp_path) == ["file.bin"]
 
 
-def test_addresses_and_checksums():
-    pytest.importorskip("torchvision")
-    assert fetch.remotes("cifar100")[0].md5 == "eb9058c3a382ffc7106e4002c42a8d85"
-    assert [r.path for r in fetch.remotes("svhn")] == ["train_32x32.mat", "test_32x32.mat"]
-    mnist, fashion = fetch.remotes("mnist"), fetch.remotes("fashion_mnist")
-    assert {r.path.split("/")[0] for r in fashion} == {"FashionMNIST"}
-    assert [r.path.split("/")[-1] for r in mnist] == [r.path.split("/")[-1] for r in fashion]
-    assert all(r.md5 and len(r.urls) >= 1 for r in mnist + fashion)
-    assert {r.md5 for r in mnist}.isdisjoint(r.md5 for r in fashion)
-    batches = {"test_batch", *(f"data_batch_{i}" for i in range(1, 6))}
-    assert set(fetch.checksums("cifar10")) == {"cifar-10-python.tar.gz", *batches}
-    assert set(fetch.checksums("svhn")) == {"train_32x32.mat", "test_32x32.mat"}
-    assert fetch.checksums("notmnist") == {}
+def test_addresses_and_checksums_are_those_of_torchvision():
+    from torchvision import datasets as theirs
+
+    def form(name):
+        return datasets.get(name).fetch[0]
+
+    for name, cls in (("cifar10", theirs.CIFAR10), ("cifar100", theirs.CIFAR100)):
+        assert [(r.urls, r.path, r.md5) for r in form(name)] == [((cls.url,), cls.filename, cls.tgz_md5)]
+    for name, cls in (("mnist", theirs.MNIST), ("fashion_mnist", theirs.FashionMNIST)):
+        wanted = [(tuple(m + f for m in cls.mirrors), f"{cls.__name__}/raw/{f}", md5) for f, md5 in cls.resources]
+        assert [(r.urls, r.path, r.md5) for r in form(name)] == wanted
+    wanted = [((url,), file, md5) for url, file, md5 in (theirs.SVHN.split_list[part] for part in ("train", "test"))]
+    assert [(r.urls, r.path, r.md5) for r in form("svhn")] == wanted
+    batches = dict([*theirs.CIFAR10.train_list, *theirs.CIFAR10.test_list])
+    assert datasets.get("cifar10").official.md5 == {**batches, theirs.CIFAR10.filename: theirs.CIFAR10.tgz_md5}
+    assert datasets.get("svhn").official.md5 == {file: md5 for _, file, md5 in wanted}

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from benchsuite.data import fetch, get, load, readers, sets, verify
+from benchsuite.data import datasets, get, load, sets, verify
+from benchsuite.data.builtin import mnist, notmnist
+from benchsuite.data.fetch import Remote
 from benchsuite.errors import UserError
 
 LETTERS = "ABCDEFGHIJ"
@@ -34,9 +36,12 @@ def official(monkeypatch):
     """official(distribution, **fields): what a complete set is to hold in this test."""
 
     def change(distribution, **fields):
-        new = replace(sets.OFFICIAL[distribution], digest=None, **fields)
-        monkeypatch.setitem(sets.OFFICIAL, distribution, new)
-        monkeypatch.setattr(fetch, "checksums", lambda name: {})
+        if distribution == "notmnist_small":
+            monkeypatch.setattr(notmnist, "SMALL", replace(notmnist.SMALL, **fields))
+            return
+        known = datasets.get(distribution)
+        new = replace(known, official=replace(known.official, **{"digest": None, "md5": None, **fields}))
+        monkeypatch.setitem(datasets._known, distribution, new)
 
     return change
 
@@ -91,7 +96,7 @@ def write_cifar(folder, name, per_class=(2, 1)):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_folder_and_archive(data, official, name):
     place, train, test = write_cifar(data, name)
-    classes = sets.OFFICIAL[name].classes
+    classes = datasets.get(name).classes
     official(name, train=2 * classes, test=classes)
     s = load(name, data)
     assert (s.complete, s.note) == (True, "")
@@ -134,8 +139,7 @@ def test_class_without_images(data):
 def test_altered_pixels_of_a_complete_set(data, official, monkeypatch):
     place, *_ = write_cifar(data, "cifar10")
     official("cifar10", train=20, test=10)
-    genuine = replace(sets.OFFICIAL["cifar10"], digest=load("cifar10", data).digest)
-    monkeypatch.setitem(sets.OFFICIAL, "cifar10", genuine)
+    official("cifar10", train=20, test=10, digest=load("cifar10", data).digest)
     assert load("cifar10", data).complete
     edit(place / "test_batch", lambda d: {**d, b"data": d[b"data"] ^ 1})
     with pytest.raises(UserError, match="differ from the official set"):
@@ -150,9 +154,7 @@ def test_mislabelled_files_in_full_number(data, official, monkeypatch, name):
     else:
         write_svhn(data)
         files = sorted(data.iterdir())
-    official(name, train=20, test=10)
-    known = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
-    monkeypatch.setattr(fetch, "checksums", lambda name: known)
+    official(name, train=20, test=10, md5={file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files})
     whole = load(name, data)
     assert (whole.complete, whole.note) == (True, "")
     if name == "cifar10":
@@ -568,16 +570,16 @@ def test_digits_need_no_files(tmp_path):
     whole, parts = np.bincount(np.concatenate([s.train_y, s.test_y])), np.bincount(s.train_y)
     assert parts.tolist() == (whole * 2 // 3).tolist()
     assert not s.train_x.flags.writeable
-    assert verify("digits").digest == s.digest == sets.OFFICIAL["digits"].digest
+    assert verify("digits").digest == s.digest == datasets.get("digits").official.digest
 
 
 # ---- missing sets and `get`
 
 
-@pytest.mark.parametrize("name", sorted(readers.FIND))
+@pytest.mark.parametrize("name", sorted({*datasets.all()} - {"digits"}))
 def test_missing_set(data, name):
     message = refused(name, data)
-    assert message.startswith(f"{name} not found in {data} (looked for {readers.LAYOUTS[name]})")
+    assert message.startswith(f"{name} not found in {data} (looked for {datasets.get(name).layouts})")
     assert ("mini-imagenet-tools" if name == "miniimagenet" else f"`benchsuite data get {name}`") in message
 
 
@@ -592,7 +594,7 @@ def test_missing_is_told_from_damaged(data):
 
 
 def test_unknown_set(data):
-    with pytest.raises(UserError, match="unknown image set 'cifar'; choose one of cifar100, "):
+    with pytest.raises(UserError, match="no data set is called 'cifar'; did you mean 'cifar10'"):
         load("cifar", data)
 
 
@@ -601,17 +603,21 @@ def test_get_what_may_not_be_passed_on(data):
         get("miniimagenet", data)
 
 
+def fetched_from(name, files, monkeypatch):
+    form = tuple(Remote((f.as_uri(),), f"MNIST/raw/{f.name}") for f in files)
+    monkeypatch.setitem(datasets._known, name, replace(datasets.get(name), fetch=(form,)))
+
+
 def test_get_fetches_verifies_and_is_content(data, official, monkeypatch, write_mnist):
     official("mnist", train=20, test=10)
     write_mnist(data / "server")
     files = sorted((data / "server").iterdir())
-    remotes = [fetch.Remote((f.as_uri(),), f"MNIST/raw/{f.name}") for f in files]
-    monkeypatch.setattr(fetch, "remotes", lambda name: remotes)
+    fetched_from("mnist", files, monkeypatch)
     said = []
     get("mnist", data, said.append)
     assert said[-1] == f"mnist: verified in {data}"
     assert load("mnist", data).complete
-    monkeypatch.setattr(fetch, "download", None)
+    monkeypatch.setattr("benchsuite.data.fetch.download", None)
     get("mnist", data, said.append)
     assert said[-1] == f"mnist: already in {data}"
     get("digits", data, said.append)
@@ -623,8 +629,7 @@ def test_get_replaces_what_is_damaged(data, official, monkeypatch, write_mnist):
     write_mnist(data / "server")
     write_mnist(data / "MNIST" / "raw", zipped=False)
     edit_bytes(data / "MNIST" / "raw" / "train-images-idx3-ubyte", lambda raw: raw[:100])
-    remotes = [fetch.Remote((f.as_uri(),), f"MNIST/raw/{f.name}") for f in sorted((data / "server").iterdir())]
-    monkeypatch.setattr(fetch, "remotes", lambda name: remotes)
+    fetched_from("mnist", sorted((data / "server").iterdir()), monkeypatch)
     said = []
     get("mnist", data, said.append)
     assert any("cannot be read as an idx file" in line for line in said)
@@ -635,7 +640,7 @@ def test_known_bytes_of_idx(tmp_path):
     """The reader against the format's own description, not against our writer."""
     file = tmp_path / "x.gz"
     file.write_bytes(gzip.compress(bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 9, 8, 7, 6])))
-    assert readers._idx(file, 3).tolist() == [[[9, 8], [7, 6]]]
+    assert mnist.idx(file, 3).tolist() == [[[9, 8], [7, 6]]]
 
 
 # ---- real files
@@ -645,14 +650,14 @@ REAL = os.environ.get("BENCHSUITE_TEST_DATA")
 
 
 @pytest.mark.skipif(not REAL, reason="BENCHSUITE_TEST_DATA names no folder with the real sets")
-@pytest.mark.parametrize("name", sorted(readers.FIND))
+@pytest.mark.parametrize("name", sorted({*datasets.all()} - {"digits"}))
 def test_real_files(cache_dir, name):
     folder = Path(REAL)
-    if readers.find(name, folder) is None:
+    if datasets.get(name).reader(folder) is None:
         pytest.skip(f"{name} is not in {folder}")
     s = load(name, folder, partial=True)
-    official = sets.OFFICIAL[name]
-    assert set(np.unique(s.train_y)) == set(np.unique(s.test_y)) == set(range(official.classes))
+    official = datasets.get(name).official
+    assert set(np.unique(s.train_y)) == set(np.unique(s.test_y)) == set(range(datasets.get(name).classes))
     assert s.digest == verify(name, folder, partial=True).digest
     if s.complete and official.digest:
         assert s.digest == official.digest

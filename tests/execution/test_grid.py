@@ -46,7 +46,7 @@ from benchsuite.execution.worker import RunContext
 from benchsuite.record.schema import Job
 
 job = Job(protocol="split-digits", tier="smoke", method="slow", seed=1, precision="fp32", settings={})
-place = RunContext(results=Path("runs"), data_dir=None, device="cpu", threads=1, method_files=(Path("slow.py"),))
+place = RunContext(results=Path("runs"), data_dir=None, device="cpu", threads=1, user_files=(Path("slow.py"),))
 Plan.run = lambda *_, **__: run_all([job], results=place.results, engine=Local(1, place))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
 raise SystemExit(main.main(["leaderboard", "--tier", "smoke"]))
@@ -348,7 +348,7 @@ def test_a_kill_at_any_moment_changes_no_number(tmp_path, own_methods):
     method.write_text(KILLED.format(kills=str(kills)))
     own_methods.load_file(method)
     jobs = [tiny("doomed", seed, tasks=2) for seed in (1, 2)]
-    context = RunContext(results=tmp_path / "killed", data_dir=None, device="cpu", threads=1, method_files=(method,))
+    context = RunContext(results=tmp_path / "killed", data_dir=None, device="cpu", threads=1, user_files=(method,))
     undisturbed = replace(context, results=tmp_path / "alone")
     assert run_all(jobs, results=undisturbed.results, engine=Local(2, undisturbed)) == {}
     kills.mkdir()

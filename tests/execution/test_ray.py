@@ -145,7 +145,7 @@ def test_a_node_that_is_killed_costs_no_run(nodes, own_cache, own_methods, tmp_p
     jobs.append(structs.replace(resolve("five-datasets", "smoke", "finetune", seed, overrides=foreign), data="0" * 12))
     results = tmp_path / "results"
     place = RunContext(
-        results=results, data_dir=tmp_path / "nowhere", device="cpu", threads=1, method_files=(tmp_path / "waits.py",)
+        results=results, data_dir=tmp_path / "nowhere", device="cpu", threads=1, user_files=(tmp_path / "waits.py",)
     )
     marks = [nodes(name, "--address", nodes.address, "--num-cpus", "1") for name in ("one", "two")]
     said, killed = [], []
@@ -294,7 +294,7 @@ def test_a_run_for_which_no_node_has_room_is_said(tmp_path):
         said(16, address="local")
 
 
-def test_two_method_files_of_one_name_are_two(own_cache, own_methods, tmp_path):
+def test_two_user_files_of_one_name_are_two(own_cache, own_methods, tmp_path):
     texts = {
         f"/{folder}/own.py": f"from benchsuite import Method, register\n\n\n@register\nclass {name}(Method):\n    pass\n".encode()
         for folder, name in (("a", "First"), ("b", "Second"))

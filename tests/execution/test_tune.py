@@ -438,7 +438,7 @@ def test_what_was_found_goes_into_the_file_and_from_there_under_the_table(own_me
     entry = out.split("\n\n")[1]
     assert all(len(line) <= 130 for line in entry.splitlines())
     (tmp_path / "pull.py").write_text(PULL.replace("SETTINGS", entry))
-    own_methods._files.clear()
+    own_methods.files.clear()
     del own_methods._known["pull"]
     assert main(run) == 0
     (tuned,) = [r for r in read_all(reported) if r.job != plain.job]
