@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ..randomness import derive, generator
@@ -287,12 +288,21 @@ def build_backbone(
     name: str, image: Sequence[int], dropout: float, seed: int, width: float = 1.0, init: Law = "default"
 ) -> nn.Module:
     """The named network. Every layer is initialised by its own generator, derived from (seed, layer name)."""
-    with torch.device("meta"):
+    with Undrawn():
         network = BACKBONES[name](image, dropout, width)
-    network = network.to_empty(device="cpu")
     for layer_name, module in network.named_modules():
         initialise(module, seed, layer_name, law=init)
     return network
+
+
+class Undrawn(TorchFunctionMode):
+    """Context in which layers are made without initial values: they get them from `initialise`, or from a file. So nothing is
+    drawn from the global generator. Several times as fast as making them on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" and func not in (nn.init.zeros_, nn.init.ones_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

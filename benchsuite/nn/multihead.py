@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from . import computed
-from .backbones import Law, build_backbone, has_batchnorm, initialise
+from .backbones import Law, Undrawn, build_backbone, has_batchnorm, initialise
 from .conditional import TaskConditional, outermost
 from .normalisation import BatchNormPolicy, apply_policy
 
@@ -84,7 +84,8 @@ class MultiHead(MultiTaskModule):
 
     def add_task(self, task: int) -> None:
         if str(task) not in self.heads:
-            head = torch.nn.utils.skip_init(nn.Linear, self.features, self.classes[task])
+            with Undrawn():
+                head = nn.Linear(self.features, self.classes[task])
             initialise(head, self.seed, "head", task)
             self.heads[str(task)] = head.to(_device_of(self.backbone))
             for module in self._conditional():
