@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .protocol import Task as Task
     from .record.schema import Job as Job
     from .record.schema import RunRecord as RunRecord
-    from .record.store import records as records
+    from .record.table import records as records
     from .training.runner import run as run
     from .training.settings import resolve as resolve
 
@@ -47,7 +47,7 @@ _PUBLIC = {  # the module of each public name, imported when the name is first u
     "leaderboard": "analysis.leaderboard",
     "load": "method.serving",
     "plan": "execution.plan",
-    "records": "record.store",
+    "records": "record.table",
     "register": "method.registered",
     "resolve": "training.settings",
     "run": "training.runner",

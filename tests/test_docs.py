@@ -124,7 +124,7 @@ class TestPage:
     [
         "```sh\nbenchsuite report paper --colour red\n```",
         "```sh\nsource x && .venv/bin/benchsuite ranks\n```",
-        "```sh\nbenchsuite run --tier smoke  # no method\n```",
+        "```sh\nbenchsuite verify --device cpu  # no run\n```",
         "With `benchsuite leaderboard --colour` it",
         "`benchsuite ranks` it",
         "`--colour red` does",

@@ -54,15 +54,18 @@ def parser() -> Parser:
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
-    place = Parser(add_help=False)
-    place.add_argument(
-        "--protocol",
-        default=PROTOCOL,
-        help=f"a registered protocol or a Python file that defines one (default: {PROTOCOL}, which needs no download)",
-    )
-    place.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
-    where = Parser(add_help=False, parents=[place])
-    where.add_argument("--tier", default="paper", help="paper (default: the full recipe), lite or smoke")
+    def where(protocol: str | None = PROTOCOL, tier: str | None = "paper") -> Parser:
+        """None: not given, where a command takes the value from a record."""
+        options = Parser(add_help=False)
+        options.add_argument(
+            "--protocol",
+            default=protocol,
+            help=f"a registered protocol or a Python file that defines one (default: {PROTOCOL}, which needs no download)",
+        )
+        options.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+        options.add_argument("--tier", default=tier, help=f"paper (the full recipe), lite or smoke (default: {tier or 'paper'})")
+        return options
+
     chosen = Parser(add_help=False)
     chosen.add_argument(
         "--set",
@@ -72,9 +75,15 @@ def parser() -> Parser:
         metavar="NAME=VALUE",
         help="change a setting of the recipe or of the method; repeatable",
     )
-    how = Parser(add_help=False, parents=[chosen])
-    how.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast; part of what identifies a run")
-    how.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+
+    def how(precision: str | None = "fp32") -> Parser:
+        options = Parser(add_help=False, parents=[chosen])
+        options.add_argument(
+            "--precision", default=precision, help="fp32 (default) or bf16 autocast; part of what identifies a run"
+        )
+        options.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+        return options
+
     data = Parser(add_help=False)
     data.add_argument(
         "--data-dir",
@@ -99,11 +108,18 @@ def parser() -> Parser:
     )
 
     commands.add_parser("list", help="list methods, modifiers, protocols (with what they download) and tiers")
-    one = commands.add_parser("run", parents=[where, how, data, watched], help="train one method on one protocol with one seed")
-    one.add_argument(
-        "--method", required=True, help="a registered method or a Python file that defines one, optionally followed by +MODIFIER"
+    one = commands.add_parser(
+        "run", parents=[where(None, None), how(None), data, watched], help="train one method on one protocol with one seed"
     )
-    one.add_argument("--seed", type=int, default=1, help="seed of the run and of its task order (default: 1)")
+    one.add_argument("--method", help="a registered method or a Python file that defines one, optionally followed by +MODIFIER")
+    one.add_argument("--seed", type=int, help="seed of the run and of its task order (default: 1)")
+    one.add_argument(
+        "--from",
+        dest="record",
+        type=Path,
+        metavar="RUN",
+        help="repeat the configuration of a finished run (its folder, or its record.json); --seed, --set, --precision change it",
+    )
     many = Parser(add_help=False)
     many.add_argument(
         "--method",
@@ -114,7 +130,7 @@ def parser() -> Parser:
     )
     many.add_argument("--seeds", type=seeds, help="such as 1,2,5 or 1-5 or 1-3,7 (default: 1-3)")
     board = commands.add_parser(
-        "leaderboard", parents=[where, how, data, many, watched], help="run what is missing, then rank all records"
+        "leaderboard", parents=[where(), how(), data, many, watched], help="run what is missing, then rank all records"
     )
     board.add_argument(
         "--jobs",
@@ -144,7 +160,7 @@ def parser() -> Parser:
     board.add_argument("--no-figures", action="store_true", help="write the tables only, which is quicker")
     state = commands.add_parser(
         "status",
-        parents=[how, data, many],
+        parents=[how(), data, many],
         help="show which runs are done, running, failed, interrupted or stale; with --protocol also which are missing",
     )
     state.add_argument(
@@ -159,10 +175,14 @@ def parser() -> Parser:
     paper.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     paper.add_argument("--protocol", nargs="+", default=(), metavar="P", help="only these (default: all that have records)")
     paper.add_argument("--tier", nargs="+", default=(), metavar="T", help="only these (default: all that have records)")
-    search = commands.add_parser(
-        "tune", parents=[place, how, data], help="search the settings of methods, on training images only"
+    long = commands.add_parser(
+        "table", help="write all accuracies, sizes, settings and other numbers of finished runs as one table"
     )
-    search.add_argument("--tier", default="lite", help="paper (the full recipe), lite (default) or smoke")
+    long.add_argument("output", type=Path, metavar="FILE", help="file to write: .csv or .parquet")
+    long.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    search = commands.add_parser(
+        "tune", parents=[where(tier="lite"), how(), data], help="search the settings of methods, on training images only"
+    )
     search.add_argument(
         "--method",
         dest="methods",
@@ -297,10 +317,10 @@ def parser() -> Parser:
     return top
 
 
-def note_slow_precision(arguments: argparse.Namespace) -> None:
+def note_slow_precision(device: str, precision: str) -> None:
     from ..training.device import slow_precision
 
-    if note := slow_precision(arguments.device, arguments.precision):
+    if note := slow_precision(device, precision):
         print(f"benchsuite: {note}", file=sys.stderr)
 
 

@@ -54,7 +54,7 @@ def command_bench(arguments: argparse.Namespace) -> None:
     from ..method.registered import methods
     from ..training.device import configure_process
 
-    note_slow_precision(arguments)
+    note_slow_precision(arguments.device, arguments.precision)
     bench = Bench(
         protocol=arguments.protocol,
         data_dir=arguments.data_dir,

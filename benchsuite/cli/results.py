@@ -1,4 +1,4 @@
-"""Commands on finished runs: report, export, verify, merge."""
+"""Commands on finished runs: report, table, export, verify, merge."""
 
 from __future__ import annotations
 
@@ -41,6 +41,26 @@ def command_report(arguments: argparse.Namespace) -> None:
     print("\n".join(f"{folder / 'report.tex'}" for folder in dict.fromkeys(file.parent for file in files)))
     print(f"reproduction ledger: {arguments.output / 'ledger.md'}")
     print(f"page with everything: {arguments.output / 'index.html'}")
+
+
+def command_table(arguments: argparse.Namespace) -> None:
+    from ..files import write_atomic
+    from ..record.store import not_ranked, read_usable
+    from ..record.table import table_of
+    from ..report.tables import csv, parquet
+
+    if arguments.output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"{arguments.output}: is neither CSV nor parquet", "name a file that ends in .csv or .parquet")
+    found, refused = read_usable(arguments.results)
+    if not found and not refused:
+        raise UserError(
+            f"{arguments.results}: has no records", "run `benchsuite leaderboard` first, or name the folder with --results"
+        )
+    frame = table_of(found)
+    write_atomic(arguments.output, csv(frame) if arguments.output.suffix == ".csv" else parquet(frame))
+    print(f"{arguments.output}: {len(frame)} accuracies of {len(found)} runs")
+    if refused:
+        raise UserError(f"{arguments.output}: written without records that cannot be used: {not_ranked(refused)}")
 
 
 def command_export(arguments: argparse.Namespace) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .arguments import note_slow_precision, parse_settings
+from .arguments import PROTOCOL, note_slow_precision, parse_settings
 
 if TYPE_CHECKING:
     from ..analysis.leaderboard import Leaderboard
     from ..execution.plan import Plan
-    from ..record.schema import Job
+    from ..record.schema import Job, RunRecord
 
 
 def command_run(arguments: argparse.Namespace) -> int:
@@ -22,13 +22,21 @@ def command_run(arguments: argparse.Namespace) -> int:
     from ..execution.progress import Display
     from ..method.registered import methods
     from ..record.folder import RunFolder
+    from ..record.schema import differences
     from ..training.runner import RunFailed, identify, run
     from ..training.settings import refuse_tuning_seeds, resolve
 
-    method = methods.find(arguments.method)
-    refuse_tuning_seeds([arguments.seed])
-    note_slow_precision(arguments)
-    job = resolve(arguments.protocol, arguments.tier, method, arguments.seed, overrides=overrides, precision=arguments.precision)
+    earlier = None
+    if arguments.record:
+        earlier, job = _repeated(arguments, overrides)
+    else:
+        if not arguments.method:
+            raise UserError("a run needs a method", "name one with --method, or a finished run to repeat with --from")
+        names = arguments.protocol or PROTOCOL, arguments.tier or "paper", methods.find(arguments.method)
+        seed = 1 if arguments.seed is None else arguments.seed
+        job = resolve(*names, seed, overrides=overrides, precision=arguments.precision or "fp32")
+    refuse_tuning_seeds([job.seed])
+    note_slow_precision(arguments.device, job.precision)
     job = identify(job, arguments.data_dir)
     try:
         with Display(1) as display:
@@ -46,7 +54,40 @@ def command_run(arguments: argparse.Namespace) -> int:
     transfer = "n/a" if record.bwt != record.bwt else f"{record.bwt:z.2f}"
     print(f"{job}: ACC {record.accuracy:.2f} %, BWT {transfer}, {record.megabytes:.3f} MB")
     print(RunFolder(arguments.results / job.folder).record)
+    if earlier and record.job.config == earlier.job.config and record.job.seed == earlier.job.seed:
+        different = differences(earlier, record)
+        print(
+            f"other numbers than the record in: {', '.join(different)}; `benchsuite verify` judges them"
+            if different
+            else "the same numbers as the record"
+        )
     return 0
+
+
+def _repeated(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> tuple[RunRecord, Job]:
+    """The record of `run --from`, and its job with what the other options change."""
+    from ..method.registered import methods
+    from ..record.store import RECORD, read
+    from ..training.settings import repeated
+
+    earlier = read(arguments.record if arguments.record.suffix == ".json" else arguments.record / RECORD)
+    job = earlier.job
+    given = {
+        "protocol": arguments.protocol,
+        "tier": arguments.tier,
+        "method": arguments.method and methods.find(arguments.method),
+    }
+    for name, value in given.items():
+        if value is not None and value != getattr(job, name):
+            raise UserError(
+                f"{arguments.record}: its {name} is {getattr(job, name)}, not {value}", f"leave out --{name}, or --from"
+            )
+    if job.base not in methods.all():
+        raise UserError(f"the method {job.method} is not known here", "name the file that defines it with --method")
+    made, notes = repeated(earlier, seed=arguments.seed, overrides=overrides, precision=arguments.precision)
+    for note in notes:
+        print(f"benchsuite: note: {note}", file=sys.stderr)
+    return earlier, made
 
 
 def command_leaderboard(arguments: argparse.Namespace) -> int:
@@ -186,7 +227,7 @@ def command_tune(arguments: argparse.Namespace) -> int:
             if arguments.methods:
                 raise
             print(f"benchsuite: note: {error}", file=sys.stderr)
-    note_slow_precision(arguments)
+    note_slow_precision(arguments.device, arguments.precision)
     folder, failed = arguments.results / "tune", 0  # separate from the runs that a leaderboard ranks
     for chosen in studies:
         trials = []

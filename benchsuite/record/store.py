@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
-import numpy as np
 from msgspec.structs import replace
 
 from .. import files
@@ -20,9 +19,6 @@ from ..files import digest, write_atomic
 from ..protocol import Recipe
 from ..text import clean
 from .schema import SCHEMA, Job, RunRecord
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RECORD = "record.json"  # the name of every record; those of the other files of a run are in `folder`
 
@@ -183,47 +179,6 @@ def read_board(results: Path, protocol: str, tier: str) -> tuple[list[RunRecord]
         found = ", ".join(f"--protocol {name} --tier {tier}" for name, tier in sorted(there))
         raise UserError(f"{folder}: has no finished runs", f"there are some of {found}")
     return records, refused
-
-
-def records(folder: str | Path) -> pd.DataFrame:
-    """All records below a folder as one table: a row for each run, each number of tasks learnt and each task measured then.
-
-    after: how many tasks had been learnt. position, task, dataset: the task tested, by its place in the order of learning, and by
-    name. accuracy: in per cent. The other columns describe the run as a whole: final_accuracy, bwt and forgetting as in
-    `RunRecord`, megabytes of its artifact, configuration (`Job.config`: runs that may be averaged share it) and path.
-    """
-    import pandas as pd
-
-    found = read_all(Path(folder))
-    runs = pd.DataFrame([_described(record) for record in found], columns=list(RUN_COLUMNS))
-    tables = []
-    for record in found:
-        R = record.R
-        after, position = np.nonzero(~np.isnan(R))
-        tasks = [record.tasks[i] for i in position]
-        columns = {"task": [task.name for task in tasks], "dataset": [task.dataset for task in tasks]}
-        tables.append(pd.DataFrame({"after": after + 1, "position": position + 1, **columns, "accuracy": R[after, position]}))
-    if not tables:
-        return runs.reindex(columns=[*RUN_COLUMNS, "after", "position", "task", "dataset", "accuracy"])
-    repeated = runs.loc[runs.index.repeat([len(table) for table in tables])].reset_index(drop=True)
-    return pd.concat([repeated, pd.concat(tables, ignore_index=True)], axis=1)
-
-
-JOB_COLUMNS = ("protocol", "tier", "method", "seed", "precision")
-RUN_COLUMNS = (*JOB_COLUMNS, "configuration", "final_accuracy", "bwt", "forgetting", "megabytes", "device", "date", "path")
-
-
-def _described(record: RunRecord) -> dict[str, Any]:
-    return {name: getattr(record.job, name) for name in JOB_COLUMNS} | {
-        "configuration": record.job.config,
-        "final_accuracy": record.accuracy,
-        "bwt": record.bwt,
-        "forgetting": record.forgetting,
-        "megabytes": record.megabytes,
-        "device": record.environment.device_name,
-        "date": record.environment.date,
-        "path": str(record.job.folder),
-    }
 
 
 def read_in_place(path: Path) -> RunRecord:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from ..errors import UserError, one_line
 from ..fields import LARGEST, check, convert, field_types, neutral_values
@@ -16,8 +17,9 @@ from ..method.base import Method
 from ..method.registered import methods
 from ..nn.backbones import BACKBONES, has_batchnorm
 from ..protocol import OF_SCHEDULE, Protocol, Recipe, protocols
-from ..record.schema import Job
+from ..record.schema import Job, RunRecord
 from ..registry import suggest
+from ..source import stale
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -164,6 +166,41 @@ def resolve(
         origins=origins,
         method_source=methods.source(method),
     )
+
+
+def repeated(
+    record: RunRecord, *, seed: int | None, overrides: Mapping[str, Any], precision: str | None
+) -> tuple[Job, list[str]]:
+    """The job of a record again, with another seed, settings or precision where given, and what to know of it, one line each.
+
+    Where the record does not name a setting, it has its neutral value, or this version's default if it has none. Raises UserError
+    for a job that this version cannot run."""
+    job = record.job
+    cls = methods.get(job.method)
+    kinds = {**field_types(Recipe), **field_types(cls)}
+    neutral = {**neutral_values(Recipe), **neutral_values(cls)}
+    made = resolve(
+        job.protocol,
+        job.tier,
+        job.method,
+        job.seed if seed is None else seed,
+        overrides={**neutral, **job.settings, **overrides},
+        precision=precision or job.precision,
+    )
+    kept = {name: origin for name, origin in job.origins.items() if name not in overrides}
+    made = structs.replace(made, origins=kept | {name: made.origins[name] for name in overrides if name in made.origins})
+    notes = [
+        f"{name} did not exist when the record was made; this version's default is used"
+        for name in sorted(kinds.keys() - job.settings.keys() - neutral.keys() - overrides.keys() - {"batchnorm"})
+    ]
+    if made.method_source != job.method_source:
+        there, here = (source[:12] if source else "built in" for source in (job.method_source, made.method_source))
+        notes.append(
+            f"the source of {job.method} is another one ({there} on record, here {here}), so this is another configuration"
+        )
+    if reason := stale(record):
+        notes.append(f"this version would give other numbers than the record ({reason})")
+    return made, notes
 
 
 def check_protocol(protocol: Protocol, recipe: Recipe) -> None:

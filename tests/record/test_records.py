@@ -7,16 +7,18 @@ import math
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from msgspec.structs import replace
 from records import joint, record_of, run
 
 import benchsuite
 from benchsuite import files
+from benchsuite.cli.main import main
 from benchsuite.errors import UserError
 from benchsuite.files import digest
 from benchsuite.record.folder import RunFolder
-from benchsuite.record.schema import Job
+from benchsuite.record.schema import Job, RunRecord
 from benchsuite.record.store import read, read_all, record_paths, to_json, write
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -327,4 +329,37 @@ def test_all_records_below_a_folder_are_one_table(tmp_path):
     assert set(one["configuration"]) == {runs[0].job.config}
     final = table[table["after"] == table.groupby("path")["after"].transform("max")].groupby("method")["accuracy"].mean()
     assert final.to_dict() == {record.job.method: record.accuracy for record in runs}
-    assert list(benchsuite.records(tmp_path / "none").columns) == list(table.columns)
+    none = benchsuite.records(tmp_path / "none")
+    assert list(none.columns) == list(table.columns)[: len(none.columns)]
+
+
+def test_the_table_has_every_number_of_a_record_and_reads_back_from_csv_and_parquet(tmp_path, capsys):
+    settings = [{"epochs": 10, "milestones": [3, 5]}, {"epochs": 10, "odd": 1}, {"epochs": 10, "odd": "one"}]
+    runs = [run(seed=seed, settings=own, size=2_000_000 + seed) for seed, own in enumerate(settings)]
+    for record in runs:
+        write(record, tmp_path / "runs" / record.job.folder / "record.json")
+    for name, read_table in (("all.csv", pd.read_csv), ("all.parquet", pd.read_parquet)):
+        assert main(["table", str(tmp_path / name), "--results", str(tmp_path / "runs")]) == 0
+        assert f"{name}: 9 accuracies of 3 runs" in capsys.readouterr().out
+        table = read_table(tmp_path / name)
+        assert table.columns.tolist() == benchsuite.records(tmp_path / "runs").columns.tolist()
+        for record in runs:
+            rows = table[table["seed"] == record.job.seed]
+            assert rows["accuracy"].tolist() == [90.0, 70.0, 80.0]
+            assert rows["correct"].tolist() == [90, 70, 80]
+            assert rows["stored_bytes"].tolist()[1:] == [record.stored_bytes] * 2
+            assert set(rows["iterations_sum"]) == {20}
+            assert set(rows["training_state_bytes"]) == {3_000_000}
+            assert set(rows["macs_mean"]) == {3_000_000}
+        assert table["setting.milestones"].dropna().unique().tolist() == ["[3, 5]"]
+    parts = {"job", "stored", "macs", "iterations", "kept_epochs", "seconds", "data", "environment", "memory", "forms"}
+    words = {"diagnostics", "made_by"}  # no numbers, or of one method alone
+    assert set(RunRecord.__struct_fields__) - set(table.columns) == parts | words
+
+
+def test_a_table_needs_a_known_ending_and_some_records(tmp_path, capsys):
+    assert main(["table", str(tmp_path / "all.xlsx"), "--results", str(tmp_path)]) == 2
+    assert "neither CSV nor parquet" in capsys.readouterr().err
+    assert main(["table", str(tmp_path / "all.csv"), "--results", str(tmp_path)]) == 2
+    assert "has no records" in capsys.readouterr().err
+    assert not (tmp_path / "all.csv").exists()
