@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from ..errors import UserError
+from ..text import clean
 from .arguments import parser
 
 # The module of each command, imported when the command is called: `--help` imports none.
@@ -24,6 +26,33 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 for a run that failed, 2 for an error that the user can fix, 130 or 143 after a signal."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed: the next file that is opened would get what libraries print
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):  # the name of a file need not be text that can be encoded
+            stream.reconfigure(errors="backslashreplace")
+    end = None
+    try:
+        code = _command(argv)
+    except SystemExit as error:  # wrong options, or --help
+        code, end = 2, error
+    try:
+        sys.stdout.flush()  # now: when Python ends, nobody could say in one line that it failed
+    except BrokenPipeError:  # the output was piped into a process that has ended
+        code, end = 128 + signal.SIGPIPE, None
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except OSError as error:
+        print(f"benchsuite: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        code, end = 2, None
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if end:
+        raise end
+    return code
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    """Parse and call, and say in one line what went wrong."""
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.version:
@@ -48,11 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = import_module(f".{COMMANDS[arguments.command]}", __package__)
         return int(getattr(module, f"command_{arguments.command.replace('-', '_')}")(arguments) or 0)
     except UserError as error:
-        print(f"benchsuite: error: {error}", file=sys.stderr)
+        print(f"benchsuite: error: {clean(str(error))}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the output was piped into a process that has ended
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except BrokenPipeError:  # as above
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a path that is too long or not permitted, whichever option it came from
+        if error.strerror is None:
+            raise
+        what = f"{clean(os.fsdecode(error.filename)):.200}: {error.strerror}" if isinstance(error.filename, str | bytes) else ""
+        what = f"{what}; check its name and your permissions" if what else f"cannot read or write: {error.strerror}"
+        print(f"benchsuite: error: {what}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         kept = arguments.command in ("run", "leaderboard", "tune", "verify")
         print(f"benchsuite: interrupted{'; finished tasks are kept, the same command resumes' if kept else ''}", file=sys.stderr)

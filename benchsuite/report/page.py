@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -148,7 +149,7 @@ def _run(run: RunRecord, values: dict[str, str], base: str) -> dict[str, Any]:
     environment = run.environment
     return {
         "seed": run.job.seed,
-        "record": f"{quote(base)}/{quote(run.job.folder.as_posix())}/{RECORD}",
+        "record": f"{quote(os.fsencode(base))}/{quote(run.job.folder.as_posix())}/{RECORD}",
         "date": environment.date[:10],
         "device": f"{environment.hardware}, {run.job.precision}",
         "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()) or "unknown",

@@ -40,7 +40,7 @@ from ..record.store import RECORD, read
 from .accounting import bytes_of, macs, run_alone, tensors_in
 from .assemble import assemble, with_header
 from .batches import Batches
-from .checkpoint import assign_state
+from .checkpoint import assign_state, is_damaged
 from .device import configure_process
 from .environment import environment, now, source_revision
 from .events import Event, Note
@@ -257,7 +257,7 @@ class _Run:
         self._artifact().write(self.folder.artifact)
         record = self._record(self.folder.artifact)
         self.folder.write(record)
-        return record
+        return self.folder.read()  # as everybody will read it
 
     def _learn(self, stage: int) -> None:
         """Train one stage, then evaluate every task so far in one pass."""
@@ -324,10 +324,17 @@ class _Run:
     def _resume(self) -> str | None:
         """Continue from the checkpoint. Returns a note if it is no longer valid and the run starts again."""
         path = self.folder.checkpoint
-        if not path.exists():
-            return None
         try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
+            saved = files.read(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}", "make it readable, or delete it") from None
+        if is_damaged(saved):
+            kept = self.folder.set_checkpoint_aside()
+            return f"starts again at its first task (its checkpoint is damaged); what is left of it is kept as {kept}"
+        try:
+            content = torch.load(io.BytesIO(saved), map_location=self.device, weights_only=True)
             config, made_with = content["config"], content["made_with"]
         except Exception as error:
             raise UserError(f"{path}: cannot be read ({type(error).__name__})", "delete it to start this run again") from None

@@ -1,6 +1,9 @@
 """The command line: what users type, what they read when something is wrong, and a method of their own in one file."""
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 import warnings
@@ -362,6 +365,75 @@ def test_a_wrong_path_is_one_line_that_says_what_to_name(words, reason, folder, 
     (folder / "file").touch()
     assert main(words) == 2
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", "--results", LONG],
+        ["leaderboard", "--no-run", "--results", LONG],
+        ["merge", LONG],
+        ["export", LONG],
+        ["verify", LONG],
+        ["check", f"{LONG}.py"],
+        ["run", "--method", f"./{LONG}.py"],
+        ["report", "out", "--results", "runs", "--method", f"{LONG}.py"],
+        ["new-method", "mine", "--output", f"{LONG}.py"],
+        ["run", *TINY, "--method", "finetune", "--results", LONG],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_path_that_is_too_long_is_one_line(words, folder, capsys):
+    assert call(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchsuite: error: ")
+    assert "File name too long" in line
+
+
+def test_a_path_that_is_not_permitted_is_one_line(folder, capsys, monkeypatch):
+    def refusing(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refusing)
+    code = call("status", "--results", "private/runs")
+    monkeypatch.undo()
+    assert code == 2
+    assert capsys.readouterr().err == (
+        "benchsuite: error: private/runs: Permission denied; check its name and your permissions\n"
+    )
+
+
+def test_a_name_that_is_no_text_is_no_reason_to_fail(folder, capsys):
+    results = os.fsdecode(b"runs-\xff")
+    assert call("run", *TINY, "--method", "finetune", "--results", results) == 0
+    assert "runs-\\udcff/split-digits/smoke/finetune" in capsys.readouterr().out
+    for words in (
+        ["status"],
+        ["leaderboard", *DIGITS, "--tier", "smoke", "--no-run", "--no-figures"],
+        ["report", "out"],
+        ["merge", "none"],
+    ):
+        assert call(*words, "--results", results) == (2 if "none" in words else 0), words
+    assert "runs-%FF/split-digits/smoke/finetune" in (folder / "out/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        (">/dev/full", 2, r"benchsuite: error: cannot (read or write|write to standard output): No space left on device\n"),
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+    ],
+)
+def test_standard_output_that_takes_nothing_is_one_line_at_most(redirection, code, said, tmp_path):
+    answer = subprocess.run(
+        f"exec '{sys.executable}' -m benchsuite status {redirection}", shell=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (answer.returncode, answer.stdout) == (code, "")
+    assert re.fullmatch(said, answer.stderr)
 
 
 def test_a_record_in_the_folder_of_another_run_is_refused(folder, capsys):

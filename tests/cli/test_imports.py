@@ -1,5 +1,6 @@
 """What each command imports before it can answer: counted, for seconds depend on the machine."""
 
+import os
 import subprocess
 import sys
 
@@ -36,6 +37,16 @@ def test_a_command_imports_only_what_it_needs(command, heavy, tmp_path):
     words = [sys.executable, "-c", CODE, ",".join(heavy), *command.split()]
     answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1].split() == ["imported:"], answer.stderr
+
+
+def test_a_home_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path):
+    """Avalanche makes a folder there when it is imported."""
+    code = "import benchsuite, avalanche; print(avalanche.benchmarks.datasets.default_dataset_location('x'))"
+    drawing = os.environ.get("MPLCONFIGDIR", os.path.expanduser("~/.cache/matplotlib"))  # it would list all fonts again
+    environment = {**os.environ, "HOME": "/dev/null/home", "MPLCONFIGDIR": drawing}
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (answer.returncode, answer.stderr, answer.stdout) == (0, "", "/dev/null/home/.avalanche/data/x\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_import_of_torch_is_noticed(tmp_path):

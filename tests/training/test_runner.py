@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import protocols
 from benchsuite.record import schema, store
 from benchsuite.training.accounting import macs
+from benchsuite.training.checkpoint import is_damaged
 from benchsuite.training.events import Note
 from benchsuite.training.runner import RunFailed, identify, run
 from benchsuite.training.settings import recipe_of, resolve
@@ -389,7 +391,6 @@ def torch_file(content):
     [
         torch_file(lambda marker: Malicious(marker)),
         torch_file(lambda marker: {"config": job_of().config, "done": Malicious(marker)}),
-        lambda path, marker: path.write_bytes(pickle.dumps(Malicious(marker))),
     ],
 )
 def test_a_malicious_checkpoint_is_refused_and_not_executed(write, tmp_path):
@@ -406,14 +407,54 @@ def test_a_malicious_checkpoint_is_refused_and_not_executed(write, tmp_path):
     assert marker.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\x03\x04 cut short"])
-def test_a_damaged_checkpoint_is_refused(content, tmp_path):
-    job = job_of()
+def test_a_damaged_checkpoint_is_said_and_its_run_starts_again(tmp_path):
+    job = job_of(tasks=2, epochs=1)
     path = tmp_path / job.folder / "checkpoint.pt"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot be read .*delete it"):
-        run(job, results=tmp_path)
+
+    def stop(event):
+        if event.stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, results=tmp_path, report=stop)
+    whole = path.read_bytes()
+    weights = max(torch.load(path)["model"].values(), key=lambda tensor: tensor.numel())
+    at = whole.index(weights.numpy().tobytes())
+    flipped = bytearray(whole)
+    flipped[at + 3] ^= 1
+    torch.load(io.BytesIO(flipped), weights_only=True)  # control: it is loaded without a word
+    undisturbed = run(job, results=tmp_path / "undisturbed")
+    for damaged in (flipped, b"", bytes(100), whole[: len(whole) // 2], pickle.dumps(Malicious(tmp_path / "executed"))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(damaged)
+        (path.parent / "record.json").unlink(missing_ok=True)
+        events = []
+        assert schema.same_numbers(run(job, results=tmp_path, report=events.append), undisturbed)
+        assert events[0].stage == 0
+        assert "starts again at its first task (its checkpoint is damaged)" in events[0].note
+        assert path.with_name("checkpoint.stale.pt").read_bytes() == damaged
+        assert not (tmp_path / "executed").exists()
+    path.write_bytes(whole)
+    (path.parent / "record.json").unlink()
+    events = []
+    assert schema.same_numbers(run(job, results=tmp_path, report=events.append), undisturbed)
+    assert events[0].stage == 1  # control: whole, it is used
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_changes_nothing():
+    file = io.BytesIO()
+    torch.save({"weight": torch.arange(3.0), "done": 1}, file)
+    whole, missed = file.getvalue(), 0
+    assert not is_damaged(whole)
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        if not is_damaged(bytes(flipped)):
+            missed += 1
+            with contextlib.suppress(RuntimeError):  # refused as before
+                found = torch.load(io.BytesIO(flipped), weights_only=True)
+                assert (found["weight"].tolist(), found["done"]) == ([0, 1, 2], 1)
+    assert 0 < missed < len(whole) * 0.6  # in this small file, padding and what an archive says of its making
 
 
 @pytest.mark.parametrize("content", [{}, [], {"config": "another"}])
