@@ -12,21 +12,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche looks for a solver that only GEM needs
 
-
-def _without_home() -> None:
-    """Avalanche makes ~/.avalanche when it is imported. Where nobody can, this stands in for the module that does so, which says
-    where Avalanche's own image sets lie: nothing here uses them."""
-    home = above = os.path.abspath(os.path.expanduser("~/.avalanche"))
-    while not os.path.exists(above):
-        above = os.path.dirname(above)
-    if os.path.isfile(f"{home}/config.json") or (os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)):
-        return
-    module: Any = ModuleType("avalanche.benchmarks.datasets.dataset_utils")
-    module.default_dataset_location = lambda name: import_module("pathlib").Path(home, "data", name)
-    sys.modules.setdefault(module.__name__, module)
-
-
-_without_home()
+# Avalanche makes ~/.avalanche when it is imported. Where nobody can, this stands in for the module that does so, which says where
+# Avalanche's own image sets lie: nothing here uses them.
+_home = _above = os.path.abspath(os.path.expanduser("~/.avalanche"))
+while not os.path.exists(_above):
+    _above = os.path.dirname(_above)
+if not os.path.isfile(f"{_home}/config.json") and not (os.path.isdir(_above) and os.access(_above, os.W_OK | os.X_OK)):
+    _datasets: Any = ModuleType("avalanche.benchmarks.datasets.dataset_utils")
+    _datasets.default_dataset_location = lambda name: import_module("pathlib").Path(_home, "data", name)
+    sys.modules.setdefault(_datasets.__name__, _datasets)
 
 if TYPE_CHECKING:
     from .analysis.leaderboard import leaderboard as leaderboard

@@ -451,9 +451,11 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_changes_nothing():
         flipped[at] ^= 1 << at % 8
         if not is_damaged(bytes(flipped)):
             missed += 1
-            with contextlib.suppress(RuntimeError):  # refused as before
+            try:
                 found = torch.load(io.BytesIO(flipped), weights_only=True)
-                assert (found["weight"].tolist(), found["done"]) == ([0, 1, 2], 1)
+            except Exception:  # refused, too
+                continue
+            assert (found["weight"].tolist(), found["done"]) == ([0, 1, 2], 1)
     assert 0 < missed < len(whole) * 0.6  # in this small file, padding and what an archive says of its making
 
 
