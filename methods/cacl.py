@@ -338,8 +338,9 @@ class CACL(Method):
 
     def diagnostics(self) -> dict[str, Any]:
         sizes = self._stored("factors").sizes()
-
+        short = self.prune_at < 1 and max(1, round(self.prune_at * self.recipe.epochs)) >= self.recipe.epochs
         return {
+            "remarks": ["too few epochs a task for any to train after pruning"] if short else [],
             "ranks": {name: list(map(list, layer.ranks)) for name, layer in self.layers.items()},
             "extra": {"pools": {name: list(map(list, pools)) for name, pools in self.pools.items()}},
             "other_sizes": {self.counted: sizes["weights"] + sizes["heads"]},

@@ -184,7 +184,9 @@ class IndividualSVD(Individual):
 
     def diagnostics(self) -> dict[str, Any]:
         layers = [name for name in (self.ranks[0] if self.ranks else {}) if all(name in ranks for ranks in self.ranks)]
+        short = self.recovery and self.dense_epochs() == self.recipe.epochs
         return {
+            "remarks": ["too few epochs a task for any to train after the compression"] if short else [],
             "ranks": {name: np.cumsum([ranks[name] for ranks in self.ranks], axis=0).tolist() for name in layers},
             "extra": {"relative_error": self.error},
         }

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
+from ..protocol import OF_SCHEDULE
 from ..record.schema import MB, RunRecord
 from .provenance import VERSIONS, emulates_bf16, library_version
 from .rows import NEUTRAL, RECIPE, common_forms, reference_name, setting_of
@@ -21,6 +23,14 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _in_words(name: str, run: RunRecord) -> str | None:
+    """A setting; None where the run's schedule has no use for it."""
+    value, schedule = setting_of(name, run), setting_of("lr_schedule", run)
+    if any(name in names and schedule != other for other, names in OF_SCHEDULE.items()):
+        return None
+    return "not set" if value is None and name in NEUTRAL else str(value)
+
+
 def _images(name: str, run: RunRecord) -> str:
     return next((entry.digest[:7] for entry in run.data if entry.name == name), "none")
 
@@ -29,13 +39,14 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
     """What a reader must know before comparing two rows. stale: why a record's numbers would not come out the same today."""
     records = [run for runs in rows.values() for run in runs]
 
-    def differing(title: str, get: Callable[[RunRecord], Any]) -> list[str]:
-        """One note on which rows have which value, if there is more than one."""
+    def differing(title: str, get: Callable[[RunRecord], str | None]) -> list[str]:
+        """One note on which rows have which value, if there is more than one. None is no value."""
         who: dict[str, dict[str, None]] = {}
         for label, runs in rows.items():
-            for run in runs:
-                who.setdefault(str(get(run)), {})[label] = None
-        if len(who) == 1:
+            for value in map(get, runs):
+                if value is not None:
+                    who.setdefault(value, {})[label] = None
+        if len(who) < 2:
             return []
         return [f"{title}: " + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in sorted(who.items()))]
 
@@ -54,9 +65,11 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
     notes += tuning_of(rows)
     for name in dict.fromkeys(name for r in records for name in r.job.settings):
         if name in NEUTRAL or all(name in r.job.settings for r in records):  # of other settings it is not known
-            notes += differing(f"settings differ: {name}", partial(setting_of, name))
+            notes += differing(f"settings differ: {name}", partial(_in_words, name))
     notes += differing("settings differ: precision", lambda r: r.job.precision)
 
+    notes += _recipe_notes(rows)
+    notes += _learning_notes(rows)
     notes += differing("tasks differ", lambda r: ", ".join(r.task_names))
 
     images = {entry.name: None for r in records for entry in r.data}
@@ -90,6 +103,45 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
             notes.append(
                 f"{row['method']}: forward gain and size ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds; "
                 f"{reference_name(records)} has no matching run for the others"
+            )
+    return notes
+
+
+def at_chance(run: RunRecord) -> list[str]:
+    """The tasks on which accuracy right after learning (at the end, for joint training) is no better than chance: at most the
+    99 % point of how many images a guess of one of the task's classes gets right, which is binomially distributed."""
+    rows = run.correct if len(run.iterations) == len(run.tasks) else run.correct[-1:] * len(run.tasks)
+    found = []
+    for i, task in enumerate(run.tasks):
+        right, classes = rows[i][i], len(task.classes)
+        if classes > 1 and right is not None and right <= binom.ppf(0.99, task.test, 1 / classes):
+            found.append(task.name)
+    return found
+
+
+def _learning_notes(rows: dict[str, list[RunRecord]]) -> list[str]:
+    """Which accuracies say nothing: of tasks with one class, and no better than chance."""
+    single = dict.fromkeys(task.name for runs in rows.values() for run in runs for task in run.tasks if len(task.classes) == 1)
+    words = []
+    for label, runs in rows.items():
+        if failed := sum(len(at_chance(run)) for run in runs):
+            words.append(f"{label} ({failed} of {sum(len(run.tasks) for run in runs)} tasks)")
+    notes = [f"100 % on tasks of one class ({', '.join(single)}) says nothing of a method"] if single else []
+    return notes + ([f"no better than chance right after learning (binomial, 99 %): {', '.join(words)}"] if words else [])
+
+
+def _recipe_notes(rows: dict[str, list[RunRecord]]) -> list[str]:
+    """Rows whose seeds share what otherwise differs between them, and rows whose tasks may have ended early."""
+    notes = []
+    for name, what in (("order_seed", "order of tasks and classes"), ("init_seed", "initial weights")):
+        labels = [label for label, runs in rows.items() if len(runs) > 1 and name in runs[0].job.settings]
+        if labels:
+            notes.append(f"all seeds share the {what} ({name}), so intervals do not cover others: {', '.join(labels)}")
+    for label, runs in rows.items():
+        if kept := [epoch for run in runs for epoch in run.kept_epochs]:
+            most, span = runs[0].job.settings["epochs"], " to ".join(map(str, sorted({min(kept), max(kept)})))
+            notes.append(
+                f"{label}: kept the state of epoch {span}, of at most {most} a task; its compute is relative to all of them"
             )
     return notes
 

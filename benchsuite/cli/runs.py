@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 def command_run(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
+    from ..analysis.notes import at_chance
     from ..execution.progress import Display
     from ..method.registered import methods
+    from ..protocol import protocols
     from ..record.folder import RunFolder
     from ..record.schema import differences
     from ..training.runner import RunFailed, identify, run
-    from ..training.settings import refuse_tuning_seeds, resolve
+    from ..training.settings import one_class_tasks, recipe_of, refuse_tuning_seeds, resolve
 
     earlier = None
     if arguments.record:
@@ -37,6 +39,8 @@ def command_run(arguments: argparse.Namespace) -> int:
         job = resolve(*names, seed, overrides=overrides, precision=arguments.precision or "fp32")
     refuse_tuning_seeds([job.seed])
     note_slow_precision(arguments.device, job.precision)
+    if note := one_class_tasks(protocols.get(job.protocol), job.seed, recipe_of(job.settings)):
+        print(f"benchsuite: note: {note}", file=sys.stderr)
     job = identify(job, arguments.data_dir)
     try:
         with Display(1) as display:
@@ -52,6 +56,8 @@ def command_run(arguments: argparse.Namespace) -> int:
         print(f"benchsuite: failed: {error}", file=sys.stderr)
         return 1
     transfer = "n/a" if record.bwt != record.bwt else f"{record.bwt:z.2f}"
+    if failed := at_chance(record):
+        print(f"benchsuite: note: right after learning no better than chance: task {', '.join(failed)}", file=sys.stderr)
     print(f"{job}: ACC {record.accuracy:.2f} %, BWT {transfer}, {record.megabytes:.3f} MB")
     print(RunFolder(arguments.results / job.folder).record)
     if earlier and record.job.config == earlier.job.config and record.job.seed == earlier.job.seed:

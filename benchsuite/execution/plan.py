@@ -32,7 +32,7 @@ from ..training.device import cores, device_named, slow_precision
 from ..training.events import Event, Note
 from ..training.logs import check_loggers
 from ..training.runner import identify
-from ..training.settings import Unsupported, method_of, recipe_of, refuse_tuning_seeds, resolve
+from ..training.settings import Unsupported, method_of, one_class_tasks, recipe_of, refuse_tuning_seeds, resolve
 from . import grid
 from .grid import run_all
 from .local import Local
@@ -93,6 +93,9 @@ class Plan:
         self._check(jobs, ray, cpus_per_run, gpus_per_run)
         if ray is None and (note := slow_precision(self.device, self.precision)):  # the nodes of a cluster may differ
             report(Note(note))
+        seen = (one_class_tasks(self.protocol, job.seed, recipe_of(job.settings)) for job in self.jobs)
+        for line in dict.fromkeys(filter(None, seen)):
+            report(Note(line))
         run = partial(self._run, slots=jobs, address=ray, cpus=cpus_per_run, gpus=gpus_per_run, report=report)
         failed = run(self.jobs)
         return failed | run(self.matched(report)) if self.reference else failed

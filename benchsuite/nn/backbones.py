@@ -284,6 +284,19 @@ def _normalises(backbone: Callable[..., nn.Module]) -> bool:
         return any(isinstance(module, nn.BatchNorm2d) for module in backbone((3, 32, 32), 0.0).modules())
 
 
+def least_normalised(name: str, image: Sequence[int], width: float = 1.0) -> float:
+    """The fewest pixels of one image, (C, H, W), over which a batch normalisation of the named backbone averages; infinity if it
+    has none."""
+    seen: list[float] = [math.inf]
+    with torch.device("meta"):
+        network = BACKBONES[name](image, 0.0, width).eval()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_pre_hook(lambda _, given: seen.append(given[0][0, 0].numel()))
+        network(torch.zeros(1, *image))
+    return min(seen)
+
+
 def build_backbone(
     name: str, image: Sequence[int], dropout: float, seed: int, width: float = 1.0, init: Law = "default"
 ) -> nn.Module:

@@ -282,7 +282,7 @@ class RunRecord(Part, frozen=True, dict=True):
         _check(len(self.macs) == n, "macs must have one entry for each task")
         _check(sum(self.iterations) > 0, "a finished run has made steps")
         measured = [getattr(self.memory, name) for name in Memory.__struct_fields__]
-        lists = [self.iterations, self.seconds.train, self.seconds.evaluate, *filter(None, measured)]
+        lists = [self.iterations, self.seconds.train, self.seconds.evaluate, *filter(None, [*measured, self.kept_epochs])]
         _check({*map(len, lists)} in ({1}, {n}), "iterations, seconds and memory must have one entry for each training")
         for layer, ranks in self.diagnostics.ranks.items():
             same = len(ranks) == n and len({*map(len, ranks)}) == 1

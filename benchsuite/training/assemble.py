@@ -12,7 +12,7 @@ from ..method.base import RunInfo
 from ..nn.multihead import MultiHead
 from ..protocol import Task, protocols
 from ..record.schema import Job
-from .settings import method_of, recipe_of
+from .settings import method_of, recipe_of, refuse_single_images
 from .strategy import Strategy
 from .stream import TaskStream
 
@@ -23,6 +23,8 @@ def assemble(
     """The strategy of a job at the start of a run: its method on the protocol's network, ready to train."""
     recipe, method = recipe_of(job.settings), method_of(job.method, job.settings)
     protocol = protocols.get(job.protocol)
+    if any(len(experience.images.labels) == 1 for experience in stream.train):
+        refuse_single_images(protocol, recipe, "a task with one training image")
     model = MultiHead.build(
         recipe.backbone,
         image=protocol.image,

@@ -15,7 +15,7 @@ from ..errors import UserError, one_line
 from ..fields import LARGEST, check, convert, field_types, neutral_values
 from ..method.base import Method
 from ..method.registered import methods
-from ..nn.backbones import BACKBONES, has_batchnorm
+from ..nn.backbones import BACKBONES, has_batchnorm, least_normalised
 from ..protocol import OF_SCHEDULE, Protocol, Recipe, protocols
 from ..record.schema import Job, RunRecord
 from ..registry import suggest
@@ -225,3 +225,21 @@ def check_protocol(protocol: Protocol, recipe: Recipe) -> None:
             BACKBONES[recipe.backbone](protocol.image, recipe.dropout, recipe.width)
     except ValueError as error:
         raise UserError(f"backbone {recipe.backbone!r} does not fit {protocol.name}: {error}") from None
+    if recipe.batch_size == 1:
+        refuse_single_images(protocol, recipe, "batch_size=1")
+
+
+def refuse_single_images(protocol: Protocol, recipe: Recipe, what: str) -> None:
+    """Raises UserError if the backbone normalises a map of one pixel over its batch, which fails for a batch of one image. what:
+    why there is such a batch."""
+    if least_normalised(recipe.backbone, protocol.image, recipe.width) == 1:
+        raise UserError(
+            f"{what}: backbone {recipe.backbone!r} normalises single pixels on {protocol.name}, so a batch needs two images",
+            "use larger batches, or a backbone without batch normalisation",
+        )
+
+
+def one_class_tasks(protocol: Protocol, seed: int, recipe: Recipe) -> str | None:
+    """A line on the tasks with nothing to tell apart, if a run has any."""
+    names = sorted(task.name for task in protocol.sequence(seed, recipe) if len(task.classes) == 1)
+    return f"{', '.join(names)}: one class in a task is right for every image, so accuracy is 100 % untrained" if names else None

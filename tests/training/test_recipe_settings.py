@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from short_runs import TINY, weights
+from short_runs import TINY, make, weights
 
 from benchsuite.errors import UserError
+from benchsuite.nn.multihead import MultiHead
 from benchsuite.protocol import protocols
 from benchsuite.randomness import seed_globals
 from benchsuite.training.assemble import assemble
 from benchsuite.training.batches import Augmentation
-from benchsuite.training.settings import recipe_of, resolve
+from benchsuite.training.settings import one_class_tasks, recipe_of, resolve
 from benchsuite.training.stream import build_stream
 
 CIFAR = protocols.get("split-cifar100")
@@ -120,3 +121,47 @@ def test_no_result_is_reported_for_the_order_of_the_tuning_seed():
 )
 def test_absurd_numbers_are_refused(name, value):
     assert refusal(**{name: (value,) if name == "milestones" else value}).startswith(name)
+
+
+def test_a_batch_of_one_image_is_refused_where_normalisation_would_fail():
+    for protocol, image in (("split-digits", (1, 8, 8)), ("split-cifar100", (3, 32, 32))):
+        network = MultiHead.build("resnet10", image=image, classes=[2], width=0.1, batchnorm="shared").train()
+        network.add_task(0)
+        if image[1] == 8:
+            with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+                network(torch.zeros(1, *image), 0)
+            assert refusal(protocol, backbone="resnet10", batch_size=1) == (
+                "batch_size=1: backbone 'resnet10' normalises single pixels on split-digits, so a batch needs two images; "
+                "use larger batches, or a backbone without batch normalisation"
+            )
+        else:
+            network(torch.zeros(1, *image), 0)
+            assert job(protocol, backbone="resnet10", batch_size=1)
+    assert job(batch_size=1)
+
+
+def few(images, backbone):
+    """A strategy on tasks of one class each."""
+    tasks = tuple(replace(task, classes=task.classes[:1]) for task in protocols.get("split-digits").tasks)
+    chosen = job(train_per_class=images, test_per_class=2, backbone=backbone)
+    recipe = recipe_of(chosen.settings)
+    protocol = replace(protocols.get("split-digits"), tasks=tasks)
+    stream = build_stream(protocol, recipe, 1, data_dir=None, device=torch.device("cpu"))
+    return assemble(chosen, stream), one_class_tasks(protocol, 1, replace(recipe, tasks=2))
+
+
+def test_a_task_of_one_image_is_refused_alike_and_one_of_one_class_is_named():
+    with pytest.raises(UserError, match="a task with one training image: backbone 'resnet10' normalises single pixels"):
+        few(1, "resnet10")
+    assert few(1, "digits")
+    note = few(2, "resnet10")[1]
+    assert note.endswith("one class in a task is right for every image, so accuracy is 100 % untrained")
+    assert len(note.split(":")[0].split(", ")) == 2
+    assert one_class_tasks(CIFAR, 1, RECIPE) is None
+
+
+def test_too_few_epochs_for_a_last_phase_are_remarked():
+    for method, own in (("individual-svd", {"recovery": 0.4}), ("cacl", {"prune_at": 0.6})):
+        remarks = [make(method=method, epochs=epochs, **own)[0].method.diagnostics()["remarks"] for epochs in (1, 5)]
+        assert "too few epochs a task for any to train after" in remarks[0][0]
+        assert remarks[1] == []
