@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..protocol import Published
+from ..record.imported import Imported, rows_of, table_of
 from ..record.schema import MB, PARTS, Job, RunRecord
 from ..record.store import no_collection
 from ..text import clean
@@ -23,7 +24,7 @@ from .notes import footnotes_of, size_notes_of
 from .provenance import machine_kind, provenance
 from .rows import RECIPE, check_names, configurations, names_of, on_other_data, one_version_each, reference_name
 from .significance import pairwise_p
-from .statistics import fewer_bits, plain_network, points_of, statistics_by_row, summarise
+from .statistics import fewer_bits, plain_network, points_of, statistics_by_row, summarise, t_interval
 
 BETTER = {  # the better direction of each ranked statistic
     **dict.fromkeys(("accuracy", "learning_accuracy", "forward_gain", "bwt", "compression", "matched_accuracy"), "max"),
@@ -67,6 +68,7 @@ class Leaderboard:
     forms: megabytes and accuracy of every row in every storage form on record (`statistics.points_of`), the points behind pareto.
     runs: the runs of each row, by its label, in the order of seeds. timed: the runs behind step_seconds.
     refused: why records beside these cannot be used, by their paths; the footnotes name them.
+    unverified: the labels of rows made elsewhere (`record.imported`), which the frames mark as `published`.
     """
 
     accuracy: pd.DataFrame
@@ -84,6 +86,7 @@ class Leaderboard:
     runs: dict[str, list[RunRecord]]
     timed: list[RunRecord]
     refused: Mapping[Path, str]
+    unverified: list[str]
 
     def _repr_html_(self) -> str:
         """The four boards in a notebook: statistics with their intervals."""
@@ -109,6 +112,7 @@ def leaderboard(
     stale: Callable[[RunRecord], str | None] = lambda record: None,
     compare: Sequence[str] = (),
     refused: Mapping[Path, str] = MappingProxyType({}),
+    imported: Sequence[Imported] = (),
 ) -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
@@ -119,6 +123,7 @@ def leaderboard(
     stale: why a record's numbers would differ today, None if they would not (`benchsuite.source.stale`); it goes into a note.
     compare: methods or labels of rows, to be tested against each other; by default every row that competes.
     refused: records that cannot be used, by path, with the reason (`store.read_usable`); a footnote names them.
+    imported: results made elsewhere. Their rows say so, are never ranked, and are tested only where `compare` names them.
     Raises UserError without records, without a record of `match` or a row of `compare`, for several protocols or tiers, or for
     the same run twice.
     """
@@ -131,7 +136,8 @@ def leaderboard(
     changed = any(r.job.origins.get(name) == "command line" for r in records for name in RECIPE)
     if tier != "paper" or changed or not all(entry.complete and not entry.own for r in records for entry in r.data):
         published = ()
-    rows = configurations(records, [f"{p.method} ({_published(p)})" for p in published])
+    foreign = rows_of(imported)
+    rows = configurations(records, [*foreign, *(f"{p.method} ({_published(p)})" for p in published)])
 
     machines = Counter(map(machine_kind, records))
     half = [kind for kind, n in machines.items() if kind and 2 * n >= len(records)]
@@ -146,6 +152,7 @@ def leaderboard(
     points = {label: points_of(rows[label], row) for label, row in ours.items()}
     board = pd.DataFrame(
         [row | fewer_bits(points[label]) for label, row in ours.items()]
+        + [_unverified(label, results) for label, results in foreign.items()]
         + [
             {
                 "method": f"{p.method} ({_published(p)})",
@@ -160,16 +167,22 @@ def leaderboard(
         ]
     )
     elsewhere = on_other_data(rows)
+    common = next(runs[0].tasks for label, runs in rows.items() if label not in elsewhere)
     board["competes"] &= ~board["method"].isin(elsewhere)
-    called = names_of(rows)
+    called = names_of(rows) | {label: {label} for label in foreign}
     check_names(compare, set().union(*called.values()))
     chosen = [label for label, names in called.items() if names & set(compare)]
     board["compared"] = board["competes"] & (board["method"].isin(chosen) | (not compare))
+    board["asked"] = board["method"].isin([label for label in chosen if label in foreign])  # unverified, and tested all the same
     board["reference"] = board["method"].isin([label for label, runs in rows.items() if runs[0].size_reference])
     seeds = [[run.job.seed for run in runs] for runs in rows.values()]
+    seeds += [[result.seed for result in results] for results in foreign.values()]
+    every = [*samples.values(), *map(table_of, foreign.values())]  # in the order of the rows of `board`
 
     def by_seed(name: str) -> pd.DataFrame:
-        return pd.DataFrame({i: pd.Series(samples[label][name].to_numpy(float), seeds[i]) for i, label in enumerate(rows)})
+        return pd.DataFrame(
+            {i: pd.Series(values[name].to_numpy(float), seeds[i]) for i, values in enumerate(every) if name in values}
+        )
 
     for name in (name for name in BETTER if name not in ("compression", "matched_accuracy")):
         board[[f"{name}_p", f"{name}_paired"]] = _against_best(name, board, by_seed(name))
@@ -236,15 +249,45 @@ def leaderboard(
         protocol=records[0].job.protocol,
         tier=tier,
         provenance=provenance(records),
-        footnotes=[*notes, *size_notes, *(f"{p.method} ({_published(p)}): {p.source}" for p in published if p.source)],
+        footnotes=[
+            *notes,
+            *size_notes,
+            *(_origin(label, results, [task.name for task in common]) for label, results in foreign.items()),
+            *(f"{p.method} ({_published(p)}): {p.source}" for p in published if p.source),
+        ],
         size_notes=size_notes,
         elsewhere=elsewhere,
-        compared=list(board.loc[board["compared"], "method"]) if compare else [],
+        compared=list(board.loc[board["compared"] | board["asked"], "method"]) if compare else [],
         forms=forms,
         runs=rows,
         timed=[run for runs in rows.values() for run in runs if machine_kind(run) == most],
         refused=refused,
+        unverified=list(foreign),
     )
+
+
+def _unverified(label: str, results: Sequence[Imported]) -> dict[str, Any]:
+    """The row of results made elsewhere, in the form of published figures but with the intervals over its seeds."""
+    row: dict[str, Any] = {"method": label, "published": True, "n_tasks_read": False, "competes": False, "n": len(results)}
+    for name, values in table_of(results).items():
+        known = values.dropna().to_numpy()
+        row[name], row[f"{name}_ci"] = t_interval(known)
+        row[f"{name}_note"] = None if len(known) else "n/a: not measured after every task"
+    row["megabytes"], row["megabytes_ci"] = row["megabytes"] / MB, row["megabytes_ci"] / MB
+    return row
+
+
+def _origin(label: str, results: Sequence[Imported], here: Sequence[str]) -> str:
+    """What a reader must know of results made elsewhere. here: the names of the tasks of most rows."""
+    first = results[0]
+    words = [
+        f"{label}: made elsewhere by {first.by} and stated at {first.source}; this suite has neither run nor checked it",
+        f"imported {', '.join(sorted({result.date[:10] for result in results}))}",
+        f"seeds {', '.join(str(result.seed) for result in results)}",
+        "" if set(first.tasks) == set(here) else f"other tasks than most rows ({len(first.tasks)})",
+        "" if first.stored_bytes else "no size is known",
+    ]
+    return "; ".join(filter(None, words))
 
 
 def _published(figure: Published) -> str:
@@ -257,7 +300,7 @@ def _against_best(name: str, board: pd.DataFrame, values: pd.DataFrame) -> pd.Da
     values: one column for each row, by seed; NaN if a row has no run of a seed.
     """
     answer = pd.DataFrame(np.nan, index=board.index, columns=["p", "paired"])
-    rivals = board.index[board["competes"] & board["compared"] & board[name].notna()]
+    rivals = board.index[(board["competes"] & board["compared"] | board["asked"]) & board[name].notna()]
     if len(rivals) < 2:
         return answer
     best = getattr(board.loc[rivals, name], f"idx{BETTER[name]}")()

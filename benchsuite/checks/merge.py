@@ -18,20 +18,23 @@ from ..errors import UserError, one_line
 from ..method.artifact import Artifact
 from ..method.registered import methods
 from ..protocol import protocols
-from ..record import schema, store
+from ..record import imported, schema, store
 from ..record.folder import ARTIFACT, RunFolder
+from ..record.imported import IMPORTED
 from ..record.schema import PARTS, RunRecord
 from ..record.store import RECORD
 from ..source import stale
 from ..text import clean
 from ..training.settings import TUNING_SEEDS, method_of, recipe_of
+from . import imports
 from .verify import check_job
 
 APART = ("tune", "verify")  # folders of trials and re-runs, which no leaderboard ranks
 
 
 def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Callable[[str], None]) -> dict[str, int]:
-    """Add the records below `source` to `results`. Returns how many were added, were here already, and were refused.
+    """Add the records below `source` to `results`, and the imported results. Returns how many were added, were here already, and
+    were refused.
 
     say: called with each remark on a record that holds. refuse: called with the reason for each that does not. Both get one line.
     Raises UserError if there is nothing to merge or `results` cannot be written; what was added until then stays.
@@ -39,7 +42,8 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
     if not source.is_dir():
         raise UserError(f"{source}: is not a folder", f"name one below which {RECORD} files lie")
     paths = [path for path in files.named_below(source, RECORD) if path.relative_to(source).parts[0] not in APART]
-    if not paths:
+    made_elsewhere = files.named_below(source, IMPORTED)
+    if not paths and not made_elsewhere:
         raise UserError(f"{source}: there is no {RECORD} below it", "name the results folder that the runs were made in")
     sound: dict[Path, RunRecord] = {}
     bare = 0
@@ -82,6 +86,15 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
         except OSError as error:  # a name that this file system cannot hold, for example
             count["refused"] += 1
             refuse(f"{path}: cannot be brought in: {error.strerror}")
+    for path in made_elsewhere:
+        try:
+            result = imported.read(path)
+            imports.check(result)
+        except UserError as error:
+            count["refused"] += 1
+            refuse(_line(path, error))
+        else:
+            count["added" if imported.write(result, results) else "here already"] += 1
     return count
 
 

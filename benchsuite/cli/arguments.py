@@ -236,6 +236,27 @@ def parser() -> Parser:
     again.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder that holds the image sets (default: the download cache)"
     )
+    foreign = commands.add_parser(
+        "import", parents=[where()], help="put an accuracy matrix from elsewhere on a board, as an unverified row"
+    )
+    foreign.add_argument(
+        "--matrix",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="CSV: a row for each task learnt, a column for each task tested",
+    )
+    foreign.add_argument("--unit", required=True, choices=("percent", "fraction"), help="of the entries of the matrix")
+    foreign.add_argument("--method", required=True, metavar="NAME", help="name of the row; '(unverified)' is added")
+    foreign.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="seed of the result, and of the order of tasks unless the matrix names them (default: 1)",
+    )
+    foreign.add_argument("--source", required=True, metavar="URL", help="where the result is stated: http(s)://... or doi:...")
+    foreign.add_argument("--by", required=True, metavar="WHO", help="who made it, such as 'Doe et al. 2024'")
+    foreign.add_argument("--artifact", type=Path, metavar="FILE", help="the file that serves all tasks, for the size")
     bring = commands.add_parser("merge", help="check records made elsewhere and add them; nothing is overwritten")
     bring.add_argument(
         "source", type=Path, metavar="DIR", help="folder of results, or any folder with record.json files below it"

@@ -18,7 +18,7 @@ from .arguments import parser
 # The module of each command, imported when the command is called: `--help` imports none.
 COMMANDS = {
     **dict.fromkeys(("run", "leaderboard", "status", "tune"), "runs"),
-    **dict.fromkeys(("report", "table", "export", "verify", "merge"), "results"),
+    **dict.fromkeys(("report", "table", "export", "verify", "import", "merge"), "results"),
     **dict.fromkeys(("list", "new-method", "new-protocol", "check"), "methods"),
     **dict.fromkeys(("data", "bench"), "machine"),
 }

@@ -1,4 +1,4 @@
-"""Commands on finished runs: report, table, export, verify, merge."""
+"""Commands on finished runs: report, table, export, verify, import, merge."""
 
 from __future__ import annotations
 
@@ -171,6 +171,29 @@ def command_verify(arguments: argparse.Namespace) -> int:
         print(f"  {remark}")
     print(f"{record.job}: {verdict.words}")
     return 0 if verdict.reproduced else 1
+
+
+def command_import(arguments: argparse.Namespace) -> None:
+    from ..checks.imports import result_of
+    from ..record.imported import IMPORTED, rows_of, write
+
+    result = result_of(
+        arguments.matrix,
+        unit=arguments.unit,
+        protocol=arguments.protocol,
+        tier=arguments.tier,
+        method=arguments.method,
+        seed=arguments.seed,
+        source=arguments.source,
+        by=arguments.by,
+        artifact=arguments.artifact,
+    )
+    new = write(result, arguments.results)
+    label, accuracy = next(iter(rows_of([result]))), result.statistics()["accuracy"]
+    size = "no size" if result.stored_bytes is None else f"{result.stored_bytes:,} bytes"
+    print(f"{label}: {len(result.tasks)} tasks, ACC {accuracy:.2f} %, {size}{'' if new else '; is here already'}")
+    print(arguments.results / result.folder / IMPORTED)
+    print("boards show it beside runs of the suite, as unverified and never ranked")
 
 
 def command_merge(arguments: argparse.Namespace) -> int:

@@ -170,6 +170,7 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
     """The board of the existing records. Needs no PyTorch."""
     from ..analysis.leaderboard import leaderboard
     from ..protocol import protocols
+    from ..record import imported
     from ..record.store import read_board
     from ..source import stale
 
@@ -190,7 +191,16 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
 
         match = methods.find(match)
     records, refused = read_board(arguments.results, arguments.protocol, arguments.tier)
-    return leaderboard(records, protocol.published, match=match, stale=stale, compare=arguments.compare, refused=refused)
+    made_elsewhere, unusable = imported.read_board(arguments.results / arguments.protocol / arguments.tier)
+    return leaderboard(
+        records,
+        protocol.published,
+        match=match,
+        stale=stale,
+        compare=arguments.compare,
+        refused=refused | unusable,
+        imported=made_elsewhere,
+    )
 
 
 def command_status(arguments: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..fields import field_types
 from ..method.registered import methods as registered
 from ..protocol import Protocol, Recipe, protocols
+from ..record import imported as imports
 from ..record.schema import Job
 from ..record.store import read_board, read_usable
 from ..registry import suggest
@@ -135,11 +136,19 @@ class Plan:
     def leaderboard(self, compare: Sequence[str] = ()) -> Leaderboard:
         """All finished runs of this protocol and tier, ranked. compare: as for `benchsuite.analysis.leaderboard.leaderboard`."""
         records, refused = read_board(self.results, self.protocol.name, self.tier)
+        imported, unusable = imports.read_board(self.results / self.protocol.name / self.tier)
         there = self.reference is not None and any(record.job.config == self.reference.config for record in records)
         match = self.reference if there else None
         own = registered.sources()
         return leaderboard(
-            records, self.protocol.published, match=match, files=own, stale=stale, compare=compare, refused=refused
+            records,
+            self.protocol.published,
+            match=match,
+            files=own,
+            stale=stale,
+            compare=compare,
+            refused=refused | unusable,
+            imported=imported,
         )
 
     def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:

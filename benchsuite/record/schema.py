@@ -38,6 +38,12 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base of everything in a record."""
 
 
+def check_folder_name(name: str, text: str) -> None:
+    """Raises ValueError for a text that cannot name a folder. name: what it is."""
+    if not (NAME.fullmatch(text) and text.isprintable() and len(text.encode()) <= LONGEST):
+        raise ValueError(f"{name} {text!r:.120} cannot name a folder")
+
+
 class Job(Part, frozen=True, dict=True):
     """What identifies a run. Two runs of the same job on the same kind of device, with as many threads, give the same numbers.
 
@@ -59,9 +65,7 @@ class Job(Part, frozen=True, dict=True):
 
     def __post_init__(self) -> None:
         for name in ("protocol", "tier", "method"):  # parts of a path: a foreign record must not lead out of a folder
-            text = getattr(self, name)
-            if not (NAME.fullmatch(text) and text.isprintable() and len(text.encode()) <= LONGEST):
-                raise ValueError(f"{name} {text!r:.120} cannot name a folder")
+            check_folder_name(name, getattr(self, name))
 
     @cached_property
     def config(self) -> str:

@@ -98,7 +98,9 @@ def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[s
                 "label": label,
                 "series": name,
                 "published": is_published,
-                "families": ["published"] if is_published else _families(group[0].job, families),
+                "families": _families(group[0].job, families)
+                if group
+                else ["unverified" if label in board.unverified else "published"],
                 "order": place,
                 "look": None if place is None else [looks[name][part] for part in ("color", "marker", "fillstyle")],
                 "settings": _settings(group[0]) if group else "",

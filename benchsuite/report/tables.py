@@ -1,8 +1,8 @@
 """Leaderboards and the ledger as LaTeX (booktabs), Markdown, CSV, parquet and on the screen: written, not computed.
 
 Best and second best are decided by the printed numbers: rows that print the same number share bold or underline. Rows that are
-not ranked (joint training, other tasks or images, published figures, no memory measurement on the board of training memory) have
-neither.
+not ranked (joint training, other tasks or images, published figures, unverified results, no memory measurement on the board of
+training memory) have neither.
 """
 
 from __future__ import annotations
@@ -165,12 +165,14 @@ def caption(board: Leaderboard, kind: str) -> str:
     text += f"{FEWER_BITS} " if any(column.word for column in shown(board, kind)) else ""
     others = [row for row in board.elsewhere if row in set(frame["method"])]
     unranked = frame[~frame["competes"] & ~frame["method"].isin(others)]
+    unverified = unranked["method"].isin(board.unverified)
     blank = unranked["held"].isna() if kind == "training_memory" else pd.Series(False, index=unranked.index)
     reasons = [
         words
         for applies, words in (
             ((~unranked["published"] & ~blank).any(), "joint training"),
-            (unranked["published"].any(), "published figures"),
+            ((unranked["published"] & ~unverified).any(), "published figures"),
+            (unverified.any(), f"results made elsewhere that nobody has verified ({', '.join(unranked['method'][unverified])})"),
             (bool(others), f"rows on other tasks or images ({', '.join(others)})"),
             (blank.any(), "rows without a memory measurement"),
         )

@@ -15,6 +15,7 @@ from ..analysis.rows import check_names, configurations, names_of
 from ..errors import UserError
 from ..files import write_atomic
 from ..protocol import Published
+from ..record import imported as imports
 from ..record.store import boards_with_records, not_ranked, read_usable
 from ..registry import suggest
 from ..source import stale
@@ -55,7 +56,9 @@ def write_reports(
     if not found:
         raise UserError(f"{results}: has no records", "run `benchsuite leaderboard` first, or name the folder with --results")
     read = {key: read_usable(results.joinpath(*key)) for key in sorted(found) if not protocols or key[0] in protocols}
-    refused = {path: reason for _, unusable in read.values() for path, reason in unusable.items()}
+    made_elsewhere = {key: imports.read_board(results.joinpath(*key)) for key in read}
+    both = [*read.values(), *made_elsewhere.values()]
+    refused = {path: reason for _, unusable in both for path, reason in unusable.items()}
     records = {key: runs for key, (runs, _) in read.items() if runs}
     if refused and not records:
         raise UserError(not_ranked(refused))
@@ -64,7 +67,10 @@ def write_reports(
         raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}", "run it first")
     named: dict[tuple[str, str], set[str]] = {}
     if compare:
-        named = {key: set().union(*names_of(configurations(runs)).values()) for key, runs in shown.items()}
+        named = {
+            key: set(imports.rows_of(made_elsewhere[key][0])).union(*names_of(configurations(runs)).values())
+            for key, runs in shown.items()
+        }
         check_names(compare, set().union(*named.values()))
     boards = {
         key: leaderboard(
@@ -73,7 +79,8 @@ def write_reports(
             files=files,
             stale=stale,
             compare=[name for name in compare if name in named[key]],
-            refused=read[key][1],
+            refused=read[key][1] | made_elsewhere[key][1],
+            imported=made_elsewhere[key][0],
         )
         for key, runs in shown.items()
     }
