@@ -24,6 +24,7 @@ if not os.path.isfile(f"{_home}/config.json") and not (os.path.isdir(_above) and
 
 if TYPE_CHECKING:
     from .analysis.leaderboard import leaderboard as leaderboard
+    from .data.declared import DataSet as DataSet
     from .errors import UserError as UserError
     from .execution.plan import plan as plan
     from .fields import setting as setting
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .protocol import Published as Published
     from .protocol import Recipe as Recipe
     from .protocol import Task as Task
+    from .protocol import split as split
     from .record.schema import Job as Job
     from .record.schema import RunRecord as RunRecord
     from .record.table import records as records
@@ -50,9 +52,10 @@ if TYPE_CHECKING:
 
 _PUBLIC = {  # the module of each public name, imported when the name is first used: `--help` and boards need no torch
     **dict.fromkeys(("Choice", "Preset", "Method", "Range"), "method.base"),
-    **dict.fromkeys(("Protocol", "Published", "Recipe", "Task"), "protocol"),
+    **dict.fromkeys(("Protocol", "Published", "Recipe", "Task", "split"), "protocol"),
     **dict.fromkeys(("Job", "RunRecord"), "record.schema"),
     "Artifact": "method.artifact",
+    "DataSet": "data.declared",
     "MultiHead": "nn.multihead",
     "TaskConditional": "nn.conditional",
     "UserError": "errors",

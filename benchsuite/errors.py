@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """A text that may hold names of files, which need not be UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class UserError(Exception):
     """An error that the user can fix.
 
@@ -11,6 +16,7 @@ class UserError(Exception):
     """
 
     def __init__(self, problem: str, remedy: str | None = None) -> None:
+        problem, remedy = printable(problem), remedy and printable(remedy)
         super().__init__(problem, remedy)
         self.problem, self.remedy = problem, remedy
 

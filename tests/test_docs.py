@@ -11,6 +11,7 @@ import pytest
 from benchsuite import resolve, run
 from benchsuite.cli.arguments import parser
 from benchsuite.cli.main import main
+from benchsuite.data import datasets
 from benchsuite.fields import field_types
 from benchsuite.method import methods
 from benchsuite.nn.modifiers import MODIFIERS
@@ -183,9 +184,15 @@ def test_the_method_of_the_readme_runs(tmp_path, own_methods):
 
 
 def test_the_protocol_of_the_docs_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(protocols, "_known", dict(protocols.all()))
+    for known in (protocols, datasets):
+        monkeypatch.setattr(known, "_known", dict(known.all()))
+        monkeypatch.setattr(known, "_origins", dict(known._origins))
     names = typed_in(tmp_path, monkeypatch, (ROOT / "docs" / "adding-a-protocol.md").read_text())
     assert (names["record"].job.protocol, len(names["record"].tasks)) == ("digit-halves", 2)
+    (block,) = [block for _, block in BLOCK.findall(README) if "ImageFolder" in block]
+    datasets.remove("photos")
+    exec(compile(block, "snippet", "exec"), {"__name__": "snippet"})
+    assert [task.classes for task in protocols.get("photos").tasks] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
 
 
 @pytest.mark.slow

@@ -101,8 +101,8 @@ def shares(protocol: Protocol) -> Iterator[Finding]:
     """Whether tasks have classes in common, and which have a single one."""
     owners = Counter((task.dataset, label) for task in protocol.tasks for label in task.classes)
     shared = sum(n > 1 for n in owners.values())
-    said = f"{shared} of {len(owners)} classes are in several tasks" if shared else "share no class"
-    yield Finding(None, f"tasks: {len(protocol.tasks)}, which {said}" if not shared else f"tasks: {len(protocol.tasks)}; {said}")
+    said = f"have {shared} of {len(owners)} classes in common" if shared else "share no class"
+    yield Finding(None, f"tasks: {len(protocol.tasks)}, which {said}")
     if alone := [task.name for task in protocol.tasks if len(task.classes) == 1]:
         yield Finding(None, f"tasks: {', '.join(alone)} of one class, on which every method scores 100 %")
 

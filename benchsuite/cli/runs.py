@@ -41,7 +41,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     note_slow_precision(arguments.device, job.precision)
     if note := one_class_tasks(protocols.get(job.protocol), job.seed, recipe_of(job.settings)):
         print(f"benchsuite: note: {note}", file=sys.stderr)
-    job = identify(job, arguments.data_dir)
+    job = identify(job, arguments.data_dir, results=arguments.results)
     try:
         with Display(1) as display:
             record = run(
@@ -73,6 +73,7 @@ def command_run(arguments: argparse.Namespace) -> int:
 def _repeated(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> tuple[RunRecord, Job]:
     """The record of `run --from`, and its job with what the other options change."""
     from ..method.registered import methods
+    from ..protocol import protocols
     from ..record.store import RECORD, read
     from ..training.settings import repeated
 
@@ -88,6 +89,8 @@ def _repeated(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> tu
             raise UserError(
                 f"{arguments.record}: its {name} is {getattr(job, name)}, not {value}", f"leave out --{name}, or --from"
             )
+    if job.protocol not in protocols.all():
+        raise UserError(f"the protocol {job.protocol} is not known here", "name the file that defines it with --protocol")
     if job.base not in methods.all():
         raise UserError(f"the method {job.method} is not known here", "name the file that defines it with --method")
     made, notes = repeated(earlier, seed=arguments.seed, overrides=overrides, precision=arguments.precision)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from . import pickles
 from .cache import Arrays, check_regular
 from .declared import Reader, Source
@@ -90,7 +90,8 @@ class ImageFolder:
                     image = file.suffix.lower() in FORMATS
                     (chosen[-1].append((file, label)) if image else left.append(file))
         endings = sorted({file.suffix.lower() or file.name for file in left})
-        note = f"{len(left)} files left out that are no images ({', '.join(endings[:5])})" if left else ""
+        kind = "files left out that are no images" if len(left) > 1 else "file left out that is no image"
+        note = f"{len(left)} {kind} ({', '.join(endings[:5])})" if left else ""
 
         def read() -> tuple[Arrays, str]:
             parts = []
@@ -273,11 +274,6 @@ def listed(folder: Path) -> list[Path]:
         raise UserError(
             f"{folder}: cannot be read: {error.strerror}", "give yourself access to it, or name another folder"
         ) from None
-
-
-def printable(text: str) -> str:
-    """A text that may hold parts of file names, which need not be UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def read_bytes(file: Path) -> bytes:

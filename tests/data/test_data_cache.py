@@ -242,3 +242,26 @@ def test_index_names_the_note(mnist, cache_dir):
     load("mnist", mnist, partial=True)
     (index,) = (cache_dir / "arrays" / "mnist" / "index").iterdir()
     assert json.loads(index.read_text()) == {"digest": load("mnist", mnist, partial=True).digest, "note": ""}
+
+
+def test_arrays_changed_on_disk_are_decoded_again(mnist, cache_dir, decoded):
+    """What a record says of its images is true of the bytes that were loaded."""
+    good = load("mnist", mnist, partial=True)
+    expected = np.array(good.train_x)
+    file = entry(cache_dir) / "train_x.npy"
+    state, raw = file.stat(), bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    decoded.clear()
+    again = load("mnist", mnist, partial=True)
+    assert len(decoded) == 4
+    assert again.digest == good.digest
+    np.testing.assert_array_equal(again.train_x, expected)
+
+
+def test_the_digest_is_computed_once_in_a_process(mnist, monkeypatch):
+    load("mnist", mnist, partial=True)
+    load("mnist", mnist, partial=True)
+    monkeypatch.setattr(cache, "digest", lambda arrays: pytest.fail("computed again"))
+    load("mnist", mnist, partial=True)
