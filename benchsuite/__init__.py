@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .method.base import Method as Method
     from .method.base import Preset as Preset
     from .method.base import Range as Range
+    from .method.plugged import from_plugin as from_plugin
     from .method.registered import register as register
     from .method.serving import load as load
     from .nn.conditional import TaskConditional as TaskConditional
@@ -56,6 +57,7 @@ _PUBLIC = {  # the module of each public name, imported when the name is first u
     **dict.fromkeys(("Job", "RunRecord"), "record.schema"),
     "Artifact": "method.artifact",
     "DataSet": "data.declared",
+    "from_plugin": "method.plugged",
     "MultiHead": "nn.multihead",
     "TaskConditional": "nn.conditional",
     "UserError": "errors",

@@ -67,11 +67,11 @@ def subjects(job: Job, cls: type) -> list[str]:
         made = [*(base for base in bases if base in digests()), "method finetune"]
     else:
         made = [f"method {job.base}"]
-    modifier = job.method.partition("+")[2]
+    modifiers = job.method.split("+")[1:]
     policy = f" batchnorm={job.settings['batchnorm']}" if "batchnorm" in job.settings else ""
     return [
         *made,
-        *([f"modifier {modifier}"] if modifier else []),
+        *(f"modifier {modifier}" for modifier in modifiers),
         f"protocol {job.protocol}",
         f"backbone {job.settings['backbone']}{policy}",
         f"optimizer {job.settings.get('optimizer', 'adam')}",
@@ -122,7 +122,9 @@ def identity(cls: type, registered_in: str = "") -> str:
 
 def own_classes(cls: type) -> list[type]:
     """The classes behind a method that come from elsewhere."""
-    return [base for base in cls.__mro__ if base.__module__ == "__main__" or base.__module__.split(".")[0] not in BUILT_IN]
+    plugins = [vars(base)["plugin_class"] for base in cls.__mro__ if "plugin_class" in vars(base)]  # of `method.plugged`
+    classes = dict.fromkeys(base for each in (cls, *plugins) for base in each.__mro__)
+    return [base for base in classes if base.__module__ == "__main__" or base.__module__.split(".")[0] not in BUILT_IN]
 
 
 def _source(cls: type, registered_in: str) -> ast.AST | None:
@@ -139,6 +141,8 @@ def _source(cls: type, registered_in: str) -> ast.AST | None:
             continue
         if whole:
             return tree
+        if "plugin_class" in vars(cls):
+            return tree  # no class stands in it: it was made by a call
         if found := [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == cls.__name__]:
             return found[-1]
     return None

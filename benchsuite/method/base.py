@@ -171,8 +171,12 @@ class Method(SupervisedPlugin):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores of the method besides the network: every attribute that is not a hyper-parameter."""
-        given = {"run", "model", "guard", "compression", *(f.name for f in fields(self))}
+        given = {"run", "model", "guard", "compression", "plug", *(f.name for f in fields(self))}
         return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
+
+    def unsaved(self) -> str | None:
+        """Why no checkpoint can hold what the method has, None if one can: an interrupted run starts again at its first task."""
+        return None
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the result of `state`."""

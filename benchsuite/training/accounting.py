@@ -17,7 +17,7 @@ from avalanche.benchmarks.utils.data import AvalancheDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -200,7 +200,8 @@ class StepMemory:
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self._kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        with _disable_current_modes():  # the tensor itself would hold its own graph, for ever if nothing goes backward through it
+            return tensor.detach()
 
     def open(self, *before: Tensor | None) -> None:
         """before: tensors of the last step that this one replaces, besides gradients."""

@@ -117,7 +117,7 @@ def _generators_kept() -> Iterator[None]:
 @contextmanager
 def _unmeasured() -> Iterator[None]:
     """What is computed while this is open is no part of the step that `accounting.StepMemory` measures."""
-    same = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # the innermost pair is the one that is called
+    same = saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)  # only the innermost pair is called
     with _disable_current_modes(), torch._C.DisableTorchFunction(), same:
         yield
 

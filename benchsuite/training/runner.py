@@ -196,7 +196,7 @@ class _Run:
         n_images = [len(experience.images.labels) for experience in self.stream.train]
         self.began, self.beat, self.trained = time.monotonic(), -math.inf, 0  # of this process: start, last update, images
         self.images = [sum(n_images)] if self.method.trains_jointly else n_images
-        self.done = 0
+        self.done = self.kept = 0  # stages that are learnt, and that the checkpoint holds
         self.made_by = made_by(job)
         self.progress: dict[str, Any] = {
             "correct": [[None] * n for _ in range(n)],
@@ -235,11 +235,14 @@ class _Run:
     def _beat(self) -> None:
         """Write the progress of the run to disk."""
         state = {name: value for name, value in vars(self.event).items() if name in Progress.__struct_fields__}
-        self.folder.write_progress(Progress(**state, kept=self.done, host=socket.gethostname(), date=now()))
+        self.folder.write_progress(Progress(**state, kept=self.kept, host=socket.gethostname(), date=now()))
         self.beat = time.monotonic()
 
     def finish(self, note: str | None = None) -> RunRecord:
         note = self._resume() or note
+        if unsaved := self.method.unsaved():
+            note = f"{note}; {unsaved}" if note else unsaved
+            note += ": if it is interrupted, this run starts again at its first task"
         self.began = time.monotonic()
         revision = to_builtins(source_revision())
         if revision not in self.progress["revisions"]:
@@ -308,7 +311,7 @@ class _Run:
             "done": self.done,
             "model": model.state_dict(),
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
-            "method": self.method.state(),
+            "method": vars(self.method) if (unsaved := self.method.unsaved()) else self.method.state(),
             "guard": self.method.guard.state(),
             "progress": self.progress,
         }
@@ -317,6 +320,9 @@ class _Run:
             content["optimizer"] = {name: state[p] for name, p in model.named_parameters() if p in state}
         carried = bytes_of(tensors_in([content.get(name) for name in CARRIED])) + self.method.memory_bytes
         self.progress["carried_bytes"] = max(self.progress["carried_bytes"], carried)
+        if unsaved:
+            return
+        self.kept = self.done
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.folder.checkpoint, buffer.getvalue())
@@ -349,6 +355,7 @@ class _Run:
             return f"starts again (changed since: {', '.join(changed)}); the old checkpoint is kept as {kept}"
         configure_process(self.device.type, self.job.precision, content["threads"])
         self.done, self.progress = content["done"], self.progress | content["progress"]
+        self.kept = self.done
         model = self.method.model.train()
         for experience in self.stages[: self.done]:
             avalanche_model_adaptation(model, experience)
@@ -356,8 +363,8 @@ class _Run:
         assign_state(model, content["model"], set(content["frozen"]))
         model.to(self.device)
         self.method.guard.load_state(content["guard"])
+        self.strategy.experience = self.stages[self.done - 1]
         if "optimizer" in content:
-            self.strategy.experience = self.stages[self.done - 1]
             self.strategy.make_optimizer(reset_optimizer_state=True)
             for name, state in content["optimizer"].items():
                 self.strategy.optimizer.state[model.get_parameter(name)] = state

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..method.base import Method
 from ..nn.computed import uncounted
+from ..nn.conditional import evaluating
 from ..protocol import Recipe
 from .batches import Augmentation, Batches
 from .optimizer import make_optimizer
@@ -82,6 +83,22 @@ class Strategy(SupervisedTemplate):
     def eval(self, *given: Any, **kwargs: Any) -> Any:
         with uncounted():
             return super().eval(*given, **kwargs)
+
+    @torch.no_grad()
+    def metrics_on(self, name: str) -> dict[str, float]:
+        """Accuracy and loss on images of this task that are for training, under the names that Avalanche's metrics have.
+
+        name: "train_stream", or "valid_stream" for those that the recipe sets aside."""
+        task, experience, right, loss, seen = self.clock.train_exp_counter, self.experience, 0.0, 0.0, 0
+        images = experience.images if name == "train_stream" else experience.validation
+        with uncounted(), evaluating(self.model), self.precise():
+            for x, y, _ in Batches([images], [task], self.eval_mb_size, augmentation=None, dtype=self.dtype):
+                logits = self.model(x, task).float()
+                right += (logits.argmax(1) == y).sum()
+                loss += self._criterion(logits, y) * len(y)
+                seen += len(y)
+        place = f"eval_phase/{name}/Task{task:03d}"
+        return {f"Top1_Acc_Stream/{place}": float(right) / seen, f"Loss_Stream/{place}": float(loss) / seen}
 
     def make_optimizer(self, **kwargs: Any) -> None:
         kwargs |= {"remove_params": True}  # the optimiser must drop pruned factors too

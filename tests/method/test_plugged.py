@@ -1,0 +1,212 @@
+"""Avalanche's strategy plugins as methods: what they train with, hold, store, and how they resume."""
+
+import pytest
+import qpsolvers
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training import plugins
+from avalanche.training.storage_policy import ReservoirSamplingBuffer
+
+from benchsuite.errors import UserError
+from benchsuite.fields import field_types
+from benchsuite.method import Method, register
+from benchsuite.method.artifact import Artifact
+from benchsuite.method.plugged import Call, from_plugin
+from benchsuite.record import schema
+from benchsuite.training.events import Event
+from benchsuite.training.runner import run
+from benchsuite.training.settings import Unsupported, resolve
+
+TINY = {"tasks": 3, "train_per_class": 12, "test_per_class": 10, "epochs": 3, "batch_size": 8, "backbone": "digits"}
+PLUGINS = {
+    "EWCPlugin": {"ewc_lambda": 10.0},
+    "EarlyStoppingPlugin": {"patience": 1, "val_stream_name": "train_stream", "margin": 10.0},
+    "GDumbPlugin": {"mem_size": 20},
+    "GEMPlugin": {"patterns_per_experience": 8, "memory_strength": 0.5},
+    "LwFPlugin": {"alpha": 1.0, "temperature": 2.0},
+    "MASPlugin": {},
+    "RWalkPlugin": {"delta_t": 2},
+    "ReplayPlugin": {"mem_size": 20},
+    "SynapticIntelligencePlugin": {"si_lambda": 1e7, "excluded_parameters": ["heads"]},
+}
+
+
+def job_of(name, **settings):
+    return resolve("split-digits", "smoke", name, 1, overrides=TINY | settings)
+
+
+def made(name, plugin, **arguments):
+    return register(from_plugin(plugin, name=name, **arguments))
+
+
+def interrupted(job, results, stage=1):
+    """Run until the first epoch of this stage has ended. Returns what was said."""
+    said = []
+
+    def stop(event):
+        said.append(getattr(event, "note", None))
+        if isinstance(event, Event) and (event.stage, event.epoch) == (stage, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, results=results, report=stop)
+    return [note for note in said if note]
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_it_trains_and_resumes_to_the_same_numbers(name, own_methods, tmp_path):
+    if name == "GEMPlugin" and "quadprog" not in qpsolvers.available_solvers:
+        pytest.skip("quadprog is not installed")
+    made("plugged", getattr(plugins, name), **PLUGINS[name])
+    job, stages = job_of("plugged"), []
+    assert interrupted(job, tmp_path, stage=2) == []
+    resumed = run(job, results=tmp_path, report=lambda event: stages.append(event.stage))
+    assert min(stages) == 2
+    whole = run(job, results=tmp_path / "whole")
+    assert schema.differences(whole, resumed) == []
+    finetune = run(job_of("finetune"), results=tmp_path)
+    weights, plain = (Artifact.read(next((tmp_path / r.job.folder).glob("*.safetensors"))).tensors for r in (whole, finetune))
+    assert any(not torch.equal(weights[key], plain[key]) for key in plain)  # it does something
+    assert (whole.iterations == finetune.iterations) == (name != "EarlyStoppingPlugin")
+    assert whole.carried_bytes > finetune.carried_bytes or name == "EarlyStoppingPlugin"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "arguments", "why"),
+    [
+        (
+            "GEMPlugin",
+            {"patterns_per_experience": 8, "memory_strength": 0.5},
+            "it needs the package quadprog: pip install quadprog",
+        ),
+        ("BiCPlugin", {}, "one head that all tasks share"),
+        ("CWRStarPlugin", {}, "one head that all tasks share"),
+        ("SynapticIntelligencePlugin", {"si_lambda": 0.1}, r"add excluded_parameters=\['heads'\]"),
+        ("EarlyStoppingPlugin", {"patience": 1, "val_stream_name": "test_stream"}, "test images choose nothing"),
+        ("EarlyStoppingPlugin", {"patience": 1, "val_stream_name": "train_stream", "metric_name": "Forgetting"}, "metric_name"),
+    ],
+)
+def test_what_cannot_run_says_why(plugin, arguments, why, own_methods, monkeypatch):
+    monkeypatch.setattr(qpsolvers, "available_solvers", [])
+    made("plugged", getattr(plugins, plugin), **arguments)
+    with pytest.raises(Unsupported, match=why):
+        job_of("plugged")
+
+
+def test_what_no_checkpoint_can_hold_is_said_before_training_and_starts_again(own_methods, tmp_path):
+    made("plugged", plugins.AGEMPlugin, patterns_per_experience=4, sample_size=4)
+    job, stages = job_of("plugged"), []
+    (note,) = interrupted(job, tmp_path)
+    assert note == (
+        "AGEMPlugin.buffer_dliter is a list_iterator, which no checkpoint can hold: if it is interrupted, "
+        "this run starts again at its first task"
+    )
+    resumed = run(job, results=tmp_path, report=lambda event: stages.append(event.stage))
+    assert min(stages) == 0
+    assert schema.same_numbers(resumed, run(job, results=tmp_path / "whole"))
+    assert resumed.memory_bytes == 3 * 4 * 64
+    assert resumed.carried_bytes > resumed.memory_bytes
+
+
+def test_what_is_found_out_later_costs_the_checkpoint_alone(own_methods, tmp_path):
+    class Later(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            self.lazily = iter([])
+
+    made("plugged", Later)
+    job, stages = job_of("plugged"), []
+    interrupted(job, tmp_path, stage=2)
+    run(job, results=tmp_path, report=lambda event: stages.append(event.stage))
+    assert min(stages) == 0
+
+
+def test_stored_images_count(own_methods, tmp_path):
+    made("plugged", plugins.ReplayPlugin, mem_size=20)
+    record, plain = run(job_of("plugged"), results=tmp_path), run(job_of("finetune"), results=tmp_path)
+    assert record.memory_bytes == 20 * 64
+    assert record.training_state_bytes >= plain.training_state_bytes + 20 * 64
+    assert record.carried_bytes - plain.carried_bytes in range(20 * 64, 20 * 64 + 400)  # and the weights of its lottery
+
+
+def test_stored_tensors_count(own_methods, tmp_path):
+    class Keeps(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            self.kept = [*getattr(self, "kept", []), torch.zeros(250)]
+
+    made("plugged", Keeps)
+    record, plain = run(job_of("plugged"), results=tmp_path), run(job_of("finetune"), results=tmp_path)
+    assert record.carried_bytes == plain.carried_bytes + 3 * 1000
+    assert record.training_state_bytes == plain.training_state_bytes + 2 * 1000
+
+
+def test_literals_become_typed_settings(own_methods):
+    cls = made("plugged", plugins.LwFPlugin, alpha=1, temperature=2.0)
+    assert field_types(cls) == {"alpha": int | float, "temperature": int | float}
+    assert job_of("plugged").settings.items() >= {"alpha": 1, "temperature": 2.0}.items()
+    other = job_of("plugged", alpha="0.5")
+    assert other.settings["alpha"] == 0.5
+    assert other.config != job_of("plugged").config
+    with pytest.raises(UserError, match=r"alpha must be .*, got 'much'"):
+        job_of("plugged", alpha="much")
+
+
+def test_an_argument_that_is_a_setting_already_has_a_name_of_its_own(own_methods):
+    cls = made("plugged", plugins.ReplayPlugin, batch_size=4)
+    assert cls.arguments["batch_size"] == "ReplayPlugin_batch_size"
+    job = job_of("plugged")
+    assert (job.settings["batch_size"], job.settings["ReplayPlugin_batch_size"]) == (8, 4)
+
+
+def test_what_is_no_literal_is_copied_for_each_run(own_methods, tmp_path):
+    policy = ReservoirSamplingBuffer(20)
+    made("plugged", plugins.ReplayPlugin, mem_size=20, storage_policy=policy)
+    first = run(job_of("plugged"), results=tmp_path)
+    assert len(policy.buffer) == 0
+    assert schema.same_numbers(first, run(job_of("plugged"), results=tmp_path / "again"))
+
+
+def test_mistakes_are_told_when_the_method_is_made(own_methods):
+    with pytest.raises(UserError, match="LwFPlugin has no argument 'alfa'; did you mean 'alpha'"):
+        from_plugin(plugins.LwFPlugin, name="plugged", alfa=1.0)
+    for wrong in (Method, "LwFPlugin", torch.nn.Linear):
+        with pytest.raises(UserError, match="is not an Avalanche strategy plugin"):
+            from_plugin(wrong, name="plugged")
+    made("plugged", plugins.RWalkPlugin, delta_t=0)
+    with pytest.raises(UserError, match="RWalkPlugin cannot be made: AssertionError: `delta_t` must be at least 1"):
+        job_of("plugged")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "arguments", "ours", "settings"),
+    [
+        ("LwFPlugin", {"alpha": 4.0}, "lwf", {"strength": 1.0}),  # alpha KL at tau = 2 is tau^2 KL at strength 1
+        ("EWCPlugin", {"ewc_lambda": 50.0}, "ewc", {"strength": 50.0, "fisher": "empirical"}),
+    ],
+)
+def test_it_comes_close_to_our_own(plugin, arguments, ours, settings, own_methods, tmp_path):
+    made("plugged", getattr(plugins, plugin), **arguments)
+    size = {"train_per_class": 40, "test_per_class": 40, "epochs": 4, "tasks": 5}
+    theirs, mine = (run(job_of(name, **size, **own), results=tmp_path) for name, own in (("plugged", {}), (ours, settings)))
+    assert theirs.accuracy == pytest.approx(mine.accuracy, abs=6)
+    assert theirs.bwt == pytest.approx(mine.bwt, abs=8)
+
+
+def test_a_call_is_read_and_nothing_in_it_is_evaluated():
+    assert Call.parse("EarlyStoppingPlugin") == Call("", "EarlyStoppingPlugin", {})
+    assert Call.parse("a.b:C(x=1, y='(,)', z=[1, 2.5], w=None)") == Call(
+        "a.b", "C", {"x": 1, "y": "(,)", "z": [1, 2.5], "w": None}
+    )
+    assert Call.parse("./some dir/a.py:C()") == Call("./some dir/a.py", "C", {})
+    for wrong in (
+        "",
+        "C(1)",
+        "C(x=print(1))",
+        "C(**{'x': 1})",
+        "C(x=1",
+        "C(x=1)(y=2)",
+        "a.py:",
+        "C(x=1, x=2)",
+        "C(x=" + "[" * 5000,
+    ):
+        with pytest.raises(UserError):
+            Call.parse(wrong)
