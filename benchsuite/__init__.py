@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .protocol import Recipe as Recipe
     from .protocol import Task as Task
     from .protocol import split as split
+    from .record.predictions import predictions as predictions
     from .record.schema import Job as Job
     from .record.schema import RunRecord as RunRecord
     from .record.table import records as records
@@ -64,6 +65,7 @@ _PUBLIC = {  # the module of each public name, imported when the name is first u
     "leaderboard": "analysis.leaderboard",
     "load": "method.serving",
     "plan": "execution.plan",
+    "predictions": "record.predictions",
     "records": "record.table",
     "register": "method.registered",
     "resolve": "training.settings",

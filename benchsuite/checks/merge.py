@@ -19,8 +19,9 @@ from ..method.artifact import Artifact
 from ..method.registered import methods
 from ..protocol import protocols
 from ..record import imported, schema, store
-from ..record.folder import ARTIFACT, RunFolder
+from ..record.folder import ARTIFACT, PREDICTIONS, RunFolder
 from ..record.imported import IMPORTED
+from ..record.predictions import predictions
 from ..record.schema import PARTS, RunRecord
 from ..record.store import RECORD
 from ..source import stale
@@ -54,6 +55,8 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
             record = store.read(path)
             remarks = check(record)
             bare += not check_artifact(record, path.parent)
+            if RunFolder(path.parent).predictions.exists():
+                predictions(path)
         except UserError as error:
             count["refused"] += 1
             refuse(_line(path, error))
@@ -216,7 +219,8 @@ def _agreed_here(folder: Path) -> dict[tuple[str, str], str]:
 def _bring(record: RunRecord, source: Path, target: Path) -> bool:
     """Put a record and its artifact in place. False if the record is there already."""
     here, there = RunFolder(target), RunFolder(source)
-    if not here.record.exists() or (there.artifact.exists() and not here.artifact.exists()):
+    pairs = ((there.artifact, here.artifact), (there.predictions, here.predictions))
+    if not here.record.exists() or any(new.exists() and not old.exists() for new, old in pairs):
         try:
             with here.locked(wait=False):
                 here.clear_unfinished()
@@ -231,7 +235,7 @@ def _place(record: RunRecord, source: Path, target: Path) -> bool:
     there = own.exists()
     if there:
         _agree(record, own)
-    for name in (ARTIFACT, *(() if there else (RECORD,))):
+    for name in (ARTIFACT, PREDICTIONS, *(() if there else (RECORD,))):
         try:
             content = files.read(source / name) if (source / name).exists() else None
             found = files.read(target / name) if (target / name).exists() else None

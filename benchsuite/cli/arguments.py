@@ -106,6 +106,11 @@ def parser() -> Parser:
         metavar="KIND",
         help="log losses and accuracies to RESULTS/logs: tensorboard, csv or wandb; repeatable; changes nothing in a run",
     )
+    watched.add_argument(
+        "--predictions",
+        action="store_true",
+        help="also write the answers to all test images after the last task; a finished run gets them without training",
+    )
 
     commands.add_parser("list", help="list methods, modifiers, protocols (with what they download) and tiers")
     one = commands.add_parser(

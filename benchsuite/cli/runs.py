@@ -51,6 +51,7 @@ def command_run(arguments: argparse.Namespace) -> int:
                 device=arguments.device,
                 report=display,
                 loggers=arguments.loggers,
+                predictions=arguments.predictions,
             )
     except RunFailed as error:
         print(f"benchsuite: failed: {error}", file=sys.stderr)
@@ -163,6 +164,7 @@ def planned(arguments: argparse.Namespace) -> Plan:
         match_size=getattr(arguments, "match_size", None),
         device=arguments.device,
         loggers=getattr(arguments, "loggers", ()),
+        predictions=getattr(arguments, "predictions", False),
     )
     for reason in found.not_applicable.values():
         print(f"benchsuite: n/a: {reason}", file=sys.stderr)
@@ -182,6 +184,7 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
         "--set": arguments.settings,
         "--seeds": arguments.seeds,
         "--logger": arguments.loggers,
+        "--predictions": arguments.predictions,
     }
     if any(given.values()):
         words = ", ".join(name for name, value in given.items() if value)

@@ -49,9 +49,12 @@ class Engine(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None: ...
 
 
-def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lambda line: None) -> list[Job]:
+def missing(
+    jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lambda line: None, *, predictions: bool = False
+) -> list[Job]:
     """The jobs without a valid record, longest first; those whose duration is unknown come before all others.
 
+    predictions: also those without predictions, which take no training.
     say: called with a line for each of them that is stale, that failed before, or whose record cannot be trusted or is of another
     job. The last kind is returned too, for `run_all` to refuse.
     """
@@ -61,6 +64,8 @@ def missing(jobs: Sequence[Job], results: Path, say: Callable[[str], None] = lam
         if folder.record.exists():
             try:
                 if not (reason := stale(folder.read_of(job))):
+                    if predictions and not folder.predictions.exists():
+                        left.append(job)
                     continue
                 say(f"stale: {job}: {reason}; it is run again, and the old record is kept beside the new one")
             except UserError as error:

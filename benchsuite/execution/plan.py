@@ -64,13 +64,14 @@ class Plan:
     results: Path
     data_dir: Path | None
     loggers: tuple[str, ...] = ()
+    predictions: bool = False
     reference: Job | None = None
     jobs: tuple[Job, ...] = ()
     not_applicable: Mapping[str, str]
 
     def missing(self) -> list[Job]:
-        """The jobs without a valid record, longest first."""
-        return grid.missing(self.jobs, self.results)
+        """The jobs without a valid record, or without predictions if they are asked for, longest first."""
+        return grid.missing(self.jobs, self.results, predictions=self.predictions)
 
     def run(
         self,
@@ -195,7 +196,8 @@ class Plan:
         gpus: float | None,
         report: Report,
     ) -> dict[str, str]:
-        left = grid.missing(jobs, self.results, lambda line: report(Note(line)))
+        # The nodes of a cluster may not have the artifacts of finished runs.
+        left = grid.missing(jobs, self.results, lambda line: report(Note(line)), predictions=self.predictions and address is None)
         if not left:
             return {}
         images: Images = {}
@@ -205,7 +207,14 @@ class Plan:
             images = {**images, **load_all(names, self.data_dir, partial=recipe.partial_data, given=images)}
         files = [protocols.file(self.protocol.name), *map(registered.file, self.settings)]
         own = tuple(dict.fromkeys(path for path in files if path))
-        context = partial(RunContext, results=self.results, data_dir=self.data_dir, user_files=own, loggers=self.loggers)
+        context = partial(
+            RunContext,
+            results=self.results,
+            data_dir=self.data_dir,
+            user_files=own,
+            loggers=self.loggers,
+            predictions=self.predictions,
+        )
         if address is None:
             device = device_named(self.device).type
             slots = slots or (1 if device == "cuda" else cores())
@@ -234,6 +243,7 @@ def plan(
     match_size: str | Path | None = None,
     device: str = "auto",
     loggers: Sequence[str] = (),
+    predictions: bool = False,
 ) -> Plan:
     """The runs that a board needs. Nothing is run yet.
 
@@ -242,6 +252,8 @@ def plan(
     settings: of the recipe or of a method; each method takes those that it has.
     match_size: a method whose size the others are to be compared at, beside the plain runs.
     loggers: any of "tensorboard", "csv" and "wandb"; they write below `logs` in the results folder.
+    predictions: each run also writes its answers to all test images (`benchsuite.predictions`); a finished run without them gets
+        them from its artifact, on this machine.
     Raises UserError for an unknown name, with the nearest known one.
     """
     check_loggers(loggers)
@@ -266,6 +278,7 @@ def plan(
         results=Path(results),
         data_dir=None if data_dir is None else Path(data_dir),
         loggers=tuple(loggers),
+        predictions=predictions,
         not_applicable={},
     )
     if reference:

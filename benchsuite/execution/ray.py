@@ -29,7 +29,7 @@ import numpy as np
 from ..data import cache, sets
 from ..errors import UserError, one_line
 from ..files import ELSEWHERE, read, write_atomic
-from ..record.folder import ARTIFACT, FAILURE, PROGRESS, RunFolder
+from ..record.folder import ARTIFACT, FAILURE, PREDICTIONS, PROGRESS, RunFolder
 from ..record.schema import Job
 from ..record.store import RECORD, record_paths
 from ..registry import load_file, with_those_beside
@@ -40,7 +40,7 @@ from .messages import Ending, Failed, Files, Finished, Killed, Message
 from .worker import RunContext, outcome
 
 # The order is that of writing: a record says that a run is done.
-FILES = (PROGRESS, FAILURE, ARTIFACT, RECORD)
+FILES = (PROGRESS, FAILURE, ARTIFACT, PREDICTIONS, RECORD)
 
 
 class Sent(NamedTuple):

@@ -24,6 +24,7 @@ class RunContext:
 
     device: "cpu" or "cuda". threads: of each run; the same however many runs are left, because results depend on it.
     user_files: those that define methods and protocols outside any package. loggers: kinds of logs to write (`training.logs`).
+    predictions: whether runs write their answers to the test images.
     images: image sets that are loaded already.
     """
 
@@ -33,6 +34,7 @@ class RunContext:
     threads: int
     user_files: tuple[Path, ...] = ()
     loggers: tuple[str, ...] = ()
+    predictions: bool = False
     images: Images | None = None
 
 
@@ -52,6 +54,7 @@ def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Fin
             device=context.device,
             report=report,
             loggers=context.loggers,
+            predictions=context.predictions,
             images=context.images,
         )
     except (UserError, RunFailed) as error:

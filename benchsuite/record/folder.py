@@ -32,6 +32,8 @@ ARTIFACT, CHECKPOINT, PROGRESS, FAILURE, LOCK = (
 
 EVERY_RECORD = "record*.json"  # those set aside, too
 
+PREDICTIONS = "predictions.safetensors"  # on request
+
 IN_HAND = "is running in another process; waiting for it"
 
 
@@ -51,7 +53,8 @@ class Progress(Part, frozen=True):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """record.json: the result, written last. artifact.safetensors: the network as it is served.
+    """record.json: the result, written last. artifact.safetensors: the network as it is served. predictions.safetensors: its
+    answers to the test images, on request.
 
     While a run is under way: lock, checkpoint.pt after each task, and progress.json, for `benchsuite status`. After a failure:
     failure.json, until a later run succeeds. A record whose code has changed keeps its files under names with `.stale-N`.
@@ -66,6 +69,10 @@ class RunFolder:
     @property
     def artifact(self) -> Path:
         return self.path / ARTIFACT
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / PREDICTIONS
 
     @property
     def checkpoint(self) -> Path:
@@ -167,7 +174,7 @@ class RunFolder:
     def set_aside(self) -> Path:
         """Give the files of a run that no longer counts other names, the record last. Returns the record's."""
         number = next(n for n in count(1) if not (self.path / _stale(RECORD, n)).exists())
-        for name in (ARTIFACT, RECORD):
+        for name in (ARTIFACT, PREDICTIONS, RECORD):
             with suppress(FileNotFoundError):
                 os.replace(self.path / name, self.path / _stale(name, number))
         return self.path / _stale(RECORD, number)

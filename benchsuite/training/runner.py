@@ -35,6 +35,7 @@ from ..nn.multihead import MultiHead
 from ..protocol import Protocol, protocols
 from ..randomness import seed_globals
 from ..record.folder import IN_HAND, Progress, RunFolder
+from ..record.predictions import encode
 from ..record.schema import Diagnostics, Form, Job, LearntTask, Memory, RunRecord, Seconds, Sizes, Source, UsedData
 from ..record.store import RECORD, read
 from .accounting import bytes_of, macs, run_alone, tensors_in
@@ -68,6 +69,7 @@ def run(
     report: Callable[[Event | Note], None] = lambda event: None,
     plugins: Sequence[Any] = (),
     loggers: Sequence[str] = (),
+    predictions: bool = False,
     images: Images | None = None,
 ) -> RunRecord:
     """Run `job`, or resume it, or read its record if it is done.
@@ -76,6 +78,8 @@ def run(
     plugins: Avalanche plugins that look on, called after the method. They are no part of the run's identity, so one that changes
         anything of the run is an error (`training.observer`).
     loggers: any of "tensorboard", "csv" and "wandb" (`training.logs`).
+    predictions: also write the answers to all test images after the last task (`record.predictions`); of a finished run, by the
+        network in its artifact.
     images: sets that are loaded already, None for one that is missing.
     Raises UserError for what the user can fix (data, folder, device) and RunFailed if training diverged or crashed.
     """
@@ -97,11 +101,17 @@ def run(
                 folder.tidy()
                 if plugins or loggers:
                     report(Note(f"{job}: is done already, so there is nothing to log or to look at"))
+                if predictions and not folder.predictions.exists():
+                    with run_alone():
+                        _Run(job, folder, data_dir, chosen, report, results, (), (), images).predict(record)
                 return record
             note = f"run again ({reason}); the old record is kept as {folder.set_aside()}"
         try:
             with run_alone():
-                record = _Run(job, folder, data_dir, chosen, report, results, plugins, loggers, images).finish(note)
+                made = _Run(job, folder, data_dir, chosen, report, results, plugins, loggers, images)
+                record = made.finish(note)
+                if predictions:
+                    made.predict(record)
         except (UserError, KeyboardInterrupt):
             raise
         except (Exception, SystemExit) as error:  # a method may end the process, but not silently
@@ -395,6 +405,13 @@ class _Run:
                 batches = Batches([experience.images], [t], strategy.eval_mb_size, augmentation=None, dtype=strategy.dtype)
                 found.append(torch.cat([served(x, t).argmax(1) for x, *_ in batches]))
         return found
+
+    def predict(self, record: RunRecord) -> None:
+        """Write the answers of the finished network to all test images."""
+        answers = self._answers(self.folder.read_artifact(record))
+        labels = [experience.images.labels for experience in self.stream.test]
+        content = encode(record, *([part.cpu().numpy() for part in parts] for parts in (answers, labels)))
+        write_atomic(self.folder.predictions, content)
 
     def _forms(self, artifact: Artifact) -> tuple[dict[str, Form], list[str]]:
         """The network as it is served from each storage form, and why it cannot be stored in some."""
