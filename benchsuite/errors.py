@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .text import clean
+
 
 def printable(text: str) -> str:
     """A text that may hold names of files, which need not be UTF-8."""
@@ -30,4 +32,4 @@ class Diverged(Exception):
 
 def one_line(error: BaseException) -> str:
     """Type and message of an error, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return clean(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..text import clean
 
 if TYPE_CHECKING:
     from ..record.schema import RunRecord
@@ -205,8 +206,8 @@ def command_merge(arguments: argparse.Namespace) -> int:
     count = merge(
         arguments.source,
         arguments.results,
-        say=lambda remark: print(f"benchsuite: note: {remark}", file=sys.stderr),
-        refuse=lambda reason: print(f"benchsuite: refused: {reason}", file=sys.stderr),
+        say=lambda remark: print(clean(f"benchsuite: note: {remark}"), file=sys.stderr),
+        refuse=lambda reason: print(clean(f"benchsuite: refused: {reason}"), file=sys.stderr),
     )
     print(f"{arguments.results}: {', '.join(f'{number} {what}' for what, number in count.items())}")
     return 1 if count["refused"] else 0

@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -140,7 +141,14 @@ def to_csv(board: Leaderboard, kind: str) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, lineterminator="\n")
+    texts = {str(name): column.map(csv_cell) for name, column in frame.items() if not pd.api.types.is_numeric_dtype(column)}
+    return frame.assign(**texts).to_csv(index=False, lineterminator="\n")
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula; numbers, such as -3.2, stay as they are."""
+    formula = isinstance(value, str) and re.match(r"[=@]|[+-](?!\d*\.?\d*(e[+-]?\d+)?$)", value)
+    return f"'{value}" if formula else value
 
 
 def parquet(frame: pd.DataFrame) -> bytes:
@@ -212,11 +220,12 @@ def _of(rows: Sequence[str]) -> str:
 def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
     """One board as a Markdown table, with its caption and provenance below."""
     wrap = {"best": "**{}**", "second": "<ins>{}</ins>"}
-    cells, reasons = _without_reasons(_marked(board, kind, wrap, lambda text: text.replace("|", r"\|")))
+    cells, reasons = _without_reasons(_marked(board, kind, wrap, markdown_text))
     listed = [note for note in board.footnotes if kind in ABOUT_SIZES or note not in board.size_notes] if footnotes else []
-    notes = "".join(f"- {note}\n" for note in [*reasons, *listed])
-    return f"## {TITLES[kind]}\n\n{_markdown(cells)}\n{caption(board, kind)}\n\n{board.provenance}\n" + (
-        f"\n{notes}" if notes else ""
+    notes = "".join(f"- {note}\n" for note in [*reasons, *map(markdown_text, listed)])
+    return (
+        f"## {TITLES[kind]}\n\n{_markdown(cells)}\n{markdown_text(caption(board, kind))}\n\n{markdown_text(board.provenance)}\n"
+        + (f"\n{notes}" if notes else "")
     )
 
 
@@ -226,7 +235,7 @@ def to_latex(board: Leaderboard, kind: str) -> str:
     cells, notes = _without_reasons(_marked(board, kind, wrap, latex_text, narrow=True))
     # keeps numbers aligned and columns narrow
     cells = cells.map(lambda text: text.replace(r" $^\dagger$", r"\rlap{\,$^\dagger$}").replace(r" $\pm$ ", r"$\pm$"))
-    label = f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}"
+    label = re.sub(r"[^\w:+.-]", "-", f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}", flags=re.ASCII)
     return _booktabs(cells, latex_text(caption(board, kind)), label, [*notes, latex_text(board.provenance)])
 
 
@@ -295,9 +304,9 @@ def print_boards(board: Leaderboard, console: Console) -> None:
 
 def ledger_markdown(frame: pd.DataFrame) -> str:
     """The ledger as Markdown: a summary of what is reproduced, then every figure, then the sources."""
-    cells = _ledger_cells(frame).map(lambda text: text.replace("|", r"\|"))
-    sources = "".join(f"- {text}\n" for text in _sources(frame))
-    said = "".join(f"- {line}\n" for line in summary(frame))
+    cells = _ledger_cells(frame).map(markdown_text)
+    sources = "".join(f"- {markdown_text(text)}\n" for text in _sources(frame))
+    said = "".join(f"- {markdown_text(line)}\n" for line in summary(frame))
     return f"# Reproduction ledger\n\n{said}\n{_markdown(cells)}\n{RULE}\n\nSources:\n\n{sources}"
 
 
@@ -481,6 +490,8 @@ LATEX = str.maketrans(
         '"': "''",
         "<": "$<$",
         ">": "$>$",
+        **dict.fromkeys("«»", "''"),  # these, and the next four letters, are not in the fonts that LaTeX uses by default
+        **dict.fromkeys("ÐÞðþ", "?"),
         DAGGER: r"$^\dagger$",
         TOLD: r"$^\ddagger$",
     }
@@ -490,4 +501,20 @@ LATEX = str.maketrans(
 def latex_text(text: str) -> str:
     minus = "$-$" if text[:1] == "-" and text[1:2].isdigit() else ""
     plain = text[1 if minus else 0 :].translate(LATEX)
+    plain = re.sub(r"^[\[*]", r"{\g<0>}", plain)  # after \\ and \item it would be an argument
     return minus + "".join(c if ord(c) < 256 else "?" for c in plain)  # pdflatex stops at what its fonts lack
+
+
+MARKDOWN = re.compile(
+    r"""
+    ^\ *(?=[#>=~\[] | [-+](?!\d) | ```)         # what would begin a heading, a quotation, a list, a reference or a block of code
+    | ^\d+(?=[.)](\s|$))                        # or a numbered list
+    | (?=[\\|*] | ~~ | \](?=\() | (?<!\w)_ | _(?!\w))
+    """,
+    re.VERBOSE,
+)
+
+
+def markdown_text(text: str) -> str:
+    """Plain text in Markdown: no mark-up but code in backticks, no HTML, no cell of a table."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", MARKDOWN.sub(r"\g<0>\\", text))

@@ -119,23 +119,23 @@ def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list
     if len(board.forms) > len(board.parameter_efficiency):
         files["storage_forms.csv"] = tables.csv(board.forms.assign(protocol=board.protocol, tier=board.tier))
     captions: dict[str, str] = {}
-    for name, (figure, caption) in _draw(board).items() if figures else ():
-        captions[name] = caption
-        files |= {f"{name}.{suffix}": content for suffix, content in drawing.render(figure).items()}
+    if figures:
+        with drawing.plain_text():
+            for name, (figure, caption) in _draw(board).items():
+                captions[name] = caption
+                files |= {f"{name}.{suffix}": content for suffix, content in drawing.render(figure).items()}
 
-    title = f"{board.protocol}, tier {board.tier}"
+    title, notes = f"{board.protocol}, tier {board.tier}", board.footnotes
     files["leaderboard.md"] = "\n".join(
         [
-            f"# {title}\n",
+            f"# {tables.markdown_text(title)}\n",
             *(tables.to_markdown(board, kind, footnotes=False) for kind in tables.TITLES),
-            *(["## Notes\n\n" + "".join(f"- {note}\n" for note in board.footnotes)] if board.footnotes else []),
+            *(["## Notes\n\n" + "".join(f"- {note}\n" for note in map(tables.markdown_text, notes))] if notes else []),
             *(["## Figures\n"] if captions else []),
-            *(f"[![{name}]({name}.png)]({name}.pdf)\n\n{caption}\n" for name, caption in captions.items()),
+            *(f"[![{name}]({name}.png)]({name}.pdf)\n\n{tables.markdown_text(caption)}\n" for name, caption in captions.items()),
         ]
     )
-    files["report.tex"] = tables.latex_document(
-        title, list(tables.TITLES), captions, board.footnotes, wide=drawing.SMALL_MULTIPLES
-    )
+    files["report.tex"] = tables.latex_document(title, list(tables.TITLES), captions, notes, wide=drawing.SMALL_MULTIPLES)
     written = _write(folder, files)
     for old in (folder / f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")):
         if old.name not in files:

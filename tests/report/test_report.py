@@ -98,6 +98,59 @@ def test_markdown_cells_cannot_break_the_table():
     assert r"| a\|b | 85.00 |" in tables.to_markdown(leaderboard([run("a|b")]), "accuracy")
 
 
+HOSTILE = {  # text: in Markdown, in LaTeX
+    "<img src=x onerror=alert(1)>": ("&lt;img src=x onerror=alert(1)>", "$<$img src=x onerror=alert(1)$>$"),
+    "</td><script>": ("&lt;/td>&lt;script>", "$<$/td$>$$<$script$>$"),
+    "[a](javascript:b)": (r"\[a\](javascript:b)", "{[}a](javascript:b)"),
+    "![a](http://b)": (r"![a\](http://b)", "![a](http://b)"),
+    "[a]: http://b": (r"\[a]: http://b", "{[}a]: http://b"),
+    "# Best": (r"\# Best", r"\# Best"),
+    "- one": (r"\- one", "- one"),
+    "1. one": (r"1\. one", "1. one"),
+    "> one": (r"\> one", "$>$ one"),
+    "**one** _two_ ~~three~~": (r"\*\*one\*\* \_two\_ \~~three\~~", None),
+    r"a\|b": (r"a\\\|b", r"a\textbackslash{}\textbar{}b"),
+    r"\input{/etc/passwd}": (r"\\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
+    "*[1cm]": (r"\*[1cm]", "{*}[1cm]"),
+    "«Ðð»": ("«Ðð»", "''??''"),
+}
+PLAIN = ["-3.20 ± 0.10", "<0.001", "cacl+hosvd [width=0.5]", "batch_size=16", "`benchsuite tune`: 100 images", "p > 0.05", "–"]
+
+
+def test_text_is_text_in_markdown_and_latex():
+    for text, (markdown, latex) in HOSTILE.items():
+        assert tables.markdown_text(text) == markdown
+        assert latex is None or tables.latex_text(text) == latex
+    assert [tables.markdown_text(text) for text in PLAIN] == PLAIN  # control: what boards say is left as it is
+
+
+def test_what_a_record_says_forges_nothing_on_a_board():
+    text = "<script>alert(1)</script> [a](http://b) **best**"
+    origin = {"epochs": text}
+    board = leaderboard([run("# ewc*"), run("lwf", settings={"epochs": 1}, origins=origin)])
+    for kind in tables.TITLES:
+        found = tables.to_markdown(board, kind)
+        assert text in "".join(board.footnotes)
+        assert [bad for bad in ("<script", "</script", " [a](http", " **best**", "| # ewc") if bad in found] == []
+        assert r"| \# ewc\* |" in found
+    odd = leaderboard([changed(run("ewc"), job=changed(run("ewc").job, protocol="a}b%c", tier="x_y"))])
+    assert r"\label{tab:accuracy-a-b-c-x_y}" in tables.to_latex(odd, "accuracy")
+
+
+def test_no_cell_of_a_csv_is_a_formula():
+    frame = pd.DataFrame({"text": ["=1+1", "@SUM(A1)", "+cmd|x", "-2+3", "=5", "ewc", "", None], "number": [-3.2] * 8})
+    texts = ["'=1+1", "'@SUM(A1)", "'+cmd|x", "'-2+3", "'=5", "ewc", "", ""]
+    lines = tables.csv(frame).splitlines()[1:]
+    assert [line.split(",") for line in lines] == [[text or "", "-3.2"] for text in texts]
+    numbers = pd.DataFrame({"text": ["-3.2", "+1", "-.5", "-1e-7"]})  # control
+    assert tables.csv(numbers).splitlines()[1:] == list(numbers["text"])
+
+
+def test_dollars_in_a_name_are_drawn_as_they_are(tmp_path):
+    board = leaderboard([run("$a_{$"), run(r"a$b$"), run("ewc")])
+    assert (tmp_path / "accuracy_vs_size.png") in write_report(board, tmp_path)
+
+
 def test_csv_reads_back_equal():
     published = [Published(method="HAT", accuracy=76.96, bwt=0.01, megabytes=1 / 3)]
     for board in (leaderboard(records()), leaderboard(records(tier="paper"), published)):
@@ -385,7 +438,7 @@ def test_best_and_second_are_what_is_printed():
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
 def test_the_report_compiles(tmp_path):
-    odd = [run('a&b_100% {x} ~^ "quoted" <|> λ', s, settings={"a": "~\\" * 30}) for s in (1, 2)]
+    odd = [run('[1cm] a&b_100% {x} ~^ "quoted" <|> λ «Ðð»', s, settings={"a": "~\\" * 30}) for s in (1, 2)]
     many = [*five(), *odd, run("joint", 1, None, 95)]
     for folder in (tmp_path, tmp_path / "split_x" / "lite"):
         if folder == tmp_path:
