@@ -141,6 +141,11 @@ class Recipe:
 OF_SCHEDULE = {"milestones": ("milestones",), "patience": ("lr_patience", "lr_factor", "lr_min")}
 
 
+def unused(schedule: str) -> list[str]:
+    """The settings without an effect under a schedule of the learning rate."""
+    return [name for other, names in OF_SCHEDULE.items() if other != schedule for name in names]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """A benchmark of T tasks.

@@ -81,6 +81,7 @@ class Own(Method):
 
 def test_a_method_is_checked_even_if_its_own_post_init_does_not(monkeypatch):
     methods.all()
+    monkeypatch.setattr(Own, "name", "own")
     monkeypatch.setitem(methods._known, "own", Own)
     with pytest.raises(ValueError, match=r"share must lie in \(0, 1\], got 2"):
         method_of("own", {"share": 2})

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from ..protocol import OF_SCHEDULE
+from ..protocol import unused
 from ..record.schema import MB, RunRecord
 from .provenance import VERSIONS, emulates_bf16, library_version
 from .rows import NEUTRAL, RECIPE, common_forms, reference_name, setting_of
@@ -25,8 +25,8 @@ def _short(value: Any) -> str:
 
 def _in_words(name: str, run: RunRecord) -> str | None:
     """A setting; None where the run's schedule has no use for it."""
-    value, schedule = setting_of(name, run), setting_of("lr_schedule", run)
-    if any(name in names and schedule != other for other, names in OF_SCHEDULE.items()):
+    value = setting_of(name, run)
+    if name in unused(setting_of("lr_schedule", run)):
         return None
     return "not set" if value is None and name in NEUTRAL else str(value)
 

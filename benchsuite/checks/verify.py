@@ -39,7 +39,7 @@ from ..data.sets import load_all
 from ..errors import UserError
 from ..fields import field_types, misfit, neutral_values
 from ..method.registered import methods
-from ..protocol import Recipe, protocols
+from ..protocol import Recipe, protocols, unused
 from ..record import schema, store
 from ..record.folder import RunFolder
 from ..record.schema import Environment, Job, RunRecord
@@ -48,7 +48,7 @@ from ..training.device import configure_process
 from ..training.environment import source_revision
 from ..training.events import Event, Note
 from ..training.runner import run
-from ..training.settings import PRECISIONS, check_protocol, method_of, recipe_of
+from ..training.settings import PRECISIONS, check_protocol, method_of, recipe_of, unsupported
 
 LEVEL = 0.01  # probability that two sound runs are called different, over all comparisons
 
@@ -134,11 +134,16 @@ def check_job(job: Job, *, strict: bool = False) -> list[str]:
             raise UserError(f"{unknown[0]!r} is not a setting of {job.method} in this version of benchsuite")
         if wrong := misfit(job.settings, kinds):
             raise UserError(f"{job.method}: {wrong}")
-        if reason := method_of(job.method, job.settings).unsupported_reason(recipe):
+        if reason := unsupported(method_of(job.method, job.settings), recipe):
             raise UserError(f"{job.method} cannot run like this: {reason}")
     except (TypeError, ValueError) as error:
         raise UserError(f"{job.method}: {error}") from None
-    left_out = {"batchnorm", *neutral_values(Recipe), *neutral_values(cls)}  # where they have no effect
+    left_out = {
+        "batchnorm",
+        *unused(recipe.lr_schedule),
+        *neutral_values(Recipe),
+        *neutral_values(cls),
+    }  # where they have no effect
     absent = sorted({*known, *kinds} - set(job.settings) - left_out)
     return remarks + [f"{name} did not exist when the record was made; this version's default is used" for name in absent]
 

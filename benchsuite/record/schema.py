@@ -352,7 +352,8 @@ class RunRecord(Part, frozen=True, dict=True):
     def task_names(self) -> list[str]:
         """The tasks in an order of their own: seeds shuffle them. With `tasks` set each seed takes the first of its own order."""
         if self.job.settings.get("tasks") is not None:
-            return [f"{len(self.tasks)} tasks"]
+            dealt = " of shuffled classes" if self.job.settings.get("class_order") == "shuffled" else ""
+            return [f"{len(self.tasks)} tasks{dealt}"]
         return sorted(f"{task.dataset} {task.name}" for task in self.tasks)
 
     @cached_property

@@ -16,7 +16,7 @@ from ..fields import LARGEST, check, convert, field_types, neutral_values
 from ..method.base import Method
 from ..method.registered import methods
 from ..nn.backbones import BACKBONES, has_batchnorm, least_normalised
-from ..protocol import OF_SCHEDULE, Protocol, Recipe, protocols
+from ..protocol import Protocol, Recipe, protocols, unused
 from ..record.schema import Job, RunRecord
 from ..registry import suggest
 from ..source import stale
@@ -115,11 +115,10 @@ def resolve(
         raise UserError(f"{method}: {unset[0]} has no default", f"give it with --set {unset[0]}=VALUE")
     settings = {name: convert(name, value, kinds[name]) for name, value in settings.items()}
     plain = {f.name: f.default for f in fields(Recipe)}
-    for schedule, names in OF_SCHEDULE.items():
-        for name in names if settings["lr_schedule"] != schedule else ():
-            if name in (overrides or {}) and settings[name] != plain[name]:
-                raise UserError(f"{name} has no effect with lr_schedule={settings['lr_schedule']}", "leave it out")
-            settings[name] = plain[name]
+    for name in unused(settings["lr_schedule"]):
+        if name in (overrides or {}) and settings[name] != plain[name]:
+            raise UserError(f"{name} has no effect with lr_schedule={settings['lr_schedule']}", "leave it out")
+        settings[name] = plain[name]
     try:
         recipe = recipe_of(settings)
     except ValueError as error:
@@ -147,13 +146,9 @@ def resolve(
             if origins.get(name) == "command line":  # a search that chose it stays on record
                 del origins[name]
     try:
-        reason, phase = made.unsupported_reason(recipe), made.phase
+        reason = unsupported(made, recipe)
     except Exception as error:
         raise Crashed(method, error) from error
-    if phase and recipe.lr_schedule == "patience":
-        reason = (
-            reason or f"{phase} is a share of a task's epochs, which lr_schedule=patience may cut short; use another schedule"
-        )
     if reason:
         raise Unsupported(f"{method} cannot run like this: {reason}")
     return Job(
@@ -201,6 +196,13 @@ def repeated(
     if reason := stale(record):
         notes.append(f"this version would give other numbers than the record ({reason})")
     return made, notes
+
+
+def unsupported(method: Method, recipe: Recipe) -> str | None:
+    """Why a method cannot run under a recipe, in one line; None if it can."""
+    if method.phase and recipe.lr_schedule == "patience":
+        return f"{method.phase} is a share of a task's epochs, which lr_schedule=patience may cut short; use another schedule"
+    return method.unsupported_reason(recipe)
 
 
 def check_protocol(protocol: Protocol, recipe: Recipe) -> None:

@@ -63,3 +63,11 @@ def test_settings_of_a_schedule_are_compared_under_it_only():
     assert "ewc: kept the state of epoch 3 to 7, of at most 10 a task; its compute is relative to all of them" in found
     assert not any("lr_patience" in note or "kept" in note for note in notes(run(), run("ewc", settings={"epochs": 20})))
     assert not any("lr_patience" in note for note in notes(run(), run("ewc", settings=patience, **kept)))
+
+
+def test_tasks_of_shuffled_classes_are_other_tasks():
+    first = {"epochs": 10, "tasks": 2}
+    listed = [run(settings=first), run("ewc", settings=first)]
+    shuffled = run("si", settings=first | {"class_order": "shuffled"})
+    assert leaderboard(listed).elsewhere == []
+    assert leaderboard([*listed, shuffled]).elsewhere == ["si"]

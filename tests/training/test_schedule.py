@@ -8,6 +8,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from short_runs import make, quick_fits
 
+from benchsuite.checks.verify import check_job
 from benchsuite.errors import UserError
 from benchsuite.method.registered import methods
 from benchsuite.record.schema import same_numbers
@@ -287,6 +288,7 @@ def test_a_run_resumes_bit_for_bit(name, tmp_path):
     with pytest.raises(RunFailed):
         run(job, results=tmp_path / "parts", device="cpu", plugins=[Stop()])
     again = run(job, results=tmp_path / "parts", device="cpu")
+    assert check_job(job) == [], "nothing is missing in its settings"
     assert same_numbers(whole, again)
     assert again.artifact_sha256 == whole.artifact_sha256
     ends = [event.stage for event in events if event.epoch == event.epochs]
