@@ -81,6 +81,7 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         self._answers()
+        self.recorded = {_digest(read(path)) for path in record_paths(self.context.results)}  # first: a folder may be unreadable
         own = {"include_dashboard": False} if self.address == "local" else {}
         handler = signal.getsignal(signal.SIGTERM)  # Ray installs its own
         try:
@@ -100,7 +101,6 @@ class Cluster:
         except UserError:
             self.ray.shutdown()
             raise
-        self.recorded = {_digest(read(path)) for path in record_paths(self._results())}
         self.sent = {
             name: images
             and Sent([self.ray.put(tuple(map(_whole, _arrays(images))))], images.digest, images.complete, images.note, images.own)

@@ -15,6 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .. import files
 from ..errors import UserError
 from ..files import write_atomic
 from ..nn.multihead import MultiHead
@@ -99,7 +100,7 @@ class Artifact:
         """Read an artifact, in whatever form it is stored. Raises UserError with the file's name if it is not one. Nothing in
         the file is executed."""
         try:
-            return cls.from_bytes(path.read_bytes(), path)
+            return cls.from_bytes(files.read(path), path)
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 

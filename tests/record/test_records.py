@@ -17,6 +17,7 @@ from benchsuite import files
 from benchsuite.cli.main import main
 from benchsuite.errors import UserError
 from benchsuite.files import digest
+from benchsuite.method.artifact import Artifact
 from benchsuite.record.folder import RunFolder
 from benchsuite.record.schema import Job, RunRecord
 from benchsuite.record.store import read, read_all, record_paths, to_json, write
@@ -221,6 +222,8 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
         folder.read()
     with pytest.raises(UserError, match="cannot be read: Not a regular file"):
         folder.read_artifact(record_of(**{k: v for k, v in content().items() if k not in ("schema", "digest")}))
+    with pytest.raises(UserError, match="cannot be read: Not a regular file"):
+        Artifact.read(folder.artifact)
     assert folder.read_progress() is None
     assert folder.read_failure() == "its failure.json cannot be read"
     assert not folder.is_locked()
