@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import UserError
 from ..record.schema import BITS, RunRecord
+from ..text import markdown_text as md
 from .registered import methods
 from .serving import Served
 
@@ -116,12 +117,13 @@ def card(
         laid_out = ", ".join(filter(None, [f"pad {info['pad']}" if info["pad"] else "", info.get("orientation", "upright")]))
         numbers = (" ".join(f"{x:.4g}" for x in info[which]) for which in ("mean", "std"))
         rows.append(
-            f"| `{name}` | {t} | {task.name} | {task.dataset} | {classes} | (B, {height}, {width}, {channels}) | {laid_out} | "
+            f"| `{name}` | {t} | {md(task.name)} | {md(task.dataset)} "
+            f"| {classes} | (B, {height}, {width}, {channels}) | {laid_out} | "
             f"{' | '.join(numbers)} | {100 * correct[t] / task.test:.2f} | {task.test} |\n"
         )
     sums = "".join(f"- `{name}`: {hashlib.sha256(content).hexdigest()}\n" for name, content in files.values())
-    settings = ", ".join(f"{name} = {value}" for name, value in job.settings.items())
-    images = "".join(f"- {entry.name}: {entry.digest}{'' if entry.complete else ', incomplete'}\n" for entry in record.data)
+    settings = ", ".join(md(f"{name} = {value}") for name, value in job.settings.items())
+    images = "".join(f"- {md(entry.name)}: {entry.digest}{'' if entry.complete else ', incomplete'}\n" for entry in record.data)
     bits = f"Its numbers were rounded to {BITS[form]} bits ({form}). " if form in BITS else ""
     says = " ".join((methods.get(job.method).__doc__ or job.method).strip().splitlines()[:1])
     run = 'torch.export.load("task-0.pt2").module()(images)  # a torch.Tensor'
@@ -163,7 +165,8 @@ They were made from the artifact with SHA-256 {record.artifact_sha256 or "unknow
 `{job.folder.as_posix()}/record.json`. `benchsuite verify` on the folder of that record trains it
 again and compares.
 
-- Run: {made.date[:10]} on {made.machine}, {job.precision}, revision {made.source}, torch {made.versions.get("torch", "unknown")}
+- Run: {md(made.date[:10])} on {md(made.machine)}, {md(job.precision)}
+- Code: revision {made.source}, torch {made.versions.get("torch", "unknown")}
 - Settings: {settings}
 
 SHA-256 of the decoded images and labels:

@@ -22,6 +22,7 @@ from ..analysis.leaderboard import BETTER, SIZES, Leaderboard
 from ..analysis.ledger import NAMES, RULE, summary
 from ..analysis.significance import ALPHA
 from ..analysis.statistics import MAY_LOSE
+from ..text import markdown_text
 
 
 @dataclass(frozen=True)
@@ -503,18 +504,3 @@ def latex_text(text: str) -> str:
     plain = text[1 if minus else 0 :].translate(LATEX)
     plain = re.sub(r"^[\[*]", r"{\g<0>}", plain)  # after \\ and \item it would be an argument
     return minus + "".join(c if ord(c) < 256 else "?" for c in plain)  # pdflatex stops at what its fonts lack
-
-
-MARKDOWN = re.compile(
-    r"""
-    ^\ *(?=[#>=~\[] | [-+](?!\d) | ```)         # what would begin a heading, a quotation, a list, a reference or a block of code
-    | ^\d+(?=[.)](\s|$))                        # or a numbered list
-    | (?=[\\|*] | ~~ | \](?=\() | (?<!\w)_ | _(?!\w))
-    """,
-    re.VERBOSE,
-)
-
-
-def markdown_text(text: str) -> str:
-    """Plain text in Markdown: no mark-up but code in backticks, no HTML, no cell of a table."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", MARKDOWN.sub(r"\g<0>\\", text))

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from records import changed
 
 from benchsuite.cli.main import main
 from benchsuite.errors import UserError
@@ -132,3 +133,11 @@ def test_a_rounded_network_is_exported_with_its_own_accuracy(served, tmp_path, m
     assert main(["export", str(folder), "--to", "torch", "--form", "int4", "--task", "0"]) == 0
     text = (tmp_path / "split-digits-smoke-finetune-seed1-int4-torch" / "README.md").read_text()
     assert "rounded to 4 bits (int4)" in text
+
+
+def test_text_of_a_record_is_no_markdown_in_a_card(served):
+    network, folder = served("finetune")
+    record = RunFolder(folder).read()
+    evil = [changed(record.tasks[0], name="a | <b>c</b> | `x`"), record.tasks[1]]
+    text = programs.card(changed(record, tasks=evil), network, {0: ("task-0.pt2", b"")}, {0: 0.0}, None)
+    assert r"| a \| &lt;b>c&lt;/b> \| `x` |" in text
