@@ -97,7 +97,7 @@ class Registry(Generic[T]):
 
     def others(self) -> set[str]:
         """What is registered and not built in."""
-        return {name for name, origin in self._origins.items() if not origin.startswith(f"{self.package}.")}
+        return {name for name in self._known if not self._origins.get(name, "").startswith(f"{self.package}.")}
 
     def is_built_in(self, name: str) -> bool:
         self.all()

@@ -139,7 +139,7 @@ BAD = [
     (["report", "out", "--results", "nowhere"], ["nowhere", "has no records", "--results"]),
     (["data", "verify", "split-cifar100", "--data-dir", "empty"], ["empty", "data get"]),
     (["data", "verify", "svhn", "--data-dir", "empty"], ["svhn not found", "data get svhn"]),
-    (["data", "get", "cifar1000"], ["no protocol or image set is called 'cifar1000'", "did you mean 'cifar100'"]),
+    (["data", "get", "cifar1000"], ["no protocol or data set is called 'cifar1000'", "did you mean 'cifar100'"]),
     (["new-method", "cacl"], ["'cacl'", "already"]),
     (["new-method", "CACL"], ["'cacl'", "already"]),
     (["new-method", "3d"], ["'3d'", "letter"]),

@@ -12,7 +12,7 @@ TABLES = {"numpy", "pandas", "scipy", "matplotlib", "sklearn"}
 COMMANDS = {
     "--help": TORCH | TABLES | {"rich", "importlib.metadata", "dataclasses"},
     "leaderboard --help": TORCH | TABLES | {"rich", "importlib.metadata", "dataclasses"},
-    "list": TORCH | TABLES,
+    "list": TORCH | TABLES - {"numpy"},  # data sets are declared with their readers
     "status": TORCH | TABLES - {"numpy"},  # a record has its accuracy and its matrix
     "new-method mine": TORCH | TABLES,
     "export nowhere": TORCH | TABLES - {"numpy"},

@@ -295,13 +295,18 @@ def test_a_run_for_which_no_node_has_room_is_said(tmp_path):
 
 
 def test_two_user_files_of_one_name_are_two(own_cache, own_methods, tmp_path):
+    """Each goes with what stands beside it."""
+    text = "from benchsuite import Method, register\nfrom {beside} import S\n\n\n@register\nclass {name}(Method):\n    s = S\n"
     texts = {
-        f"/{folder}/own.py": f"from benchsuite import Method, register\n\n\n@register\nclass {name}(Method):\n    pass\n".encode()
-        for folder, name in (("a", "First"), ("b", "Second"))
+        f"/{folder}/own.py": {
+            "own.py": text.format(name=name, beside=f"beside_{folder}").encode(),
+            f"beside_{folder}.py": f"S = {number}\n".encode(),
+        }
+        for number, (folder, name) in enumerate((("a", "First"), ("b", "Second")))
     }
     messages = on_node(job_of(), tmp_path, tmp_path / "mark", texts=texts)
     assert messages[-1] == Finished()
-    assert {"first", "second"} <= own_methods.all().keys()
+    assert [own_methods.get(name).s for name in ("first", "second")] == [0, 1]
 
 
 def test_with_shared_storage_a_run_works_there(own_cache, tmp_path):
