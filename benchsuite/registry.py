@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import UserError, one_line
 
@@ -24,6 +24,7 @@ USER_MODULE = "benchsuite_user_"  # how the modules of files outside of any pack
 
 _REGISTRIES: list[Registry] = []
 _BESIDE: dict[Path, tuple[Path, ...]] = {}  # the files beside a file that it imports
+_MODULES: dict[Path, str] = {}  # the modules of files that were loaded
 
 
 def load_file(path: Path) -> dict[str, list[str]]:
@@ -54,12 +55,29 @@ def load_file(path: Path) -> dict[str, list[str]]:
             if isinstance(error, UserError):
                 raise UserError(f"{path}: {error.problem}", error.remedy) from None
             raise UserError(f"{path}: cannot be imported: {one_line(error)}") from error
+        _MODULES[path] = name
         for registry in _REGISTRIES:
             if new := sorted(registry.others() - before.get(registry.kind, set())):
                 registry.files[path] = new
         homes = [Path(file) for new in set(sys.modules) - modules if (file := getattr(sys.modules[new], "__file__", None))]
         _BESIDE[path] = tuple(sorted(home for home in homes if path.parent in home.parents and home != path))
     return {registry.kind: registry.files[path] for registry in _REGISTRIES if path in registry.files}
+
+
+def find_in(place: str, name: str) -> tuple[Any, Path | None]:
+    """What a module, or a Python file, calls `name`; and the file. A file that was loaded is also known by its bare name."""
+    path = Path(place).expanduser().resolve() if place.endswith(".py") else None
+    if path and not path.is_file():
+        path = next((loaded for loaded in reversed(_MODULES) if loaded.name == place), path)
+    if path and path not in _MODULES:
+        load_file(path)
+    try:
+        module = sys.modules[_MODULES[path]] if path else importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{place}: cannot be imported: {one_line(error)}", "name an installed module or a Python file") from None
+    if not hasattr(module, name):
+        raise UserError(f"{place}: has no {name}", suggest(name, [word for word in vars(module) if word[0].isupper()]))
+    return getattr(module, name), path
 
 
 def with_those_beside(path: Path) -> tuple[Path, ...]:

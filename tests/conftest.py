@@ -86,6 +86,7 @@ def own_methods(monkeypatch):
     monkeypatch.setattr(methods, "_sources", dict(methods._sources))
     monkeypatch.setattr(methods, "files", {})
     monkeypatch.setattr(methods, "_modified", {})
+    monkeypatch.setattr(methods, "_plugins", {})
     return methods
 
 

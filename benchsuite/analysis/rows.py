@@ -105,12 +105,17 @@ def reference_name(records: Iterable[RunRecord]) -> str:
     return ", ".join(sorted({r.job.method for r in records if r.size_reference})) or "a size reference"
 
 
+def _versioned(record: RunRecord) -> str:
+    """What a version of a source belongs to: a method, or a method with a plugin from a file or a module."""
+    return record.job.method if ":" in record.job.method else record.job.base
+
+
 def one_version_each(records: Sequence[RunRecord], files: Mapping[str, str]) -> tuple[list[RunRecord], list[str]]:
     """Of each user-defined method the records of one version, that of `files` or the one that ran last; notes on the others."""
     versions: dict[str, dict[str, str]] = {}  # when each version of a file ran last
     for record in records:
         if source := record.job.method_source:
-            dates = versions.setdefault(record.job.base, {})
+            dates = versions.setdefault(_versioned(record), {})
             dates[source] = max(dates.get(source, ""), record.environment.date)
     chosen, notes = {}, []
     for name, dates in versions.items():
@@ -124,7 +129,7 @@ def one_version_each(records: Sequence[RunRecord], files: Mapping[str, str]) -> 
         if any(words):
             which = "the current version of its file" if now in dates else "the version of its file that ran last"
             notes.append("; ".join(filter(None, [f"{name}: {which} ({chosen[name][:7]})", *words])))
-    kept = [record for record in records if record.job.method_source in ("", chosen.get(record.job.base))]
+    kept = [record for record in records if record.job.method_source in ("", chosen.get(_versioned(record)))]
     return kept, notes
 
 

@@ -99,6 +99,15 @@ def parser() -> Parser:
 
     watched = Parser(add_help=False)
     watched.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="PLUGIN",
+        help="train with an Avalanche plugin, as METHOD+PLUGIN: 'CLASS(NAME=VALUE, ...)' of Avalanche's, or MODULE:CLASS(...),"
+        " or ./FILE.py:CLASS(...); repeatable",
+    )
+    watched.add_argument(
         "--logger",
         dest="loggers",
         action="append",

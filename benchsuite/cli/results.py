@@ -141,7 +141,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
     record = read(path)
     if arguments.method:
         name = methods.find(arguments.method)
-        if name != record.job.base:
+        if name not in (record.job.base, record.job.method):
             raise UserError(
                 f"{arguments.method}: registers {name}, but the record is of {record.job.method}",
                 "name the file that registers that method",

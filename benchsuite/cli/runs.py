@@ -29,12 +29,17 @@ def command_run(arguments: argparse.Namespace) -> int:
     from ..training.settings import one_class_tasks, recipe_of, refuse_tuning_seeds, resolve
 
     earlier = None
+    calls, looking = methods.plugins(arguments.plugins)
     if arguments.record:
+        if calls:
+            raise UserError("--from repeats a run as it was", "leave --plugin out")
         earlier, job = _repeated(arguments, overrides)
     else:
         if not arguments.method:
             raise UserError("a run needs a method", "name one with --method, or a finished run to repeat with --from")
-        names = arguments.protocol or PROTOCOL, arguments.tier or "paper", methods.find(arguments.method)
+        method, words = methods.with_plugins(methods.find(arguments.method), calls)
+        overrides = {**words, **overrides}
+        names = arguments.protocol or PROTOCOL, arguments.tier or "paper", method
         seed = 1 if arguments.seed is None else arguments.seed
         job = resolve(*names, seed, overrides=overrides, precision=arguments.precision or "fp32")
     refuse_tuning_seeds([job.seed])
@@ -50,6 +55,7 @@ def command_run(arguments: argparse.Namespace) -> int:
                 data_dir=arguments.data_dir,
                 device=arguments.device,
                 report=display,
+                plugins=looking,
                 loggers=arguments.loggers,
                 predictions=arguments.predictions,
             )
@@ -165,6 +171,7 @@ def planned(arguments: argparse.Namespace) -> Plan:
         device=arguments.device,
         loggers=getattr(arguments, "loggers", ()),
         predictions=getattr(arguments, "predictions", False),
+        plugins=getattr(arguments, "plugins", ()),
     )
     for reason in found.not_applicable.values():
         print(f"benchsuite: n/a: {reason}", file=sys.stderr)
@@ -185,6 +192,7 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
         "--seeds": arguments.seeds,
         "--logger": arguments.loggers,
         "--predictions": arguments.predictions,
+        "--plugin": arguments.plugins,
     }
     if any(given.values()):
         words = ", ".join(name for name, value in given.items() if value)

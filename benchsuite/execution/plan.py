@@ -65,6 +65,8 @@ class Plan:
     data_dir: Path | None
     loggers: tuple[str, ...] = ()
     predictions: bool = False
+    plugins: tuple[str, ...] = ()
+    plugin_files: tuple[Path, ...] = ()
     reference: Job | None = None
     jobs: tuple[Job, ...] = ()
     not_applicable: Mapping[str, str]
@@ -205,14 +207,14 @@ class Plan:
             recipe = recipe_of(job.settings)
             names = self.protocol.datasets(job.seed, recipe)
             images = {**images, **load_all(names, self.data_dir, partial=recipe.partial_data, given=images)}
-        files = [protocols.file(self.protocol.name), *map(registered.file, self.settings)]
-        own = tuple(dict.fromkeys(path for path in files if path))
+        files = [protocols.file(self.protocol.name), *map(registered.file, self.settings), *self.plugin_files]
         context = partial(
             RunContext,
             results=self.results,
             data_dir=self.data_dir,
-            user_files=own,
+            user_files=tuple(dict.fromkeys(path for path in files if path)),
             loggers=self.loggers,
+            plugins=self.plugins,
             predictions=self.predictions,
         )
         if address is None:
@@ -244,6 +246,7 @@ def plan(
     device: str = "auto",
     loggers: Sequence[str] = (),
     predictions: bool = False,
+    plugins: Sequence[str] = (),
 ) -> Plan:
     """The runs that a board needs. Nothing is run yet.
 
@@ -254,6 +257,8 @@ def plan(
     loggers: any of "tensorboard", "csv" and "wandb"; they write below `logs` in the results folder.
     predictions: each run also writes its answers to all test images (`benchsuite.predictions`); a finished run without them gets
         them from its artifact, on this machine.
+    plugins: Avalanche plugins as --plugin takes them (`method.plugged.Call`). All methods train with those that may train, and
+        are then called METHOD+PLUGIN; those with `looks_on = True` look on.
     Raises UserError for an unknown name, with the nearest known one.
     """
     check_loggers(loggers)
@@ -263,7 +268,10 @@ def plan(
     given, reference = dict(settings or {}), registered.find(match_size) if match_size else None
     if reference and "width" in given:
         raise UserError("--match-size chooses the width of each method", "leave width out of --set")
-    names = [registered.find(name) for name in methods or registered.all()] + ([reference] if reference else [])
+    calls, texts, files = registered.called(plugins)
+    found = [registered.with_plugins(registered.find(name), calls) for name in methods or registered.all()]
+    words = dict(found)  # the plugins' arguments
+    names = [*words, *([reference] if reference else [])]
     known = {name: {*field_types(Recipe), *field_types(registered.get(name))} for name in names}
     for setting in given:
         if not any(setting in fields for fields in known.values()):
@@ -272,13 +280,17 @@ def plan(
         protocol=chosen,
         tier=tier,
         seeds=tuple(seeds),
-        settings={name: {k: v for k, v in given.items() if k in fields} for name, fields in known.items()},
+        settings={
+            name: {**words.get(name, {}), **{k: v for k, v in given.items() if k in fields}} for name, fields in known.items()
+        },
         precision=precision,
         device=device,
         results=Path(results),
         data_dir=None if data_dir is None else Path(data_dir),
         loggers=tuple(loggers),
         predictions=predictions,
+        plugins=texts,
+        plugin_files=files,
         not_applicable={},
     )
     if reference:

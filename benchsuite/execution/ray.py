@@ -32,12 +32,12 @@ from ..files import ELSEWHERE, read, write_atomic
 from ..record.folder import ARTIFACT, FAILURE, PREDICTIONS, PROGRESS, RunFolder
 from ..record.schema import Job
 from ..record.store import RECORD, record_paths
-from ..registry import load_file, with_those_beside
+from ..registry import with_those_beside
 from ..source import stale
 from ..training.logs import LOGS
 from ..training.runner import made_by
 from .messages import Ending, Failed, Files, Finished, Killed, Message
-from .worker import RunContext, outcome
+from .worker import RunContext, load, outcome
 
 # The order is that of writing: a record says that a run is done.
 FILES = (PROGRESS, FAILURE, ARTIFACT, PREDICTIONS, RECORD)
@@ -263,8 +263,7 @@ def on_node(
     def work() -> None:
         try:
             own = {name: sent and received(name, sent) for name, sent in images.items()}
-            for path in context.user_files:
-                load_file(path)
+            load(context)
             if (here := made_by(job)) != made:
                 differ = ", ".join(name for name in {**here, **made} if here.get(name) != made.get(name))
                 raise UserError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..data.sets import Images
 from ..errors import UserError, one_line
+from ..method.registered import methods
 from ..record.schema import Job
 from ..registry import load_file
 from ..training.device import configure_process
@@ -25,7 +27,7 @@ class RunContext:
     device: "cpu" or "cuda". threads: of each run; the same however many runs are left, because results depend on it.
     user_files: those that define methods and protocols outside any package. loggers: kinds of logs to write (`training.logs`).
     predictions: whether runs write their answers to the test images.
-    images: image sets that are loaded already.
+    plugins: those of --plugin. images: image sets that are loaded already.
     """
 
     results: Path
@@ -35,7 +37,15 @@ class RunContext:
     user_files: tuple[Path, ...] = ()
     loggers: tuple[str, ...] = ()
     predictions: bool = False
+    plugins: tuple[str, ...] = ()
     images: Images | None = None
+
+
+def load(context: RunContext) -> list[Any]:
+    """Load what the user has of their own. Returns the plugins that look on."""
+    for path in context.user_files:
+        load_file(path)
+    return methods.plugins(context.plugins)[1]
 
 
 def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Finished | Failed:
@@ -43,8 +53,7 @@ def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Fin
     try:
         threads = min(context.threads, torch.get_num_threads())  # torch's default respects OMP_NUM_THREADS
         configure_process(context.device, job.precision, threads)
-        for path in context.user_files:
-            load_file(path)
+        looking = load(context)
         # Notes are dropped: `run_all` itself reports a run that another process is running.
         report = lambda message: tell(message) if isinstance(message, Event) else None  # noqa: E731
         run(
@@ -53,6 +62,7 @@ def outcome(job: Job, context: RunContext, tell: Callable[[Event], None]) -> Fin
             data_dir=context.data_dir,
             device=context.device,
             report=report,
+            plugins=looking,
             loggers=context.loggers,
             predictions=context.predictions,
             images=context.images,

@@ -29,7 +29,7 @@ class Modified:
     def prepare(self, model: MultiHead) -> MultiHead:
         model = super().prepare(model)  # type: ignore[misc]
         if getattr(self, "compression", None) is not None:
-            name = type(self).__mro__[2].name  # type: ignore[attr-defined]
+            name = self.name.partition("+")[0]  # type: ignore[attr-defined]
             raise UserError(f"{name} keeps activations in a form of its own", "it takes no modifier")
         modifier = self._modifier()
         modifier.seed = self.seed  # type: ignore[attr-defined]

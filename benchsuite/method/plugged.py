@@ -337,6 +337,8 @@ def _kind(annotation: Any, value: Any) -> Any:
     """The type of a setting that gives an argument; None if text cannot give it."""
     unknown = annotation in (inspect.Parameter.empty, Any) or isinstance(annotation, str)
     found = dict.fromkeys(_scalars(annotation))
+    if unknown and value is inspect.Parameter.empty:
+        return Union[int, float, bool, str, None]  # noqa: UP007
     if value is not inspect.Parameter.empty and (unknown or found):
         found |= dict.fromkeys(_kinds_of(value) if unknown or not _fits(value, found) else ())
     if not found or (value is not inspect.Parameter.empty and not _fits(value, found)):

@@ -4,43 +4,131 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ..registry import Registry
+from avalanche.core import BaseSGDPlugin
+from avalanche.training import plugins as avalanche_plugins
+
+from ..errors import UserError, one_line
+from ..files import digest
+from ..nn.modifiers import MODIFIERS
+from ..registry import Registry, find_in, suggest
 from ..source import identity
 from .base import Method
 from .modified import modified
+from .plugged import Call, Plugged, check_plugin, plugged
+
+AVALANCHE = {
+    name: cls for name, cls in vars(avalanche_plugins).items() if isinstance(cls, type) and issubclass(cls, BaseSGDPlugin)
+}
 
 
 class Methods(Registry[type[Method]]):
-    """The methods by name; `method+modifier` is a method under one of `benchsuite.nn.modifiers`."""
+    """The methods by name; `method+modifier` is a method under one of `benchsuite.nn.modifiers`, `method+plugin` one that also
+    trains with an Avalanche plugin: CLASS for one of Avalanche's own, MODULE:CLASS or FILE:CLASS for one that was named here."""
 
     def __init__(self) -> None:
         super().__init__("method", "benchsuite.methods", "put @register above one class")
         self._modified: dict[str, type[Method]] = {}  # each class is created once
         self._sources: dict[str, str] = {}
+        self._plugins: dict[str, tuple[Any, Path | None]] = {}  # those that were named, and their files
 
     def add(self, name: str, item: type[Method], origin: str = "", file: str = "") -> None:
         super().add(name, item, origin)
         self._modified = {known: cls for known, cls in self._modified.items() if known.partition("+")[0] != name}
+        self._sources = {known: own for known, own in self._sources.items() if known.partition("+")[0] != name}
         self._sources[name] = identity(item, file)  # now: the file may change while the class is in use
 
     def get(self, name: str) -> type[Method]:
-        base, plus, modifier = name.partition("+")
+        inner, plus, last = name.rpartition("+")
         if not plus:
             return super().get(name)
         if name not in self._modified:
-            self._modified[name] = modified(super().get(base), modifier)
+            if plugin := self._plugin(last):
+                if issubclass(self.get(inner), Plugged):
+                    raise UserError(f"{inner} trains with a plugin already, and takes no second one", f"leave {last} out")
+                self._modified[name], own = plugged(plugin, name, self.get(inner)), identity(plugin)
+                self._sources[name] = digest([self.source(inner), own]) if own else self.source(inner)
+            else:
+                base, _, modifier = name.partition("+")
+                self._modified[name] = modified(super().get(base), modifier)
         return self._modified[name]
 
+    def _plugin(self, name: str) -> Any:
+        """The class of a plugin that is Avalanche's or was named; None for what is no plugin. A record alone imports nothing."""
+        known = self._plugins[name][0] if name in self._plugins else AVALANCHE.get(name)
+        if known is None and ":" in name:
+            raise UserError(f"the plugin {name} is not known here", "name its module or file with --plugin")
+        return known
+
+    def plugin(self, place: str, name: str) -> str:
+        """Name a plugin: what stands in the name of a method with it."""
+        if f"{place}:{name}" in self._plugins:
+            return f"{place}:{name}"
+        if not place and name not in AVALANCHE:
+            raise UserError(f"Avalanche has no strategy plugin {name!r}", suggest(name, AVALANCHE))
+        cls, file = find_in(place, name) if place else (AVALANCHE[name], None)
+        check_plugin(cls, f"{place}:{name}" if place else name)
+        full = name if AVALANCHE.get(name) is cls else f"{file.name if file else place}:{name}"
+        if "+" in full:
+            raise UserError(f"{full}: a + divides a method from its plugins", "give the file another name")
+        if self._plugins.setdefault(full, (cls, file))[0] is not cls:
+            raise UserError(f"two plugins are called {full}", "give one of the files another name")
+        return full
+
+    def plugins(self, texts: Iterable[str]) -> tuple[list[Call], list[Any]]:
+        """The plugins of --plugin: calls of those that train, under their full names, and those that look on, made."""
+        calls, looking = [], []
+        for call in map(Call.parse, texts):
+            place, _, name = self.plugin(call.place, call.name).rpartition(":")
+            cls = self._plugin(f"{place}:{name}" if place else name)
+            if not getattr(cls, "looks_on", False):
+                calls.append(replace(call, place=place))
+                continue
+            try:
+                looking.append(cls(**call.arguments))
+            except Exception as error:
+                raise UserError(f"{name} cannot be made: {one_line(error)}", "check its arguments") from error
+        return calls, looking
+
+    def called(self, texts: Iterable[str]) -> tuple[list[Call], tuple[str, ...], tuple[Path, ...]]:
+        """The calls of those that train; what another process must know: calls under the plugins' full names, and files."""
+        texts = list(texts)
+        names = [self.plugin(call.place, call.name) for call in map(Call.parse, texts)]
+        words = [", ".join(f"{k}={v!r}" for k, v in Call.parse(text).arguments.items()) for text in texts]
+        files = tuple(file for name in names if (file := self._plugins[name][1]))
+        return self.plugins(texts)[0], tuple(f"{name}({said})" for name, said in zip(names, words, strict=True)), files
+
+    def with_plugins(self, name: str, calls: Iterable[Call]) -> tuple[str, dict[str, Any]]:
+        """The name of a method with these plugins, and the settings that their arguments are."""
+        settings: dict[str, Any] = {}
+        for call in calls:
+            name += f"+{self.plugin(call.place, call.name)}"
+            fields: Mapping[str, str] = self.get(name).arguments
+            for word, value in call.arguments.items():
+                if word not in fields:
+                    raise UserError(f"{call.name} has no argument {word!r} that text can give", suggest(word, fields))
+                settings[fields[word]] = value
+        return name, settings
+
     def find(self, text: str | Path) -> str:
-        """The name of a method given by its name or as the Python file that defines it, either with +MODIFIER after it."""
-        text = str(text)
-        file, plus, modifier = text.partition(".py+") if ".py+" in text else (text.removesuffix(".py"), "", "")
-        if plus or text.endswith(".py"):
-            text = self.load_file(Path(f"{file}.py")) + ("+" + modifier if plus else "")
-        return self.get(text).name
+        """The name of a method given by its name or as the Python file that defines it, with +MODIFIER and +PLUGIN after it."""
+        match = re.fullmatch(r"(.+?\.py|[^+]*)((?:\+[^+]+)*)", str(text))
+        base, rest = (match[1], match[2]) if match else (str(text), "")
+        name = self.load_file(Path(base)) if base.endswith(".py") else base
+        for part in rest.split("+")[1:]:
+            place, colon, cls = part.rpartition(":")
+            name += f"+{self.plugin(place, cls) if colon else part}"
+        return self.get(name).name
+
+    def served(self, name: str) -> type[Method]:
+        """The class that restores what a method learned: a plugin has no part in it."""
+        base, *others = name.split("+")
+        return self.get("+".join([base, *(part for part in others if part in MODIFIERS)]))
 
     def file(self, name: str) -> Path | None:
         return super().file(name.partition("+")[0])
@@ -48,11 +136,14 @@ class Methods(Registry[type[Method]]):
     def source(self, name: str) -> str:
         """The digest of the source of a method from elsewhere, "" for a built-in one (see `benchsuite.source.identity`)."""
         self.all()
-        return self._sources.get(name.partition("+")[0], "")
+        if ":" in name and name not in self._sources:
+            with suppress(UserError):  # it is not known here
+                self.get(name)
+        return self._sources.get(name, self._sources.get(name.partition("+")[0], ""))
 
     def sources(self) -> dict[str, str]:
         """That of every method, by name."""
-        return {name: self.source(name) for name in self.all()}
+        return {name: self.source(name) for name in {**self.all(), **self._sources}}
 
 
 methods = Methods()

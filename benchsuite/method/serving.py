@@ -122,7 +122,7 @@ def _served(artifact: Artifact, path: Path | str) -> Served:
     if name.partition("+")[0] not in methods.all():
         raise UserError(f"{path}: the method {name!r} is not known here", "import the file that registers it first")
     try:
-        return Served(artifact, methods.get(name).restore(artifact))
+        return Served(artifact, methods.served(name).restore(artifact))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a header can be anything

@@ -7,12 +7,18 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training import plugins
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
 
+from benchsuite.cli.main import main
 from benchsuite.errors import UserError
+from benchsuite.execution.messages import Finished
+from benchsuite.execution.plan import plan
+from benchsuite.execution.worker import RunContext, outcome
 from benchsuite.fields import field_types
 from benchsuite.method import Method, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.method.plugged import Call, from_plugin
+from benchsuite.method.serving import load
 from benchsuite.record import schema
+from benchsuite.record.store import read_all
 from benchsuite.training.events import Event
 from benchsuite.training.runner import run
 from benchsuite.training.settings import Unsupported, resolve
@@ -210,3 +216,108 @@ def test_a_call_is_read_and_nothing_in_it_is_evaluated():
     ):
         with pytest.raises(UserError):
             Call.parse(wrong)
+
+
+OWN = """
+from avalanche.core import SupervisedPlugin
+
+
+class Shrink(SupervisedPlugin):
+    def __init__(self, by=0.9):
+        super().__init__()
+        self.by = by
+
+    def after_training_epoch(self, strategy, **kwargs):
+        for p in strategy.model.parameters():
+            p.data.mul_(self.by)
+
+
+class Quiet(SupervisedPlugin):
+    looks_on = True
+
+    def after_training_epoch(self, strategy, **kwargs):
+        print("seen")
+
+
+class Liar(Shrink):
+    looks_on = True
+"""
+SMALL = ["--protocol", "split-digits", "--tier", "smoke", *(word for k, v in TINY.items() for word in ("--set", f"{k}={v}"))]
+
+
+def own_file(tmp_path, text=OWN, name="own.py"):
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+
+def test_a_plugin_that_trains_is_part_of_the_name_and_of_the_identity(own_methods, tmp_path, capsys):
+    own = own_file(tmp_path)
+    command = ["run", "--method", "finetune", *SMALL, "--results", str(tmp_path / "runs")]
+    assert main(command) == 0
+    assert main([*command, "--plugin", f"{own}:Shrink(by=0.5)"]) == 0
+    assert main([*command, "--plugin", "RWalkPlugin(delta_t=2)"]) == 0
+    assert main([*command, "--plugin", "RWalkPlugin(delta_t=2)", "--plugin", f"{own}:Shrink(by=0.5)"]) == 2
+    assert "finetune+RWalkPlugin trains with a plugin already" in capsys.readouterr().err
+    assert main(["leaderboard", "--no-run", "--no-figures", *SMALL[:4], "--results", str(tmp_path / "runs")]) == 0
+    records = {record.job.method: record for record in read_all(tmp_path / "runs")}
+    assert set(records) == {"finetune", "finetune+own.py:Shrink", "finetune+RWalkPlugin"}
+    shrunk = records["finetune+own.py:Shrink"]
+    assert shrunk.job.settings["by"] == 0.5
+    assert len(shrunk.job.method_source) == 64
+    board = (tmp_path / "runs" / "split-digits" / "smoke" / "leaderboard" / "accuracy.md").read_text()
+    assert all(name in board for name in records)
+    assert load(tmp_path / "runs" / shrunk.job.folder / "artifact.safetensors").tasks
+    edited = own_file(tmp_path, OWN.replace("mul_(self.by)", "mul_(self.by / 2)"), "other.py")
+    assert own_methods.source(own_methods.find(f"finetune+{edited}:Shrink")) != shrunk.job.method_source
+
+
+def test_a_plugin_that_looks_on_is_checked_and_no_part_of_the_name(own_methods, tmp_path, capsys):
+    own = own_file(tmp_path)
+    command = ["run", "--method", "finetune", *SMALL, "--results", str(tmp_path / "runs")]
+    assert main([*command, "--plugin", f"{own}:Liar()"]) == 2
+    assert "Liar may only look on, but in after_training_epoch it changes a tensor of the run (mul_)" in capsys.readouterr().err
+    assert main([*command, "--plugin", f"{own}:Quiet"]) == 0
+    assert "seen" in capsys.readouterr().out
+    assert [record.job.method for record in read_all(tmp_path / "runs")] == ["finetune"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("NoSuchPlugin()", "Avalanche has no strategy plugin 'NoSuchPlugin'"),
+        ("os:system(command='true')", "os:system: is not an Avalanche strategy plugin"),
+        ("no.such.module:C()", "no.such.module: cannot be imported"),
+        ("./none.py:C()", "no such file"),
+        ("RWalkPlugin(delta=2)", "RWalkPlugin has no argument 'delta' that text can give; did you mean 'delta_t'"),
+        ("RWalkPlugin(delta_t='x')", "delta_t must be"),
+        ("RWalkPlugin(2)", "an argument without a name"),
+        ("EWCPlugin()", "ewc_lambda has no default"),
+    ],
+)
+def test_a_wrong_plugin_is_one_line(text, said, own_methods, tmp_path, capsys):
+    assert main(["run", "--method", "finetune", *SMALL, "--results", str(tmp_path), "--plugin", text]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_record_alone_imports_nothing(own_methods):
+    with pytest.raises(UserError, match="the plugin antigravity:C is not known here"):
+        own_methods.get("finetune+antigravity:C")
+    assert own_methods.source("finetune+antigravity:C") == ""
+
+
+def test_plugins_reach_every_run_of_a_board(own_methods, tmp_path):
+    own = own_file(tmp_path)
+    texts = [f"{own}:Shrink(by=0.5)", f"{own}:Quiet()"]
+    made = plan(
+        "split-digits", tier="smoke", methods=["finetune", "er"], seeds=[1], results=tmp_path, plugins=texts, settings=TINY
+    )
+    assert {job.method for job in made.jobs} == {f"{name}+own.py:Shrink" for name in ("finetune", "er")}
+    assert made.plugins == ("own.py:Shrink(by=0.5)", "own.py:Quiet()")
+    context = RunContext(
+        results=tmp_path, data_dir=None, device="cpu", threads=1, user_files=made.plugin_files, plugins=made.plugins
+    )
+    own_methods._plugins.clear()
+    own_methods._modified.clear()
+    assert outcome(made.jobs[0], context, lambda event: None) == Finished()
