@@ -133,7 +133,7 @@ def test_the_first_tasks_alone_are_the_beginning_of_the_whole_sequence(method, t
 
 
 def test_a_loss_that_overflows_is_a_failure_and_no_result(tmp_path):
-    job = job_of(lr=1e30)
+    job = job_of(lr=1e6, optimizer="sgd")
     with pytest.raises(RunFailed, match="task 1, epoch 1"):
         run(job, results=tmp_path)
     assert {p.name for p in (tmp_path / job.folder).iterdir()} == {"failure.json"}
@@ -177,9 +177,16 @@ def test_a_method_that_prepares_no_network_is_told_so(own_methods, tmp_path):
         run(job_of("forgetful"), results=tmp_path)
 
 
-def test_scores_that_overflow_in_the_last_step_are_a_failure_too(tmp_path):
-    """One step a task: every loss that is looked at is finite, the network that it leaves is not."""
-    job = job_of("individual", lr=1e30, epochs=1, batch_size=1000)
+def test_logits_that_overflow_in_the_last_step_are_a_failure_too(own_methods, tmp_path):
+    """One step a task: every loss that is looked at is finite, the logits that the step leads to are not."""
+
+    @register
+    class Leaps(Method):
+        def after_update(self, strategy, **kwargs):
+            for parameter in self.model.parameters():
+                parameter.data *= 1e20
+
+    job = job_of("leaps", epochs=1, batch_size=1000)
     with pytest.raises(RunFailed, match="no longer finite numbers after task 1"):
         run(job, results=tmp_path)
     assert not (tmp_path / job.folder / "record.json").exists()
