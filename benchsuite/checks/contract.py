@@ -28,6 +28,7 @@ from ..fields import convert, field_types, in_words
 from ..method import artifact
 from ..method.base import Method
 from ..method.registered import methods
+from ..nn.conditional import evaluating
 from ..nn.images import normalise
 from ..nn.normalisation import BatchNormPolicy
 from ..protocol import protocols
@@ -68,10 +69,10 @@ class Watcher(SupervisedPlugin):
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self.model = strategy.model.eval()
-        task = protocols.get(PROTOCOL).tasks[0]
+        self.model, task = strategy.model, protocols.get(PROTOCOL).tasks[0]
         x = normalise(IMAGES, task.mean, task.std)
-        self.logits.append([self.model(x, int(t)) for t in sorted(self.model.heads)])
+        with evaluating(self.model):
+            self.logits.append([self.model(x, int(t)) for t in sorted(self.model.heads)])
         self.heads.append({t: [p.clone() for p in head.parameters()] for t, head in self.model.heads.items()})
 
     def drift(self) -> list[tuple[int, int]]:

@@ -131,7 +131,9 @@ def _state(strategy: Any, values: bool) -> dict[str, Any]:
     state = {f"the strategy's {name}": _shallow(value) for name, value in vars(strategy).items()}
     state |= {f"the method's {name}": _shallow(value) for name, value in vars(method).items()}
     state |= {
-        "the clock": _shallow(vars(strategy.clock)),
+        "the clock": _shallow(
+            {k: v for k, v in vars(strategy.clock).items() if k != "total_iterations"}
+        ),  # evaluations count there
         "the optimiser": [_shallow(group) for group in optimizer.param_groups],
         "the network's mode": [module.training for module in modules],
         "the hooks on the network": [

@@ -81,8 +81,12 @@ class Strategy(SupervisedTemplate):
         super()._after_training_exp(**kwargs)
 
     def eval(self, *given: Any, **kwargs: Any) -> Any:
+        """As Avalanche's. In the middle of an epoch the batch of training is afterwards the current one again."""
+        batch = {name: vars(self)[name] for name in ("mbatch", "mb_output", "loss", "_task", "_labels") if name in vars(self)}
         with uncounted():
-            return super().eval(*given, **kwargs)
+            found = super().eval(*given, **kwargs)
+        vars(self).update(batch)
+        return found
 
     @torch.no_grad()
     def metrics_on(self, name: str) -> dict[str, float]:

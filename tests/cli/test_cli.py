@@ -113,7 +113,7 @@ BAD = [
     (["run", "--method", "finetune", "--tier", "full"], ["'full'", "paper"]),
     ([*RUN, "--method", "cacl", "--set", "sparsty_weight=1"], ["'sparsty_weight'", "did you mean 'sparsity_weight'?"]),
     ([*RUN, "--method", "finetune", "--set", "epochs=many"], ["epochs", "whole number", "'many'"]),
-    ([*RUN, "--method", "finetune", "--set", "lr=-1"], ["lr", "positive"]),
+    ([*RUN, "--method", "finetune", "--set", "lr=-1"], ["lr", "(0, 1000000]"]),
     ([*RUN, "--method", "cacl", "--set", "energy_drop=2"], ["energy_drop", "[0, 1)"]),
     ([*RUN, "--method", "finetune", "--set", "epochs"], ["name=value", "'epochs'"]),
     ([*RUN, "--method", "finetune", "--seed", "one"], ["--seed", "'one'", "--help"]),

@@ -390,7 +390,7 @@ SPACE = '{"strength": Range(1e-3, 10.0, log=True)}'
             '{"power": Range(1.5, 3)}',
             "pull: its space for 'power' contains 1.5: power must be a whole number, got 1.5",
         ),
-        ((), '{"lr": Choice((1e-3, 0.0))}', "pull: its space for 'lr' contains 0.0: lr must be positive, got 0.0"),
+        ((), '{"lr": Choice((1e-3, 0.0))}', "pull: its space for 'lr' contains 0.0: lr must lie in (0, 1000000], got 0.0"),
         (("--trials", "0"), SPACE, "trials must be at least 1, got 0"),
         (("--set", "tasks=2"), SPACE, "tasks is the same in every study; leave it out of --set"),
         (("--set", "holdout=0.5"), SPACE, "holdout is the same in every study; leave it out of --set"),
