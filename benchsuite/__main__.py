@@ -1,5 +1,5 @@
 """python -m benchsuite"""
 
-from .cli.main import main
+from .cli.main import program
 
-raise SystemExit(main())
+program()

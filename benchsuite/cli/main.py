@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -22,6 +24,25 @@ COMMANDS = {
     **dict.fromkeys(("list", "new-method", "new-protocol", "check"), "methods"),
     **dict.fromkeys(("data", "bench"), "machine"),
 }
+
+
+PATIENCE = 5.0  # seconds
+
+
+def program() -> NoReturn:
+    """`main` as a program: it ends even if a method or a plugin has left a thread running."""
+    code = main()
+    end = time.monotonic() + PATIENCE
+    left = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    for thread in left:
+        thread.join(max(end - time.monotonic(), 0))
+    if running := [clean(thread.name) for thread in left if thread.is_alive()]:
+        print(f"benchsuite: note: still running and stopped now: {', '.join(running)}; make it a daemon thread", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

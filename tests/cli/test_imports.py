@@ -55,3 +55,21 @@ def test_an_import_of_torch_is_noticed(tmp_path):
     words = [sys.executable, "-c", CODE.replace("main(sys", "import torch; main(sys"), "torch,avalanche", "--help"]
     answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1].split() == ["imported:", "torch"]
+
+
+LEAVES_A_THREAD = """
+import threading, time
+from benchsuite.cli import main
+main.PATIENCE = 0.2
+threading.Thread(target=time.sleep, args=({seconds},), name="upload", daemon={daemon}).start()
+main.main = lambda: print("done") or 3
+main.program()
+"""
+
+
+@pytest.mark.parametrize(("seconds", "daemon", "noted"), [(60, False, True), (0.1, False, False), (60, True, False)])
+def test_a_thread_that_a_method_leaves_running_does_not_keep_a_command_from_ending(seconds, daemon, noted):
+    code = LEAVES_A_THREAD.format(seconds=seconds, daemon=daemon)
+    ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout) == (3, "done\n")
+    assert ("still running and stopped now: upload" in ended.stderr) is noted
