@@ -125,7 +125,9 @@ def _unmeasured() -> Iterator[None]:
 def _state(strategy: Any, values: bool) -> dict[str, Any]:
     """What an onlooker must leave as it is, in words. values: with the sums of all parameters and buffers."""
     model, method, optimizer = strategy.model, strategy.method, strategy.optimizer
-    modules, tensors = list(model.modules()), [*model.parameters(), *model.buffers()]
+    modules = list(model.modules())
+    # Without what a layer composed for its present task, which is no part of the network's state.
+    tensors = [value for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)]
     holders = [vars(holder) for holder in (*modules, method)]
     generators = [value for holder in holders for value in holder.values() if isinstance(value, torch.Generator)]
     state = {f"the strategy's {name}": _shallow(value) for name, value in vars(strategy).items()}
