@@ -432,7 +432,7 @@ def test_a_place_that_contributing_gets_wrong_is_found(name):
 
 def test_a_planted_error_in_pyproject_is_reported():
     text = (ROOT / "pyproject.toml").read_text()
-    for old, new in (('"benchsuite.nn"', '"benchsuite.nets"'), ("benchsuite.cli.main:main", "benchsuite.cli:main")):
+    for old, new in (('"benchsuite.nn"', '"benchsuite.nets"'), ("benchsuite.cli.main:program", "benchsuite.cli:main")):
         assert old in text
         assert packaging(TREE, text.replace(old, new)) != []
 

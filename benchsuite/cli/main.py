@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stream is None:  # it was closed: the next file that is opened would get what libraries print
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):  # the name of a file need not be text that can be encoded
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # what it writes to was exchanged, and cannot tell its position
+                stream.reconfigure(errors="backslashreplace")
     end = None
     try:
         code = _command(argv)

@@ -19,6 +19,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -27,6 +28,8 @@ from ..nn.computed import uncounted
 from .accounting import Place, storages, tensors_in
 
 OFTEN = ("iteration", "forward", "backward", "update")  # in the names of hooks of every step
+
+OF_METHOD = "the method's "
 
 PLAIN = bool | int | float | str | bytes
 
@@ -47,15 +50,20 @@ class Observer:
 
     def _call(self, name: str, hook: Any, strategy: Any, *args: Any, **kwargs: Any) -> Any:
         values = not any(word in name for word in OFTEN)
-        before, guard = _state(strategy, values), NoWrites(strategy)
+        before, guard, predicts = _state(strategy, values), NoWrites(strategy), list[bool]()
         result = None
+        calls = register_module_forward_pre_hook(lambda *_: predicts.append(True))
         try:
             with _generators_kept(), uncounted(), _unmeasured(), guard:
                 result = hook(strategy, *args, **kwargs)
         except Exception:
             if not guard.wrote:
                 raise
+        finally:
+            calls.remove()
         after = _state(strategy, values)
+        if predicts:  # the method may take notes whenever the network is called
+            before, after = ({k: v for k, v in state.items() if not k.startswith(OF_METHOD)} for state in (before, after))
         changed = guard.wrote or next((what for what in {**before, **after} if not _same(before.get(what), after.get(what))), "")
         if changed:
             raise UserError(
@@ -83,7 +91,8 @@ class NoWrites(TorchDispatchMode):
         passing = [s.mbatch, s.mb_output, s.loss, getattr(loader, "pixels", None), getattr(loader, "labels", None)]
         passing += [vars(one) for one in (images if isinstance(images, list) else [images]) if one is not None]
         held = [dict(s.optimizer.state), vars(s.method), vars(s.method.guard), passing]
-        return storages([*parameters, *s.model.buffers(), *gradients, *tensors_in(held)])
+        self.held = [*parameters, *s.model.buffers(), *gradients, *tensors_in(held)]  # else their places could be given away
+        return storages(self.held)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -131,7 +140,7 @@ def _state(strategy: Any, values: bool) -> dict[str, Any]:
     holders = [vars(holder) for holder in (*modules, method)]
     generators = [value for holder in holders for value in holder.values() if isinstance(value, torch.Generator)]
     state = {f"the strategy's {name}": _shallow(value) for name, value in vars(strategy).items()}
-    state |= {f"the method's {name}": _shallow(value) for name, value in vars(method).items()}
+    state |= {f"{OF_METHOD}{name}": _shallow(value) for name, value in vars(method).items()}
     state |= {
         "the clock": _shallow(
             {k: v for k, v in vars(strategy.clock).items() if k != "total_iterations"}

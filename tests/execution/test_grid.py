@@ -115,7 +115,7 @@ def test_no_worker_outlives_its_command(number, code, new, tmp_path, monkeypatch
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "worker").exists() and time.monotonic() < deadline:
-            assert alive(command)
+            assert alive(command), os.read(reader, 10000).decode()
             time.sleep(0.05)
         worker, deaf = (tmp_path / "worker").read_text().split()
         worker = int(worker)

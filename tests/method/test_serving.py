@@ -45,7 +45,6 @@ HOSTILE = {
     "very deep": lambda header: '{"format": 1, "method": ' + "[" * 100_000 + "]" * 100_000 + "}",
     "a method that is a list": lambda header: {**header, "method": ["finetune"]},
     "an unknown method": lambda header: {**header, "method": "nobody"},
-    "an unknown modifier": lambda header: {**header, "method": "finetune+nobody"},
     "no tasks": lambda header: {**header, "tasks": []},
     "tasks that are numbers": lambda header: {**header, "tasks": [1, 2]},
     "more tasks than heads": lambda header: {**header, "tasks": header["tasks"] * 2},

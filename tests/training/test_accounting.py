@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.method import Method, register
 from benchsuite.nn.computed import Images, uncounted
+from benchsuite.nn.conditional import evaluating
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.record import schema
 from benchsuite.training.accounting import bytes_of, run_alone, tensors_in, training_state
@@ -35,7 +36,8 @@ class Sight(SupervisedPlugin):
         self.strategy = strategy
         self.copies.append([p.detach().clone() for p in strategy.model.parameters()])
         task = strategy.experience.current_experience  # a computation of its own
-        torch.autograd.grad(strategy.model(strategy.mb_x, task).sum(), strategy.model.heads[str(task)].weight)
+        with evaluating(strategy.model):
+            torch.autograd.grad(strategy.model(strategy.mb_x, task).sum(), strategy.model.heads[str(task)].weight)
 
 
 def size(*modules):
