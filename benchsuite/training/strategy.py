@@ -85,7 +85,7 @@ class Strategy(SupervisedTemplate):
         batch = {name: vars(self)[name] for name in ("mbatch", "mb_output", "loss", "_task", "_labels") if name in vars(self)}
         with uncounted():
             found = super().eval(*given, **kwargs)
-        vars(self).update(batch)
+        self.__dict__.update(batch)
         return found
 
     @torch.no_grad()
