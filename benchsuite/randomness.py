@@ -35,13 +35,24 @@ def seed_globals(seed: int, *purpose: object) -> None:
 
 
 @contextmanager
-def seeded(seed: int, *purpose: object) -> Iterator[None]:
-    """Context in which the global generators are seeded for `purpose`; afterwards their state is restored."""
+def globals_kept() -> Iterator[None]:
+    """Context after which the global generators, those of GPUs in use included, are where they were."""
+    cuda = torch.cuda.is_initialized()
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    seed_globals(seed, *purpose)
+    gpus = torch.cuda.get_rng_state_all() if cuda else []
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(gpus)
+
+
+@contextmanager
+def seeded(seed: int, *purpose: object) -> Iterator[None]:
+    """Context in which the global generators are seeded for `purpose`; afterwards their state is restored."""
+    with globals_kept():
+        seed_globals(seed, *purpose)
+        yield

@@ -134,7 +134,7 @@ def measure(strategy: Any, x: Tensor, y: Tensor) -> tuple[dict[str, float], list
     memory.open()
     memory.start_of_forward()
     try:
-        with torch.autocast("cpu", torch.bfloat16, enabled=strategy.precision == "bf16"):
+        with strategy.precise():
             logits = model(x, 0)
         loss = nn.functional.cross_entropy(logits.float(), y)
         memory.end_of_forward()

@@ -98,7 +98,7 @@ def learn(job: Job, data_dir: Path | None) -> str:
     @torch.no_grad()
     def accuracy(task: int) -> float:
         images = stream.test[task].images
-        with evaluating(strategy.model), torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
+        with evaluating(strategy.model), strategy.precise():
             right = strategy.model(normalise(images.pixels, images.mean, images.std), task).argmax(1) == images.labels
         return 100 * float(right.float().mean())
 

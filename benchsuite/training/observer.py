@@ -8,13 +8,11 @@ through a NumPy array that shares memory with a weight: hooks that are called on
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
@@ -25,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError
 from ..nn.computed import uncounted
+from ..randomness import globals_kept
 from .accounting import Place, storages, tensors_in
 
 OFTEN = ("iteration", "forward", "backward", "update")  # in the names of hooks of every step
@@ -54,7 +53,7 @@ class Observer:
         result = None
         calls = register_module_forward_pre_hook(lambda *_: predicts.append(True))
         try:
-            with _generators_kept(), uncounted(), _unmeasured(), guard:
+            with globals_kept(), uncounted(), _unmeasured(), guard:
                 result = hook(strategy, *args, **kwargs)
         except Exception:
             if not guard.wrote:
@@ -105,22 +104,6 @@ class NoWrites(TorchDispatchMode):
                         self.wrote = self.wrote or f"a tensor of the run ({func._schema.name.removeprefix('aten::')})"
                         raise RuntimeError(f"it writes to {self.wrote}")
         return func(*args, **kwargs)
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """The global random generators are afterwards where they were."""
-    cuda = torch.cuda.is_initialized()
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    gpus = torch.cuda.get_rng_state_all() if cuda else []
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(gpus)
 
 
 @contextmanager
