@@ -12,6 +12,7 @@ import pkgutil
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -42,13 +43,14 @@ def load_file(path: Path) -> dict[str, list[str]]:
             name += f"_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
-        assert spec.loader is not None
+        assert isinstance(spec.loader, SourceFileLoader)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))  # last: a file beside it hides no installed module
         try:
-            spec.loader.exec_module(module)
+            # No cached bytecode: it goes by second and size, and would hide an edit within the same second.
+            exec(spec.loader.source_to_code(path.read_bytes(), path), module.__dict__)
         except (Exception, SystemExit) as error:
             for registry in _REGISTRIES:  # so that the mended file can be loaded, as in a notebook
                 registry.forget(name)
