@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..record.schema import Job, RunRecord
 from ..record.store import RECORD
 from . import tables
+from .columns import COLUMNS, TITLES
 from .looks import looks_by_position, looks_of
 
 OTHER = "other"  # the family of a method that declares none
@@ -59,9 +60,9 @@ def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = Non
     names = [f"{board.protocol}, tier {board.tier}" for board in boards]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two boards of {twice[0]}", "rank their records together, or write a page for each")
-    columns = [column for kind in tables.TITLES for column in tables.COLUMNS[kind]]
+    columns = [column for kind in TITLES for column in COLUMNS[kind]]
     data = {
-        "titles": tables.TITLES,
+        "titles": TITLES,
         "headings": {column.name: column.heading for column in columns},
         "hidden": sorted({column.name for column in columns if not column.screen}),
         "latex": {chr(code): text for code, text in tables.LATEX.items()},
@@ -80,7 +81,7 @@ def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = Non
 
 def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[str, Any]:
     own = _of_each_run([run for runs in board.runs.values() for run in runs])
-    frames = {kind: getattr(board, kind) for kind in tables.TITLES}
+    frames = {kind: getattr(board, kind) for kind in TITLES}
     published = {
         label: bool(p) for frame in frames.values() for label, p in zip(frame["method"], frame["published"], strict=True)
     }
@@ -128,7 +129,7 @@ def _of_each_run(records: Sequence[RunRecord]) -> dict[Path, dict[str, str]]:
         same = [record for record in records if record.job.seed == seed]
         board = leaderboard(same)
         folders = {label: run.job.folder for label, (run,) in configurations(same).items()}
-        for kind in tables.TITLES:
+        for kind in TITLES:
             for row in getattr(board, kind).to_dict("records"):
                 found = texts.setdefault(folders[row["method"]], {})
                 for column in tables.shown(board, kind):

@@ -21,6 +21,7 @@ from ..registry import suggest
 from ..source import stale
 from . import figures as drawing
 from . import tables
+from .columns import TITLES
 from .page import page
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list
     when `folder` cannot be written; everything is rendered before the first file is.
     """
     files: dict[str, bytes | str] = {}
-    for kind in tables.TITLES:
+    for kind in TITLES:
         files[f"{kind}.md"] = tables.to_markdown(board, kind)
         files[f"{kind}.csv"] = tables.to_csv(board, kind)
         files[f"{kind}.parquet"] = tables.parquet(tables.numbers(board, kind))
@@ -129,13 +130,13 @@ def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list
     files["leaderboard.md"] = "\n".join(
         [
             f"# {tables.markdown_text(title)}\n",
-            *(tables.to_markdown(board, kind, footnotes=False) for kind in tables.TITLES),
+            *(tables.to_markdown(board, kind, footnotes=False) for kind in TITLES),
             *(["## Notes\n\n" + "".join(f"- {note}\n" for note in map(tables.markdown_text, notes))] if notes else []),
             *(["## Figures\n"] if captions else []),
             *(f"[![{name}]({name}.png)]({name}.pdf)\n\n{tables.markdown_text(caption)}\n" for name, caption in captions.items()),
         ]
     )
-    files["report.tex"] = tables.latex_document(title, list(tables.TITLES), captions, notes, wide=drawing.SMALL_MULTIPLES)
+    files["report.tex"] = tables.latex_document(title, list(TITLES), captions, notes, wide=drawing.SMALL_MULTIPLES)
     written = _write(folder, files)
     for old in (folder / f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")):
         if old.name not in files:
