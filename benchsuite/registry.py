@@ -33,7 +33,7 @@ def load_file(path: Path) -> dict[str, list[str]]:
 
     Returns the names that it registers, by kind."""
     path = path.expanduser().resolve()
-    if not any(path in registry.files for registry in _REGISTRIES):
+    if not _is_loaded(path):
         if not path.is_file():
             raise UserError(f"{path}: no such file", "give a registered name or a Python file")
         before = {registry.kind: set(registry.all()) for registry in _REGISTRIES}
@@ -52,8 +52,7 @@ def load_file(path: Path) -> dict[str, list[str]]:
             # No cached bytecode: it goes by second and size, and would hide an edit within the same second.
             exec(spec.loader.source_to_code(path.read_bytes(), path), module.__dict__)
         except (Exception, SystemExit) as error:
-            for registry in _REGISTRIES:  # so that the mended file can be loaded, as in a notebook
-                registry.forget(name)
+            _forget(path, name)
             if isinstance(error, UserError):
                 raise UserError(f"{path}: {error.problem}", error.remedy) from None
             raise UserError(f"{path}: cannot be imported: {one_line(error)}") from error
@@ -66,18 +65,32 @@ def load_file(path: Path) -> dict[str, list[str]]:
     return {registry.kind: registry.files[path] for registry in _REGISTRIES if path in registry.files}
 
 
+def _is_loaded(path: Path) -> bool:
+    return any(path in registry.files for registry in _REGISTRIES)
+
+
+def _forget(path: Path, module: str) -> None:
+    """Undo the import of a file that is refused: mended, it can be loaded again, as in a notebook."""
+    for registry in _REGISTRIES:
+        registry.forget(module)
+        registry.files.pop(path, None)
+    _MODULES.pop(path, None)
+
+
 def find_in(place: str, name: str) -> tuple[Any, Path | None]:
     """What a module, or a Python file, calls `name`; and the file. A file that was loaded is also known by its bare name."""
     path = Path(place).expanduser().resolve() if place.endswith(".py") else None
     if path and not path.is_file():
         path = next((loaded for loaded in reversed(_MODULES) if loaded.name == place), path)
-    if path and path not in _MODULES:
+    if fresh := path is not None and path not in _MODULES:
         load_file(path)
     try:
         module = sys.modules[_MODULES[path]] if path else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         raise UserError(f"{place}: cannot be imported: {one_line(error)}", "name an installed module or a Python file") from None
     if not hasattr(module, name):
+        if fresh and path:
+            _forget(path, module.__name__)
         raise UserError(f"{place}: has no {name}", suggest(name, [word for word in vars(module) if word[0].isupper()]))
     return getattr(module, name), path
 
@@ -148,8 +161,11 @@ class Registry(Generic[T]):
         """Import a Python file that registers one item, and return that item's name."""
         path = path.expanduser().resolve()
         self.all()
+        fresh = not _is_loaded(path)
         new = load_file(path).get(self.kind, [])
         if len(new) != 1:
+            if fresh:
+                _forget(path, _MODULES[path])
             raise UserError(f"{path}: registers {len(new)} {self.kind}s, expected one", self.how)
         return new[0]
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..text import clean
 from .arguments import PROTOCOL, note_slow_precision, parse_settings
 
 if TYPE_CHECKING:
@@ -113,42 +114,56 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     from ..record.store import boards_with_records, not_ranked
 
     failed: dict[str, str] = {}
+    problems: list[UserError] = []  # what is there is shown all the same
     folder = arguments.results / arguments.protocol / arguments.tier
+
+    def has_records() -> bool:
+        return (arguments.protocol, arguments.tier) in boards_with_records(arguments.results)
+
     if arguments.no_run:
         board = finished(arguments)
     else:
         plan = planned(arguments)
+        from ..execution.plan import NotRun
+
         with Display() as display:
-            failed = plan.run(
-                arguments.jobs,
-                ray=arguments.ray,
-                cpus_per_run=arguments.cpus_per_run,
-                gpus_per_run=arguments.gpus_per_run,
-                report=display,
-            )
-        for error in failed.values():
-            print(f"benchsuite: failed: {error}", file=sys.stderr)
-        if failed and (arguments.protocol, arguments.tier) not in boards_with_records(arguments.results):
+            try:
+                failed = plan.run(
+                    arguments.jobs,
+                    ray=arguments.ray,
+                    cpus_per_run=arguments.cpus_per_run,
+                    gpus_per_run=arguments.gpus_per_run,
+                    report=display,
+                )
+            except NotRun as error:
+                if not has_records():
+                    raise
+                left = f"{len(plan.missing())} of {len(plan.jobs)} runs are missing from this board"
+                problems.append(UserError(f"{left}: {error.problem}", error.remedy))
+        for reason in failed.values():
+            print(f"benchsuite: failed: {reason}", file=sys.stderr)
+        if failed and not has_records():
             return 1
         board = plan.leaderboard(arguments.compare)
 
     from ..report.tables import print_boards
     from ..report.write import write_report
 
-    output = arguments.output or folder / "leaderboard"
-    unwritten = None
+    output, where = arguments.output or folder / "leaderboard", ""
     try:
         write_report(board, output, figures=not arguments.no_figures)
-    except UserError as error:  # what was computed is shown all the same
-        unwritten = error
+        where = f"{'tables' if arguments.no_figures else 'tables and figures'}: {output}"
+    except UserError as error:
+        problems.append(error)
     console = Console()
     print_boards(board, console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=160))
-    if unwritten:
-        raise unwritten
-    print(f"{'tables' if arguments.no_figures else 'tables and figures'}: {output}")
+    if where:
+        print(where)
     if board.refused:
-        raise UserError(not_ranked(board.refused))
-    return 1 if failed else 0
+        problems.append(UserError(not_ranked(board.refused)))
+    for problem in problems:
+        print(f"benchsuite: error: {clean(str(problem))}", file=sys.stderr)
+    return 2 if problems else 1 if failed else 0
 
 
 def planned(arguments: argparse.Namespace) -> Plan:

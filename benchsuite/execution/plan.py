@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from ..analysis.leaderboard import Leaderboard, leaderboard
-from ..data.sets import Images, load_all
+from ..data.sets import Images, MissingData, load_all
 from ..errors import UserError
 from ..fields import field_types
 from ..method.registered import methods as registered
@@ -45,6 +45,10 @@ from .worker import RunContext
 SEEDS = (1, 2, 3)
 
 Report = Callable[[Event | Note | Begun], None]
+
+
+class NotRun(UserError):
+    """What is missing cannot be run, or not all of it, although the options are in order: data or a cluster are not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,7 @@ class Plan:
         ray: use the Ray cluster at this address instead of this machine; "local" starts one here. cpus_per_run (default: 1) and
         gpus_per_run (default: 1 with device "cuda", else 0) are reserved for each run; the latter may be a fraction.
         report: called with progress and with notes for the user, which are shown nowhere else.
+        Raises NotRun if images are missing or the cluster is not there, or no longer; finished runs are kept.
         """
         self._check(jobs, ray, cpus_per_run, gpus_per_run)
         if ray is None and (note := slow_precision(self.device, self.precision)):  # the nodes of a cluster may differ
@@ -101,8 +106,11 @@ class Plan:
         for line in dict.fromkeys(filter(None, seen)):
             report(Note(line))
         run = partial(self._run, slots=jobs, address=ray, cpus=cpus_per_run, gpus=gpus_per_run, report=report)
-        failed = run(self.jobs)
-        return failed | run(self.matched(report)) if self.reference else failed
+        try:
+            failed = run(self.jobs)
+            return failed | run(self.matched(report)) if self.reference else failed
+        except UserError as error:
+            raise NotRun(error.problem, error.remedy) from error
 
     def matched(self, report: Report = lambda message: None) -> tuple[Job, ...]:
         """The jobs of equal size: every other method whose size can be computed, at the largest width at which it stores no more
@@ -157,13 +165,19 @@ class Plan:
     def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:
         return resolve(self.protocol.name, self.tier, method, seed, overrides=settings, precision=self.precision)
 
+    def _identified(self, job: Job) -> Job:
+        try:
+            return identify(job, self.data_dir, results=self.results)
+        except MissingData:  # `run` says so; what is finished is ranked all the same
+            return job
+
     def _resolved(self, settings: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[tuple[Job, ...], dict[str, str]]:
         """The jobs of these methods with these settings, and why some methods have none."""
         jobs, unsupported, chosen = [], {}, list(settings)
         for seed in self.seeds:
             for name, own in chosen:
                 try:
-                    jobs.append(identify(self._job(name, seed, own), self.data_dir, results=self.results))
+                    jobs.append(self._identified(self._job(name, seed, own)))
                 except Unsupported as error:
                     unsupported[name] = str(error)
         return tuple(jobs), unsupported
@@ -207,6 +221,7 @@ class Plan:
             recipe = recipe_of(job.settings)
             names = self.protocol.datasets(job.seed, recipe)
             images = {**images, **load_all(names, self.data_dir, partial=recipe.partial_data, given=images)}
+        left = [identify(job, self.data_dir, images) for job in left]  # in case the images were missing when this was planned
         files = [protocols.file(self.protocol.name), *map(registered.file, self.settings), *self.plugin_files]
         context = partial(
             RunContext,
@@ -294,11 +309,6 @@ def plan(
         not_applicable={},
     )
     if reference:
-        made = replace(
-            made,
-            reference=identify(
-                made._job(reference, made.seeds[0], made.settings[reference]), made.data_dir, results=made.results
-            ),
-        )
+        made = replace(made, reference=made._identified(made._job(reference, made.seeds[0], made.settings[reference])))
     jobs, unsupported = made._resolved(made.settings.items())
     return replace(made, jobs=jobs, not_applicable=unsupported)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,10 @@ class Csv:
         path = folder / "log.csv"
         kept: list[list[str]] = []
         if step and path.exists():
-            with path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdecimal() and int(row[0]) <= step]
+            with path.open(newline="", errors="replace") as file, suppress(csv.Error):  # a crash may leave anything in it
+                for row in csv.reader(file):
+                    if len(row) == 3 and re.fullmatch(r"[0-9]{1,18}", row[0]) and int(row[0]) <= step:
+                        kept.append(row)
         self.file = path.open("w", newline="")
         self.rows = csv.writer(self.file)
         self.rows.writerows([["step", "name", "value"], *kept])

@@ -485,6 +485,9 @@ def test_mini_split_table_decides(data):
         (f"{WNIDS[1]}/none.png,{WNIDS[1]},train", f"{place / WNIDS[1] / 'none.png'}: cannot be read"),
         (f"../{WNIDS[1]}/none.png,{WNIDS[1]},train", "lies outside"),
         (f"{WNIDS[1]}/none.png,{WNIDS[1]}", "a column or a value is missing"),
+        (f"{WNIDS[1]}/no\0ne.png,{WNIDS[1]},train", "is no file name"),
+        (f'{WNIDS[1]}/"none.png,{WNIDS[1]},train', "cannot be read"),
+        (f'"{"x" * 200_000}",{WNIDS[1]},train', "field larger than field limit"),
         (rows[0], "is listed 2 times"),
     ):
         (place / "split.csv").write_text("\n".join(["filename,label,split", *rows, line]) + "\n")

@@ -1,5 +1,6 @@
 """A protocol in a file of the user's: on their own photos, in every process, with records that know what it says."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -91,10 +92,21 @@ def test_own_photos_three_methods_one_board(place, capsys, forget):
     assert main(["leaderboard", "--no-run", *RUN, "--no-figures"]) == 0
     assert main(["status", *RUN, *methods, "--seeds", "1"]) == 0
     assert "3 done" in capsys.readouterr().out
-    assert main([*command, *methods, "--method", "si"]) == 2
-    error = capsys.readouterr().err
-    assert f"my-photos not found in {place / 'photos'}" in error
-    assert len([line for line in error.splitlines() if "error" in line]) == 1
+    for more, left in ((["--method", "si"], "1 of 4"), (["--match-size", "finetune", "--seeds", "1-2"], "3 of 6")):
+        assert main([*command, *methods, *more]) == 2
+        out, error = capsys.readouterr()
+        (line,) = [line for line in error.splitlines() if "error" in line]
+        assert f"{left} runs are missing from this board: my-photos not found in {place / 'photos'}" in line
+        assert re.search("finetune.*individual|individual.*finetune", out, re.DOTALL), "what is there is ranked"
+    elsewhere = [*command, "--method", "finetune", "--results", "elsewhere"]
+    assert main(elsewhere) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "error: my-photos not found" in error  # control: there is nothing to show
+    plan = benchsuite.plan("split-photos", methods=["si"], seeds=[1])
+    shutil.move(place / "moved", place / "photos")
+    assert plan.run(jobs=1) == {}, "they are back: the run is the same as if they had never gone"
+    assert benchsuite.plan("split-photos", methods=["si"], seeds=[1]).missing() == []
 
     # Without its file the protocol is not known: nothing is said of a change.
     forget()
@@ -182,9 +194,8 @@ def test_what_is_wrong_with_a_file_is_one_line_that_names_it(place, capsys, old,
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"benchsuite: error: {place / 'split_photos.py'}: ")
     assert said in line
-    if "registers" not in said:  # mended, it can be loaded
-        (place / "split_photos.py").write_text(PHOTOS)
-        assert protocols.find("split_photos.py") == "split-photos"
+    (place / "split_photos.py").write_text(PHOTOS)  # mended, it can be loaded
+    assert protocols.find("split_photos.py") == "split-photos"
 
 
 def test_every_command_takes_a_file(place, capsys):

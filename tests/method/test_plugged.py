@@ -1,5 +1,6 @@
 """Avalanche's strategy plugins as methods: what they train with, hold, store, and how they resume."""
 
+import numpy as np
 import pytest
 import qpsolvers
 import torch
@@ -19,6 +20,7 @@ from benchsuite.method.plugged import Call, from_plugin
 from benchsuite.method.serving import load
 from benchsuite.record import schema
 from benchsuite.record.store import read_all
+from benchsuite.training import schedule
 from benchsuite.training.events import Event
 from benchsuite.training.runner import run
 from benchsuite.training.settings import Unsupported, resolve
@@ -113,6 +115,39 @@ def test_what_no_checkpoint_can_hold_is_said_before_training_and_starts_again(ow
     assert schema.same_numbers(resumed, run(job, results=tmp_path / "whole"))
     assert resumed.memory_bytes == 3 * 4 * 64
     assert resumed.carried_bytes > resumed.memory_bytes
+
+
+PATIENT = {"lr_schedule": "patience", "validation": 0.25, "lr_patience": 1, "lr": 0.02}
+
+
+def test_under_patience_a_plugin_goes_back_to_the_best_epoch_too(own_methods, tmp_path, monkeypatch):
+    losses = iter((5.0, 4.0, 4.5, 4.5, *(5.0, 4.5, 4.0, 4.5)))
+    monkeypatch.setattr(schedule, "validation_loss", lambda strategy: next(losses))
+    seen = []
+
+    class Counts(SupervisedPlugin):
+        def __init__(self):
+            super().__init__()
+            self.epochs = np.zeros(2, int)
+
+        def after_training_epoch(self, strategy, **kwargs):
+            self.epochs[strategy.clock.train_exp_counter] += 1
+
+        def after_training_exp(self, strategy, **kwargs):
+            seen.append((self.epochs.tolist(), strategy.clock.train_exp_epochs))
+
+    made("plugged", Counts)
+    run(job_of("plugged", tasks=2, epochs=4, **PATIENT), results=tmp_path)
+    assert seen == [([2, 0], 4), ([2, 3], 4)]
+
+
+def test_under_patience_what_cannot_go_back_is_refused_before_training(own_methods, tmp_path):
+    made("plugged", plugins.AGEMPlugin, patterns_per_experience=4, sample_size=4)
+    said = []
+    with pytest.raises(UserError, match=r"AGEMPlugin\.buffer_dliter is a list_iterator, .*; use another lr_schedule"):
+        run(job_of("plugged", **PATIENT), results=tmp_path, report=said.append)
+    assert said == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_found_out_later_costs_the_checkpoint_alone(own_methods, tmp_path):
@@ -300,6 +335,14 @@ def test_a_wrong_plugin_is_one_line(text, said, own_methods, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_file_without_its_plugin_can_be_mended(own_methods, tmp_path):
+    own = own_file(tmp_path, OWN.replace("class Quiet", "class Quite"), "mended.py")
+    with pytest.raises(UserError, match=r"mended\.py: has no Quiet; did you mean 'Quite'"):
+        own_methods.plugins([f"{own}:Quiet()"])
+    own_file(tmp_path, OWN, "mended.py")
+    assert len(own_methods.plugins([f"{own}:Quiet()"])[1]) == 1
 
 
 def test_a_record_alone_imports_nothing(own_methods):

@@ -72,6 +72,18 @@ def test_a_resumed_run_goes_on_with_its_log(tmp_path):
     told(rows(tmp_path), record)
 
 
+@pytest.mark.parametrize(
+    "left", [b"\0\0\0", b"2,lo\xff\xfe", b'2,"' + b"x" * 200_000, b"9" * 5_000 + b",loss/step,1\n", b"\xc2\xb2,a,1\n"]
+)
+def test_what_a_crash_left_in_a_log_costs_its_last_lines_at_most(left, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_bytes(b"step,name,value\n1,loss/step,2.5\n3,loss/step,2.0\n" + left)
+    writer = logs.Csv()
+    writer.open(tmp_path, job(), 2)
+    writer.close()
+    assert log.read_text().splitlines() == ["step,name,value", "1,loss/step,2.5"]
+
+
 def test_a_finished_run_says_that_there_is_nothing_to_log(tmp_path):
     run(job(), results=tmp_path)
     said = []

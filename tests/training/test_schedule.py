@@ -1,8 +1,12 @@
 """The learning rate of every step, where a task ends, and which epoch's state it ends with."""
 
 import math
+import random
+from collections import deque
 from itertools import chain, repeat
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -211,6 +215,48 @@ def test_a_rollback_brings_back_attributes_containers_and_generators():
     assert thing.kept == {"a": [1, {2}]}
     assert not hasattr(thing, "new")
     assert torch.equal(torch.rand(3, generator=generator), first)
+
+
+class Slotted:
+    __slots__ = ("count", "names")
+
+    def __init__(self):
+        self.count, self.names = 0, []
+
+
+def test_a_rollback_brings_back_what_a_plugin_may_hold():
+    thing = SimpleNamespace(
+        array=np.zeros(3),
+        objects=np.array([[1], None], object),
+        window=deque([1, 2], maxlen=2),
+        draws=[np.random.default_rng(0), np.random.RandomState(0), random.Random(0)],
+        slotted=Slotted(),
+        weights=torch.nn.Parameter(torch.zeros(2)),
+    )
+    weights = thing.weights
+
+    def draw():
+        return [thing.draws[0].random(), thing.draws[1].random(), thing.draws[2].random()]
+
+    before = Rollback(thing)
+    first = draw()
+    thing.array += 1
+    thing.objects[0].append(2)
+    thing.objects[1] = 5
+    thing.window.append(3)
+    thing.slotted.count, thing.slotted.names = 1, ["x"]
+    thing.weights.data = torch.ones(3)
+    before.restore()
+    assert thing.array.tolist() == [0, 0, 0]
+    assert thing.objects.tolist() == [[1], None]
+    assert list(thing.window) == [1, 2]
+    assert draw() == first
+    assert (thing.slotted.count, thing.slotted.names) == (0, [])
+    assert thing.weights is weights
+    assert weights.tolist() == [0, 0]
+    thing.lazily = iter([1])
+    with pytest.raises(UserError, match="a list_iterator is held: it cannot go back to a task's best epoch"):
+        Rollback(thing)
 
 
 def test_validation_images_are_a_stratified_share_that_is_not_trained_on():

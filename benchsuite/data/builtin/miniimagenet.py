@@ -89,6 +89,8 @@ def _table(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         if not rows or any(row.get(c) in (None, "") for row in rows for c in columns):
             raise ValueError("a column or a value is missing")
         for row in rows:
+            if not row["filename"].isprintable():  # no system takes a NUL in a path
+                raise ValueError(f"{row['filename']!r} is no file name")
             if Path(row["filename"]).is_absolute() or ".." in Path(row["filename"]).parts:
                 raise ValueError(f"{row['filename']} lies outside the data set's folder")
     return rows
