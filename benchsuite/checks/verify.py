@@ -154,6 +154,8 @@ def _unknown(job: Job) -> str | None:
         methods.get(job.method)
     except UserError as error:
         reason = str(error)
+        if job.base in methods.all():  # it is what the method trains with that is not known
+            return reason
     else:
         here = methods.source(job.method)
         if here == job.method_source:

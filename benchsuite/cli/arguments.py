@@ -97,8 +97,8 @@ def parser() -> Parser:
         help="accept incomplete image sets; such runs are never compared with published figures",
     )
 
-    watched = Parser(add_help=False)
-    watched.add_argument(
+    trained = Parser(add_help=False)
+    trained.add_argument(
         "--plugin",
         dest="plugins",
         action="append",
@@ -107,6 +107,7 @@ def parser() -> Parser:
         help="train with an Avalanche plugin, as METHOD+PLUGIN: 'CLASS(NAME=VALUE, ...)' of Avalanche's, or MODULE:CLASS(...),"
         " or ./FILE.py:CLASS(...); repeatable",
     )
+    watched = Parser(add_help=False, parents=[trained])
     watched.add_argument(
         "--logger",
         dest="loggers",
@@ -195,7 +196,7 @@ def parser() -> Parser:
     long.add_argument("output", type=Path, metavar="FILE", help="file to write: .csv or .parquet")
     long.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     search = commands.add_parser(
-        "tune", parents=[where(tier="lite"), how(), data], help="search the settings of methods, on training images only"
+        "tune", parents=[where(tier="lite"), how(), data, trained], help="search the settings of methods, on training images only"
     )
     search.add_argument(
         "--method",
@@ -286,6 +287,14 @@ def parser() -> Parser:
             help="test only these rows against each other (default: all that are ranked)",
         )
     for command in (again, bring):
+        command.add_argument(
+            "--plugin",
+            dest="plugins",
+            action="append",
+            default=[],
+            metavar="PLUGIN",
+            help="MODULE:CLASS or ./FILE.py:CLASS that a method on record trains with; repeatable",
+        )
         command.add_argument("--protocol", metavar="FILE", help="Python file that defines the protocol, unless it is installed")
     for command in (paper, bring):
         command.add_argument(
@@ -340,7 +349,7 @@ def parser() -> Parser:
     new.add_argument("name", metavar="NAME", help="name of the method; must be a valid Python name")
     new.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: NAME.py in this folder)")
     rules = commands.add_parser(
-        "check", parents=[chosen], help="run the conformance checks on a method, or check a protocol (about a minute)"
+        "check", parents=[chosen, trained], help="run the conformance checks on a method, or check a protocol (about a minute)"
     )
     rules.add_argument("name", metavar="NAME", help="a registered method or protocol, or a Python file that defines one")
     rules.add_argument(

@@ -101,8 +101,8 @@ def check_protocol(name: str, arguments: argparse.Namespace) -> int:
     from ..protocol import protocols
     from ..training.device import configure_process
 
-    if arguments.settings:
-        raise UserError("--set is for the check of a method", "leave it out")
+    if arguments.settings or arguments.plugins:
+        raise UserError(f"{'--set' if arguments.settings else '--plugin'} is for the check of a method", "leave it out")
     configure_process("cpu", threads=1)
     print(f"{name}: {protocols.get(name).summary}")
     failed = 0
@@ -122,8 +122,8 @@ def check_method(arguments: argparse.Namespace) -> int:
     from ..protocol import Recipe
     from ..training.device import configure_process
 
-    overrides = parse_settings(arguments)
-    name = methods.find(arguments.name)
+    name, words = methods.trained_with(methods.find(arguments.name), arguments.plugins)
+    overrides = {**words, **parse_settings(arguments)}
     if recipe := sorted(set(overrides) & set(field_types(Recipe))):
         raise UserError(
             f"check uses a recipe of its own, so {recipe[0]} cannot be set", f"use --set for the settings of {name} only"

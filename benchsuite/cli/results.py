@@ -146,6 +146,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
                 f"{arguments.method}: registers {name}, but the record is of {record.job.method}",
                 "name the file that registers that method",
             )
+    methods.name_plugins(arguments.plugins, record.job.method)
     if arguments.protocol and arguments.protocol != record.job.protocol:
         raise UserError(
             f"--protocol names a file of {arguments.protocol}, but the record is of {record.job.protocol}",
@@ -203,6 +204,7 @@ def command_merge(arguments: argparse.Namespace) -> int:
 
     for file in arguments.methods:
         methods.find(file)
+    methods.name_plugins(arguments.plugins)
     count = merge(
         arguments.source,
         arguments.results,

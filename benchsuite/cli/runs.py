@@ -15,6 +15,7 @@ from .arguments import PROTOCOL, note_slow_precision, parse_settings
 if TYPE_CHECKING:
     from ..analysis.leaderboard import Leaderboard
     from ..execution.plan import Plan
+    from ..method.plugged import Call
     from ..record.schema import Job, RunRecord
 
 
@@ -32,9 +33,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     earlier = None
     calls, looking = methods.plugins(arguments.plugins)
     if arguments.record:
-        if calls:
-            raise UserError("--from repeats a run as it was", "leave --plugin out")
-        earlier, job = _repeated(arguments, overrides)
+        earlier, job = _repeated(arguments, overrides, calls)
     else:
         if not arguments.method:
             raise UserError("a run needs a method", "name one with --method, or a finished run to repeat with --from")
@@ -78,7 +77,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _repeated(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> tuple[RunRecord, Job]:
+def _repeated(arguments: argparse.Namespace, overrides: Mapping[str, str], calls: Sequence[Call]) -> tuple[RunRecord, Job]:
     """The record of `run --from`, and its job with what the other options change."""
     from ..method.registered import methods
     from ..protocol import protocols
@@ -87,6 +86,7 @@ def _repeated(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> tu
 
     earlier = read(arguments.record if arguments.record.suffix == ".json" else arguments.record / RECORD)
     job = earlier.job
+    methods.name_plugins(calls, job.method)
     given = {
         "protocol": arguments.protocol,
         "tier": arguments.tier,
@@ -256,7 +256,8 @@ def command_tune(arguments: argparse.Namespace) -> int:
     from ..training.settings import Unsupported
 
     studies = []  # all checked before the first trains
-    for method in map(methods.find, arguments.methods or [name for name, cls in methods.all().items() if cls.space]):
+    for given in map(methods.find, arguments.methods or [name for name, cls in methods.all().items() if cls.space]):
+        method, words = methods.trained_with(given, arguments.plugins)
         try:
             studies.append(
                 study(
@@ -264,7 +265,7 @@ def command_tune(arguments: argparse.Namespace) -> int:
                     arguments.tier,
                     method,
                     arguments.trials,
-                    overrides=overrides,
+                    overrides={**words, **overrides},
                     precision=arguments.precision,
                 )
             )

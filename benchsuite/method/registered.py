@@ -115,6 +115,22 @@ class Methods(Registry[type[Method]]):
                 settings[fields[word]] = value
         return name, settings
 
+    def trained_with(self, name: str, texts: Iterable[str]) -> tuple[str, dict[str, Any]]:
+        """`with_plugins`, for what takes no plugin that looks on."""
+        calls, looking = self.plugins(texts)
+        if looking:
+            raise UserError(f"{type(looking[0]).__name__} only looks on", "leave it out; `benchsuite run` takes it")
+        return self.with_plugins(name, calls)
+
+    def name_plugins(self, given: Iterable[str | Call], within: str | None = None) -> None:
+        """Name plugins that methods on record train with. within: the one method there is."""
+        for call in (Call.parse(one) if isinstance(one, str) else one for one in given):
+            name = self.plugin(call.place, call.name)
+            if within is not None and name not in within.split("+"):
+                raise UserError(f"the record is of {within}, without {name}", "leave --plugin out, or name another record")
+            if call.arguments:
+                raise UserError(f"the arguments of {name} are on record", "write --plugin without them")
+
     def find(self, text: str | Path) -> str:
         """The name of a method given by its name or as the Python file that defines it, with +MODIFIER and +PLUGIN after it."""
         match = re.fullmatch(r"(.+?\.py|[^+]*)((?:\+[^+]+)*)", str(text))

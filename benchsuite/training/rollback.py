@@ -16,7 +16,6 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import UserError
 from .batches import Batches, TaskImages
 
 FIXED = (
@@ -26,10 +25,10 @@ FIXED = (
 
 
 class Rollback:
-    """What these objects hold at this moment: attributes, containers, tensors, arrays and generators, however deep, images aside.
+    """What these objects hold at this moment: attributes, containers, tensors, arrays and generators, however deep, images and
+    iterators aside.
 
     A network's `state_dict` is not enough: a method keeps masks, gates and sums in attributes, and its plugin anything.
-    Raises UserError for an iterator, which cannot go back.
     """
 
     def __init__(self, *roots: Any) -> None:
@@ -68,8 +67,6 @@ class Rollback:
         if isinstance(item, np.random.BitGenerator):
             self._states.append((partial(setattr, item, "state"), item.state))
             return ()
-        if hasattr(item, "__next__"):
-            raise UserError(*back_to_best(f"a {type(item).__name__} is held"))
         if isinstance(item, tuple | frozenset):
             return item
         if isinstance(item, dict):
@@ -99,8 +96,3 @@ class Rollback:
 def _set(item: Any, name: str, value: Any) -> None:
     if getattr(item, name, None) is not value:
         setattr(item, name, value)
-
-
-def back_to_best(why: str) -> tuple[str, str]:
-    """Why a method cannot run under lr_schedule=patience, and what to do."""
-    return f"{why}: it cannot go back to a task's best epoch, as lr_schedule=patience has it", "use another lr_schedule"

@@ -47,7 +47,7 @@ from .environment import environment, now, source_revision
 from .events import Event, Note
 from .logs import Log, check_loggers
 from .observer import Observer
-from .rollback import back_to_best
+from .schedule import check_can_go_back
 from .settings import recipe_of
 from .stream import TaskStream, build_stream
 from .watch import Watch
@@ -251,9 +251,9 @@ class _Run:
 
     def finish(self, note: str | None = None) -> RunRecord:
         note = self._resume() or note
+        if self.recipe.lr_schedule == "patience":
+            check_can_go_back(self.method)
         if unsaved := self.method.unsaved():
-            if self.recipe.lr_schedule == "patience":
-                raise UserError(*back_to_best(unsaved))
             note = f"{note}; {unsaved}" if note else unsaved
             note += ": if it is interrupted, this run starts again at its first task"
         self.began = time.monotonic()

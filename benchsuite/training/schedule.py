@@ -20,6 +20,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch.nn import functional as F
 
+from ..errors import UserError
+from ..method.base import Method
 from ..nn.backbones import reseed_dropout
 from ..nn.conditional import evaluating
 from ..protocol import Recipe
@@ -98,6 +100,8 @@ class Schedule(SupervisedPlugin):
             return
         loss = validation_loss(strategy)
         if loss < self.best:
+            if not self.kept:
+                check_can_go_back(strategy.method)
             self.best, self.left, self.kept = loss, self.recipe.lr_patience, strategy.clock.train_exp_epochs
             self._best_state = None  # before the new one is made: there is memory for one
             self._best_state = Rollback(strategy.model, strategy.method)
@@ -116,6 +120,12 @@ class Schedule(SupervisedPlugin):
         if self._best_state is not None:
             self._best_state.restore()
             self._best_state = None
+
+
+def check_can_go_back(method: Method) -> None:
+    """Raises UserError for a method that holds what cannot be set back to the best epoch, such as an iterator."""
+    if unsaved := method.unsaved():
+        raise UserError(f"{unsaved}, nor can lr_schedule=patience set it back to the best epoch", "use another lr_schedule")
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from avalanche.training.storage_policy import ReservoirSamplingBuffer
 
 from benchsuite.cli.main import main
 from benchsuite.errors import UserError
+from benchsuite.execution import tune
 from benchsuite.execution.messages import Finished
 from benchsuite.execution.plan import plan
 from benchsuite.execution.worker import RunContext, outcome
@@ -148,6 +149,14 @@ def test_under_patience_what_cannot_go_back_is_refused_before_training(own_metho
         run(job_of("plugged", **PATIENT), results=tmp_path, report=said.append)
     assert said == []
     assert list(tmp_path.iterdir()) == []
+
+    class Later(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            self.lazily = iter([])
+
+    made("later", Later)
+    with pytest.raises(UserError, match=r"Later\.lazily is a list_iterator"):
+        run(job_of("later", **PATIENT), results=tmp_path)
 
 
 def test_what_is_found_out_later_costs_the_checkpoint_alone(own_methods, tmp_path):
@@ -335,6 +344,36 @@ def test_a_wrong_plugin_is_one_line(text, said, own_methods, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_commands_on_a_record_take_the_plugin_that_its_method_trains_with(own_methods, tmp_path, capsys, monkeypatch):
+    own, settings = own_file(tmp_path), {**TINY, "tasks": 1, "epochs": 1}
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, code=0):
+        own_methods._plugins.clear(), own_methods._modified.clear()  # as in another process
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == code
+        out, err = capsys.readouterr()
+        assert err.count("benchsuite: error") == (code == 2)
+        return out if code == 0 else err
+
+    small = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
+    call("run", "--method", "finetune", *SMALL[:4], *small, "--plugin", f"{own}:Shrink(by=0.5)")
+    (run,) = (tmp_path / "runs").rglob("record.json")
+    assert "the plugin own.py:Shrink is not known here; name its module or file with --plugin\n" in call("verify", run, code=2)
+    assert "identical" in call("verify", run, "--plugin", "./own.py:Shrink")
+    assert "the same numbers" in call("run", "--from", run, "--plugin", "./own.py:Shrink")
+    assert "write --plugin without them" in call("verify", run, "--plugin", "./own.py:Shrink(by=0.5)", code=2)
+    assert "is of finetune+own.py:Shrink, without RWalkPlugin" in call("verify", run, "--plugin", "RWalkPlugin", code=2)
+    assert "1 added" in call("merge", "runs", "--results", "merged", "--plugin", "./own.py:Shrink")
+    for command in (["tune", "--method", "ewc", *SMALL[:4]], ["check", "ewc"]):
+        assert "Quiet only looks on; leave it out" in call(*command, "--plugin", "./own.py:Quiet", code=2)
+        assert "Shrink has no argument 'to'" in call(*command, "--plugin", "./own.py:Shrink(to=1)", code=2)
+    said = []
+    monkeypatch.setattr(tune.Study, "search", lambda study, *_, **__: said.append((study.method, study.overrides)) or ())
+    main(["tune", "--method", "ewc", *SMALL[:4], "--plugin", "./own.py:Shrink(by=0.5)"])
+    assert said == [("ewc+own.py:Shrink", {"by": 0.5})]
 
 
 def test_a_file_without_its_plugin_can_be_mended(own_methods, tmp_path):
