@@ -13,15 +13,19 @@ from importlib.metadata import entry_points
 from importlib.util import resolve_name
 from pathlib import Path
 
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")  # shapes, by matplotlib's names
+
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """What a method's class says about the method. summary: the first line of its docstring."""
+    """What a method's class says about the method. summary: the first line of its docstring. marker: one of `MARKERS`, or ""."""
 
     name: str
     summary: str
     family: str = "other"
     forgetting: str = "some"
+    label: str = ""
+    marker: str = ""
 
 
 def methods() -> dict[str, MethodEntry]:
@@ -35,7 +39,9 @@ def methods() -> dict[str, MethodEntry]:
         found += _registered(*_parse(f"benchsuite.methods.{module.name}"))
     for point in entry_points(group="benchsuite.methods"):
         theirs = _registered(*_parse(point.module))
-        found += theirs or [MethodEntry(point.name, f"defined by {point.value}, which must be imported to know more")]
+        found += theirs or [
+            MethodEntry(point.name, f"defined by {point.value}, which must be imported to know more", label=point.name)
+        ]
     return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
 
 
@@ -80,9 +86,10 @@ def _registered(package: str, tree: ast.Module) -> list[MethodEntry]:
     found = []
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and any(ast.unparse(d).split(".")[-1] == "register" for d in node.decorator_list):
-            name, says = _own_texts(node).get("name") or node.name.lower(), _texts(node, package, tree)
-            summary = first_line(ast.get_docstring(node))
-            found.append(MethodEntry(name, summary, says.get("family", "other"), says.get("forgetting", "some")))
+            own, says = _own_texts(node), _texts(node, package, tree)
+            name, summary = own.get("name") or node.name.lower(), first_line(ast.get_docstring(node))
+            label, marker = own.get("label") or name, own.get("marker", "")  # never inherited: they tell methods apart
+            found.append(MethodEntry(name, summary, says.get("family", "other"), says.get("forgetting", "some"), label, marker))
     return found
 
 

@@ -32,7 +32,9 @@ class AGEM(Method):
     budget: float = setting(BUDGET, above=0)  # MB (10^6 bytes) of stored images, in T equal shares
     sample_size: int = setting(64, least=1, most=10**6)  # stored images in each reference batch; Avalanche's default
 
+    label = "A-GEM"
     family = "replay"
+    marker = "s"
     settings: ClassVar = (
         *FEW_DIGITS,
         AS_MANY_LARGE,

@@ -155,7 +155,9 @@ class CACL(Method):
     prune_at: float = setting(1.0, above=0, most=1, neutral=1.0)  # share of a task's epochs after which it is pruned
     pools: dict[str, list[Rank]] = field(default_factory=dict, init=False, repr=False)
 
+    label = "CACL"
     family = "factorised"
+    marker = "o"
     forgetting = "none"
     size_is_learnt = True
     unit_axes: ClassVar[Axes] = {**SVDConv2d.grows, "kernels": (0, 1)}

@@ -73,6 +73,8 @@ class CACLCP(CACL):
     exact_vectors: ClassVar = "never"  # type: ignore[misc]  # terms have no orthogonal form
 
     name: ClassVar = "cacl-cp"
+    label = "CACL-CP"
+    marker = "s"
     unit_axes: ClassVar = {**CPConv2d.grows, "kernels": (0, 1)}
     counted: ClassVar = "factors and heads alone"
     settings: ClassVar[tuple[Preset, ...]] = (

@@ -24,6 +24,8 @@ class CACLKronecker(CACLCP):
     """CACL-Kronecker: grows and prunes a bank of Kronecker products for each convolution, task by task."""
 
     name: ClassVar = "cacl-kronecker"
+    label = "CACL-Kronecker"
+    marker = "D"
     settings: ClassVar = (
         *CACLCP.settings[:2],
         Preset(

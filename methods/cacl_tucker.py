@@ -41,6 +41,8 @@ class CACLTucker(CACL):
     exact_vectors: ClassVar = "pruning"  # type: ignore[misc]  # always, see above
 
     name: ClassVar = "cacl-tucker"
+    label = "CACL-Tucker"
+    marker = "^"
     unit_axes: ClassVar = {**TuckerConv2d.grows, "kernels": (0, 1)}
     counted: ClassVar = "factors and heads alone"
     settings: ClassVar = (

@@ -385,7 +385,9 @@ class DeltaSVD(Method):
     loop: Literal["closed", "open"] = "closed"
 
     name: ClassVar = "delta-svd"
+    label = "delta-SVD"
     family = "factorised"
+    marker = "P"
     forgetting = "none"
     size_is_learnt = True
     forms: ClassVar = NATIVE

@@ -30,7 +30,9 @@ class ER(Method):
         None, least=1, most=10**6, neutral=None
     )  # stored images in each batch; None: as many as new ones
 
+    label = "ER"
     family = "replay"
+    marker = "o"
     trains_old_heads = True
     settings: ClassVar = (
         *FEW_DIGITS,

@@ -42,7 +42,9 @@ class EWC(Method):
     fisher: Literal["sample", "exact", "empirical"] = "sample"
     decay: float = setting(1.0, least=0, most=1)  # gamma, online form only
 
+    label = "EWC"
     family = "regularisation"
+    marker = "s"
     settings: ClassVar = (
         Preset(
             protocol="split-cifar100",

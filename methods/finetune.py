@@ -10,4 +10,6 @@ class Finetune(Method):
     L = CE_t. Each task has its own head; all tasks train the shared backbone. The base class does all of this.
     """
 
+    label = "Fine-tuning"
     family = "reference"
+    marker = "v"

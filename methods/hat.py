@@ -119,7 +119,9 @@ class HAT(Method):
     start: Literal["normal", "uniform"] = setting("normal", neutral="normal")  # of embeddings: N(0, 1) or U(0, 2)
     anneal: bool = setting(True, neutral=True)  # False: s = s_max throughout
 
+    label = "HAT"
     family = "parameter isolation"
+    marker = "s"
     forgetting = "none"
     settings: ClassVar = (
         Preset(

@@ -50,7 +50,9 @@ class Individual(Method):
     Each network has its own initialisation. Nothing is shared or forgotten; the size is T times that of one network.
     """
 
+    label = "Individual"
     family = "reference"
+    marker = "o"
     forgetting = "none"
     size_reference = True
 

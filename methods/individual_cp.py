@@ -27,6 +27,8 @@ class IndividualCP(IndividualSVD):
     """Individual-CP: compresses each individual network to CP terms after training, with a short recovery."""
 
     name: ClassVar = "individual-cp"
+    label = "Individual-CP"
+    marker = "<"
     settings: ClassVar = (
         Preset(
             protocol="rotated-digits",

@@ -46,7 +46,9 @@ class IndividualSVD(Individual):
     whiten: bool = False
 
     name: ClassVar = "individual-svd"
+    label = "Individual-SVD"
     family = "factorised"
+    marker = "v"
     size_reference = False
     layer: ClassVar[type[FactorisedConv2d]] = SVDConv2d
     unit_axes: ClassVar = SVDConv2d.grows

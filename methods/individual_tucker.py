@@ -25,6 +25,8 @@ class IndividualTucker(IndividualSVD):
     """Individual-Tucker: compresses each individual network to Tucker-2 factors after training, with a short recovery."""
 
     name: ClassVar = "individual-tucker"
+    label = "Individual-Tucker"
+    marker = ">"
     settings: ClassVar = (
         Preset(
             protocol="rotated-digits",

@@ -14,7 +14,9 @@ class Joint(Method):
     so backward transfer is not defined.
     """
 
+    label = "Joint"
     family = "reference"
+    marker = "D"
     trains_jointly = True
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:

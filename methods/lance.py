@@ -153,7 +153,9 @@ class LANCE(Method):
     calibration_batches: int = setting(100, least=1, most=10**6)
     relu: Literal["mask", "plain"] = "mask"  # as in the modifiers of activations
 
+    label = "LANCE"
     family = "gradient projection"
+    marker = "o"
     settings: ClassVar = (
         Preset(
             protocol="split-cifar100",

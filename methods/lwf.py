@@ -32,7 +32,9 @@ class LwF(Method):
     strength: float = setting(1.0, least=0)  # alpha
     temperature: float = setting(2.0, above=0)  # tau
 
+    label = "LwF"
     family = "regularisation"
+    marker = "o"
     trains_old_heads = True
     settings: ClassVar = (
         Preset(

@@ -31,7 +31,9 @@ class MAS(Method):
     strength: float = setting(1.0, least=0)  # lambda
     average: float = setting(0.5, least=0, most=1)  # alpha, the newest task's share of the importance
 
+    label = "MAS"
     family = "regularisation"
+    marker = "D"
     settings: ClassVar = (
         Preset(
             protocol="split-cifar100",

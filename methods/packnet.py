@@ -106,7 +106,9 @@ class PackNet(Method):
     redraw: bool = True  # initialise free weights for each task; False: start from zero, as the original does
     biases: Literal["per_task", "first_task"] = "per_task"
 
+    label = "PackNet"
     family = "parameter isolation"
+    marker = "o"
     forgetting = "none"
     settings: ClassVar = (
         Preset(

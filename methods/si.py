@@ -29,7 +29,9 @@ class SI(Method):
     strength: float = setting(0.1, least=0)  # c
     damping: float = setting(0.1, above=0)  # xi
 
+    label = "SI"
     family = "regularisation"
+    marker = "^"
     settings: ClassVar = (
         Preset(
             protocol="split-cifar100",

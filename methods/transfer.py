@@ -23,7 +23,9 @@ class Transfer(Method):
 
     last: int = setting(2, least=0)  # convolutions that are trained further; arXiv 2411.06346 uses 2 and 4
 
+    label = "Transfer"
     family = "reference"
+    marker = "^"
     settings: ClassVar = (
         Preset(
             protocol="rotated-digits",

@@ -13,7 +13,7 @@ from benchsuite.nn.modifiers import MODIFIERS
 
 def by_import():
     return {
-        name: MethodEntry(name, catalogue.first_line(cls.__doc__), cls.family, cls.forgetting)
+        name: MethodEntry(name, catalogue.first_line(cls.__doc__), cls.family, cls.forgetting, cls.label, cls.marker)
         for name, cls in methods.all().items()
     }
 
@@ -38,6 +38,8 @@ def test_every_modifier_is_listed_as_an_import_shows_it():
         ('    """', '    """Another '),
         ('family = "reference"', 'family = "other words"'),
         ('family = "reference"', 'family = "reference"\n    forgetting = "none"'),
+        ('label = "Fine-tuning"', 'label = "FT"'),
+        ('marker = "v"', ""),
         ("@register\n", ""),
     ],
 )
@@ -99,7 +101,7 @@ def test_what_a_method_inherits_is_found_through_every_kind_of_import(distributi
     distribution(*texts)
     before, found = set(sys.modules), catalogue.methods()
     for i, (lines, says) in enumerate(BASES.items()):
-        assert found[f"mine{i}"] == MethodEntry(f"mine{i}", "One line.", *says), lines
+        assert found[f"mine{i}"] == MethodEntry(f"mine{i}", "One line.", *says, label=f"mine{i}"), lines
     assert not {name for name in set(sys.modules) - before if name.startswith("their_package")}
 
 

@@ -28,7 +28,8 @@ class NewMethod(Method):
     strength: float = setting(1.0, least=0)  # where the value comes from
 
     name = "new_method"  # for --method, records and tables
-    family = "regularisation"  # a filter on the page of results
+    label = "NewMethod"  # what tables and figures call it
+    family = "regularisation"  # in the field's terms: its colour in figures, and a filter on the page of results
     forgetting = "some"  # "none" claims that old tasks' logits stay bit-identical; old heads are then frozen
     trains_old_heads = False  # True: heads of earlier tasks are trained further, by design
 

@@ -20,14 +20,13 @@ def command_report(arguments: argparse.Namespace) -> None:
     from ..protocol import protocols
     from ..report.write import write_reports
 
-    families = {name: method.family for name, method in catalogue.methods().items()}
-    sources = dict.fromkeys(families, "")  # installed methods have no file of their own
+    sources = dict.fromkeys(catalogue.methods(), "")  # installed methods have no file of their own
     if arguments.methods:  # only a method's own file is imported, and PyTorch with it
         from ..method.registered import methods
 
         for file in arguments.methods:
             name = methods.find(file)
-            families[name], sources[name] = methods.get(name).family, methods.source(name)
+            sources[name] = methods.source(name)
     published = {name: protocol.published for name, protocol in protocols.all().items()}
     files = write_reports(
         arguments.results,
@@ -35,7 +34,6 @@ def command_report(arguments: argparse.Namespace) -> None:
         published,
         protocols=arguments.protocol,
         tiers=arguments.tier,
-        families=families,
         files=sources,
         compare=arguments.compare,
     )

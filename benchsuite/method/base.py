@@ -78,7 +78,9 @@ class Method(SupervisedPlugin):
     """
 
     name: ClassVar[str] = ""  # default: the class's name in lower case
-    family: ClassVar[str] = "other"  # in the field's terms (say, "replay"); readers of the page filter by it
+    label: ClassVar[str] = ""  # what tables and figures call it (say, "DER++"); default: the name
+    family: ClassVar[str] = "other"  # in the field's terms (say, "replay"): its colour in figures, and a filter on the page
+    marker: ClassVar[str] = ""  # in figures, one of `catalogue.MARKERS`; default: one that follows from the name
     forgetting: ClassVar[Literal["some", "none"]] = "some"  # "none": logits of old tasks stay bit-identical on the CPU
     trains_jointly: ClassVar[bool] = False  # True: trains once on all tasks together, not on a sequence
     trains_old_heads: ClassVar[bool] = False  # True: heads of earlier tasks are trained further, by design

@@ -13,9 +13,11 @@ from typing import Any
 from avalanche.core import BaseSGDPlugin
 from avalanche.training import plugins as avalanche_plugins
 
+from ..catalogue import MARKERS
 from ..errors import UserError, one_line
 from ..files import digest
 from ..nn.modifiers import MODIFIERS
+from ..record.schema import LONGEST_LABEL, fits
 from ..registry import Registry, find_in, suggest
 from ..source import identity
 from .base import Method
@@ -176,5 +178,11 @@ def register(cls: type[Method]) -> type[Method]:
     cls.name = cls.__dict__.get("name") or cls.__name__.lower()
     if not re.fullmatch(r"[\w][\w.-]*", cls.name):
         raise TypeError(f"a method's name is letters, digits and _ . -, got {cls.name!r}")
+    cls.label, cls.marker = cls.__dict__.get("label") or cls.name, cls.__dict__.get("marker", "")  # no other method's
+    for word, text in (("label", cls.label), ("family", cls.family)):
+        if not (isinstance(text, str) and fits(text)):
+            raise TypeError(f"{cls.name}: its {word} must be 1 to {LONGEST_LABEL} printable characters, got {text!r:.200}")
+    if cls.marker not in ("", *MARKERS):
+        raise TypeError(f"{cls.name}: there is no marker {cls.marker!r}; there are {' '.join(MARKERS)}")
     methods.add(cls.name, cls, cls.__module__, sys._getframe(1).f_code.co_filename)
     return cls

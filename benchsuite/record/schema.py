@@ -27,6 +27,7 @@ MB = 1e6
 
 NAME = re.compile(r"(?!\.)[^/\\]{1,100}")
 LONGEST = 200  # bytes of a name: file systems take 255, some 143 characters
+LONGEST_LABEL = 60  # characters of what tables and figures call a method, and of its family
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
@@ -42,6 +43,11 @@ def check_folder_name(name: str, text: str) -> None:
     """Raises ValueError for a text that cannot name a folder. name: what it is."""
     if not (NAME.fullmatch(text) and text.isprintable() and len(text.encode()) <= LONGEST):
         raise ValueError(f"{name} {text!r:.120} cannot name a folder")
+
+
+def fits(text: str) -> bool:
+    """Whether a method's label or family can be shown."""
+    return 0 < len(text) <= LONGEST_LABEL and text.isprintable()
 
 
 class Job(Part, frozen=True, dict=True):
@@ -242,6 +248,7 @@ class RunRecord(Part, frozen=True, dict=True):
         computed (`nn.computed.Images`), without the evaluations. None in records of earlier versions.
     n_tasks_read: whether the method asked how many tasks the sequence has.
     size_reference: whether sizes and forward gain of other methods are measured against this run (`Method.size_reference`).
+    family, label, marker: what the method says of itself (`Method`); "" in records of earlier versions.
     made_by: digests of the golden entries and sources that the numbers depend on; {} in records of earlier versions.
     artifact_sha256: of the artifact's file; "" in records of earlier versions.
     forms: the same network from each of its method's storage forms, by name: `FORMS` or `NATIVE`, in that order, without those
@@ -267,6 +274,9 @@ class RunRecord(Part, frozen=True, dict=True):
     backward_images: Count | None = None
     n_tasks_read: bool = False
     size_reference: bool = False
+    family: str = ""
+    label: str = ""
+    marker: str = ""
     memory: Memory = Memory()
     diagnostics: Diagnostics = Diagnostics()
     made_by: dict[str, str] = {}
@@ -283,6 +293,7 @@ class RunRecord(Part, frozen=True, dict=True):
             _check(not any(map(operator.gt, [c or 0 for c in row], tests)), "more correct answers than test images")
         _check(None not in self.correct[-1], "every task must have been tested after the last one")
         _check(self.stored[-1] is not None, "a finished run has stored bytes after its last task")
+        _check(all(not text or fits(text) for text in (self.family, self.label, self.marker)), "no label, family or marker")
         _check(len(self.macs) == n, "macs must have one entry for each task")
         _check(sum(self.iterations) > 0, "a finished run has made steps")
         measured = [getattr(self.memory, name) for name in Memory.__struct_fields__]

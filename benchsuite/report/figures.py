@@ -21,7 +21,7 @@ from ..analysis.rows import series
 from ..analysis.statistics import t_interval
 from ..record import metrics
 from ..record.schema import MB, RunRecord
-from .looks import COLOURS, OUTSIDE, looks_by_position, looks_of
+from .looks import COLOURS, FILLS, LINES, MARKERS, look_of_run, looks_of
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import: only drawing needs it
     from matplotlib.axes import Axes
@@ -66,10 +66,8 @@ def _trade_off(frame: pd.DataFrame, heading: str, board: Leaderboard, forms: pd.
     for row in rows:
         name = row["series"] if len(largest) <= FEW or row["pareto"] else ""
         row["text"] = name if row is largest[row["series"]] else f"×{row['width']:g}"
-    every = looks_of(board.runs)
-    looks = {name: every[name] for name in sorted(largest) if not largest[name]["published"]}
-    others = [name for name in sorted(largest) if largest[name]["published"]]
-    looks |= {name: {"color": "black", "marker": OUTSIDE[i % len(OUTSIDE)], "linestyle": ""} for i, name in enumerate(others)}
+    every = looks_of(board)
+    looks = {name: every[largest[name]["method"]].style for name in sorted(largest)}
     columns = _columns(looks)
     legend = -(-len(looks) // columns) if len(looks) > FEW else 0
     figure, axes = _figure(f"{board.provenance}; dashed: Pareto front", height=2.7 + 0.14 * legend)
@@ -120,7 +118,7 @@ def by_epsilon(frame: pd.DataFrame, provenance: str) -> Figure:
     figure = _blank(provenance, height=4.2)
     plain = frame.iloc[0]
     known = frame.dropna(subset=["epsilon"])
-    looks = looks_by_position(sorted(known["family"].unique()))
+    looks = _by_position(sorted(known["family"].unique()))
     panels = {
         "relative gradient error": known["error"],
         "step time / unmodified": known["time"],
@@ -190,13 +188,13 @@ def accuracy_matrices(runs: Mapping[str, list[RunRecord]], provenance: str) -> F
 def accuracy_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
     """A_k (%) against k, mean over seeds, with 95 % bands; a method that is measured only at the end is a point."""
     series = {label: [metrics.accuracy_after_each_task(run.R) for run in group] for label, group in runs.items()}
-    return _over_tasks(series, "mean accuracy (%)", provenance, scale="per cent")
+    return _over_tasks(runs, series, "mean accuracy (%)", provenance, scale="per cent")
 
 
 def forgetting_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
     """F_k (points) against k, mean over seeds, with 95 % bands; None where no method has it."""
     series = {label: [metrics.forgetting_after_each_task(run.R) for run in group] for label, group in runs.items()}
-    return _over_tasks(series, "mean forgetting (points)", provenance)
+    return _over_tasks(runs, series, "mean forgetting (points)", provenance)
 
 
 def stored_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) -> Figure | None:
@@ -205,17 +203,21 @@ def stored_after_each_task(runs: dict[str, list[RunRecord]], provenance: str) ->
         label: [np.array([np.nan if s is None else s.total / MB for s in run.stored]) for run in group]
         for label, group in runs.items()
     }
-    return _over_tasks(series, "stored (MB)", provenance, scale="log")
+    return _over_tasks(runs, series, "stored (MB)", provenance, scale="log")
 
 
 def _over_tasks(
-    series: dict[str, list[np.ndarray]], heading: str, provenance: str, scale: Literal["linear", "per cent", "log"] = "linear"
+    runs: Mapping[str, list[RunRecord]],
+    series: dict[str, list[np.ndarray]],
+    heading: str,
+    provenance: str,
+    scale: Literal["linear", "per cent", "log"] = "linear",
 ) -> Figure | None:
     """A line for each row. With more than `FEW` rows bands would hide one another: then only the last point has its interval."""
     summaries = {label: t_interval(np.stack(values)) for label, values in series.items()}
     if all(np.isnan(mean).all() for mean, _ in summaries.values()):
         return None
-    looks = looks_of(series)
+    looks = {label: look_of_run(group[0]).style for label, group in runs.items()}
     columns = _columns(series)
     figure, axes = _figure(provenance, height=2.4 + 0.14 * -(-len(series) // columns))
     for place, (label, (mean, half)) in enumerate(summaries.items()):
@@ -294,7 +296,7 @@ def rank_growth(runs: Mapping[str, list[RunRecord]], provenance: str) -> Figure 
             }
     if not lines:
         return None
-    looks = looks_by_position(list(dict.fromkeys(name for panel in lines.values() for name in panel)))
+    looks = _by_position(list(dict.fromkeys(name for panel in lines.values() for name in panel)))
     columns = _columns(looks, room=62 if len(lines) <= 2 else 130)
     above = 0.25 + 0.16 * -(-len(looks) // columns)
     figure, panels = _panels(provenance, list(lines), gap=0.44, above=above, below=0.35)
@@ -417,6 +419,19 @@ def _plain_ticks(axis: Any, low: float, high: float) -> None:
     dense = [1 + 0.5 * i for i in range(18)]  # between close sizes 1, 2, 5 would leave one tick or none
     steps = ((1.6, dense), (5, [1, 1.5, 2, 3, 4, 5, 7]), (200, [1, 2, 5]))
     axis.set_major_locator(LogLocator(subs=next((subs for ratio, subs in steps if high < ratio * low), [1])))
+
+
+def _by_position(labels: list[str]) -> dict[str, dict[str, Any]]:
+    """Looks of what is no method: with the colour no line returns before 28."""
+    return {
+        label: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % 9],
+            "fillstyle": ("full", *FILLS)[i // 9 % 3],
+            "linestyle": LINES[i // len(COLOURS) % len(LINES)],
+        }
+        for i, label in enumerate(labels)
+    }
 
 
 def _columns(labels: Iterable[str], room: int = 62) -> int:

@@ -21,13 +21,12 @@ import pandas as pd
 from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.rows import configurations, series
 from ..errors import UserError
-from ..record.schema import Job, RunRecord
+from ..record.schema import RunRecord
 from ..record.store import RECORD
 from . import tables
 from .columns import COLUMNS, TITLES
-from .looks import looks_by_position, looks_of
+from .looks import entry_of, looks_of
 
-OTHER = "other"  # the family of a method that declares none
 MODIFIED = "compressed activations"  # a further family of `method+modifier`
 FIGURES = [
     {
@@ -47,11 +46,9 @@ FIGURES = [
 ]
 
 
-def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = None, base: str = ".") -> str:
-    """The page with every board.
+def page(boards: Sequence[Leaderboard], base: str = ".") -> str:
+    """The page with every board. Rows are filtered by family; one under a modifier is also in "compressed activations".
 
-    families: method -> family, by which rows are filtered (`Method.family` of every registered method); any other method is
-        "other". A row under a modifier is also in the family "compressed activations".
     base: the results folder as seen from the page: links lead to base/<job folder>/record.json.
     The same boards give the same text. Raises UserError without boards, and for two of one protocol and tier.
     """
@@ -67,7 +64,7 @@ def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = Non
         "hidden": sorted({column.name for column in columns if not column.screen}),
         "latex": {chr(code): text for code, text in tables.LATEX.items()},
         "figures": FIGURES,
-        "boards": [_board(board, families or {}, base) for board in boards],
+        "boards": [_board(board, base) for board in boards],
     }
     html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     for name in ("style", "script"):  # the page's content security policy allows these two only
@@ -79,17 +76,16 @@ def page(boards: Sequence[Leaderboard], families: Mapping[str, str] | None = Non
     return html.replace("{{data}}", text.replace("<", r"\u003c"))  # no text of a record may close the element that it is in
 
 
-def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[str, Any]:
+def _board(board: Leaderboard, base: str) -> dict[str, Any]:
     own = _of_each_run([run for runs in board.runs.values() for run in runs])
     frames = {kind: getattr(board, kind) for kind in TITLES}
     published = {
         label: bool(p) for frame in frames.values() for label, p in zip(frame["method"], frame["published"], strict=True)
     }
     points = board.parameter_efficiency.dropna(subset=["accuracy", "megabytes"])
-    # As in the printed figure: measured rows first, so that they look the same with and without published ones.
     drawn = sorted({(published[label], series(label)) for label in points["method"]})
     order = {name: i for i, (_, name) in enumerate(drawn)}
-    looks = looks_by_position([name for _, name in drawn]) | looks_of(board.runs)
+    looks = looks_of(board)
     rows = []
     for label, is_published in published.items():
         group, name = board.runs.get(label, []), series(label)
@@ -99,11 +95,9 @@ def _board(board: Leaderboard, families: Mapping[str, str], base: str) -> dict[s
                 "label": label,
                 "series": name,
                 "published": is_published,
-                "families": _families(group[0].job, families)
-                if group
-                else ["unverified" if label in board.unverified else "published"],
+                "families": _families(group[0]) if group else ["unverified" if label in board.unverified else "published"],
                 "order": place,
-                "look": None if place is None else [looks[name][part] for part in ("color", "marker", "fillstyle")],
+                "look": None if place is None else [looks[label].colour, looks[label].marker, looks[label].fill],
                 "settings": _settings(group[0]) if group else "",
                 "runs": [_run(run, own[run.job.folder], base) for run in group],
             }
@@ -138,8 +132,8 @@ def _of_each_run(records: Sequence[RunRecord]) -> dict[Path, dict[str, str]]:
     return texts
 
 
-def _families(job: Job, families: Mapping[str, str]) -> list[str]:
-    return [families.get(job.base, OTHER), *([MODIFIED] if job.base != job.method else [])]
+def _families(run: RunRecord) -> list[str]:
+    return [entry_of(run).family, *([MODIFIED] if run.job.base != run.job.method else [])]
 
 
 def _settings(run: RunRecord) -> str:

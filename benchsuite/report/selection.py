@@ -12,7 +12,6 @@ from typing import Any, Literal, get_type_hints
 
 import pandas as pd
 
-from .. import catalogue
 from ..analysis.leaderboard import Leaderboard
 from ..analysis.rows import names_of
 from ..errors import UserError
@@ -20,6 +19,7 @@ from ..fields import convert
 from ..record.schema import RunRecord
 from ..registry import suggest
 from .columns import COLUMNS, TITLES
+from .looks import entry_of
 
 MOST = 12  # rows that are shown without a selection: more fill a page and crowd a figure
 STATISTICS = tuple(dict.fromkeys(column.name for columns in COLUMNS.values() for column in columns))
@@ -179,11 +179,10 @@ def default_rows(board: Leaderboard) -> list[str]:
     plain: dict[str, str] = {}  # method -> the row that stands for it
     for label in sorted(board.runs, key=lambda label: _changes(board.runs[label][0])):
         plain.setdefault(board.runs[label][0].job.base, label)
-    families = {name: method.family for name, method in catalogue.methods().items()}
     by_family = defaultdict(list)
     for label in labels:
         if label in plain.values():
-            by_family[families.get(board.runs[label][0].job.base, "other")].append(label)
+            by_family[entry_of(board.runs[label][0]).family].append(label)
     turns = {label: turn for family, rows in by_family.items() for turn, label in enumerate(rows) if family != "reference"}
     turns |= dict.fromkeys(by_family["reference"], -1)
     order = sorted(labels, key=lambda label: (label not in own, turns.get(label, len(labels)), labels.index(label)))

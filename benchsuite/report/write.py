@@ -35,7 +35,6 @@ def write_reports(
     *,
     protocols: Collection[str] = (),
     tiers: Collection[str] = (),
-    families: Mapping[str, str] | None = None,
     files: Mapping[str, str] = MappingProxyType({}),
     compare: Sequence[str] = (),
 ) -> list[Path]:
@@ -43,7 +42,7 @@ def write_reports(
     `output`/protocol/tier, and the ledger of their protocols and the page with all of it into `output`; returns the files.
 
     published: the figures of every known protocol, by its name. The ledger sees all tiers, whichever are reported on.
-    families: method -> `Method.family`, by which the page filters. files, compare: as for `leaderboard`.
+    files, compare: as for `leaderboard`.
     Raises UserError, before anything is written, where a named protocol or tier has no records; and at the end, if there are
     records that cannot be used: the reports are written without them, and name them.
     """
@@ -92,7 +91,7 @@ def write_reports(
     written += _write(
         output,
         {
-            "index.html": page(list(boards.values()), families, base),
+            "index.html": page(list(boards.values()), base),
             "ledger.md": tables.ledger_markdown(frame),
             "ledger.tex": tables.ledger_latex(frame),
             "ledger.csv": tables.csv(frame),

@@ -479,6 +479,9 @@ class _Run:
             backward_images=p["images"][1],
             n_tasks_read=p["n_tasks_read"],
             size_reference=self.method.size_reference,
+            family=self.method.family,
+            label=self.method.label,
+            marker=self.method.marker,
             diagnostics=structs.replace(
                 diagnostics,
                 other_sizes={**alternatives, **diagnostics.other_sizes},

@@ -596,7 +596,7 @@ def test_a_method_in_a_file_has_its_family_on_the_page_and_its_settings_checked_
     assert "has no finished runs; there are some of --protocol split-digits --tier smoke" in capsys.readouterr().err
     assert call("merge", "runs", "--results", "again", "--method", "./anchor.py") == 0
     assert "not checked" not in capsys.readouterr().err
-    assert call("report", "paper", "--method", "./anchor.py") == 0
+    assert call("report", "paper") == 0
     assert "moorings" in (folder / "paper" / "index.html").read_text()
 
 

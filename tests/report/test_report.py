@@ -22,7 +22,7 @@ from benchsuite.protocol import Published
 from benchsuite.record.schema import Job
 from benchsuite.record.store import write
 from benchsuite.report import figures, tables
-from benchsuite.report.looks import looks_by_position, looks_of
+from benchsuite.report.looks import look_of_run
 from benchsuite.report.write import write_report, write_reports
 
 
@@ -570,11 +570,7 @@ def test_ranks_of_banks_and_of_single_networks_are_drawn():
             run("c", diagnostics={"ranks": wrong})
 
 
-def test_looks_differ_in_grey_and_text_is_of_one_size():
-    looks = looks_by_position([f"m{i}" for i in range(27)])
-    assert len({(look["marker"], look["fillstyle"]) for look in looks.values()}) == 27
-    assert len({look["linestyle"] for look in looks.values()}) == 3
-    assert len({(look["color"], look["linestyle"]) for look in [*looks.values()][:24]}) == 24  # where only lines are seen
+def test_text_is_of_one_size():
     groups = {name: [r for r in DRAWN if r.job.method == name] for name in ("fine_tune", "joint")}
     board = leaderboard(DRAWN)
     bank = run("a", diagnostics={"ranks": {"conv1": [[3], [5]]}})
@@ -657,7 +653,7 @@ def test_stored_sizes_and_forgetting_over_tasks():
 
 def test_a_row_looks_the_same_in_every_figure():
     board = leaderboard([changed(run("a"), memory={}), run("b", size=2_000_000), run("c", last=75, size=3_000_000)])
-    looks = looks_of(board.runs)
+    looks = {name: look_of_run(runs[0]).style for name, runs in board.runs.items()}
     assert len({str(look) for look in looks.values()}) == 3
 
     def drawn(figure):
@@ -670,8 +666,6 @@ def test_a_row_looks_the_same_in_every_figure():
     assert drawn(figures.accuracy_vs_size(board)) == of("a", "b", "c")
     assert drawn(figures.accuracy_vs_memory(board)) == of("b", "c")
     assert drawn(figures.accuracy_after_each_task(board.runs, "")) == of("a", "b", "c")
-    wide = looks_of(["a [width=1.0]", "a [width=2.0]", "b"])
-    assert wide["a"] == wide["a [width=1.0]"] != wide["a [width=2.0]"]
 
 
 def test_what_is_gained_after_learning_is_in_the_figure_of_forgetting():
