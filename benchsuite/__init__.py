@@ -12,15 +12,30 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche looks for a solver that only GEM needs
 
+
+
+def _can_be_made(folder: str) -> bool:
+    """Whether a folder is there, or can be made, and can be written."""
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
 # Avalanche makes ~/.avalanche when it is imported. Where nobody can, this stands in for the module that does so, which says where
 # Avalanche's own image sets lie: nothing here uses them.
-_home = _above = os.path.abspath(os.path.expanduser("~/.avalanche"))
-while not os.path.exists(_above):
-    _above = os.path.dirname(_above)
-if not os.path.isfile(f"{_home}/config.json") and not (os.path.isdir(_above) and os.access(_above, os.W_OK | os.X_OK)):
+_home = os.path.abspath(os.path.expanduser("~/.avalanche"))
+if not os.path.isfile(f"{_home}/config.json") and not _can_be_made(_home):
     _datasets: Any = ModuleType("avalanche.benchmarks.datasets.dataset_utils")
     _datasets.default_dataset_location = lambda name: import_module("pathlib").Path(_home, "data", name)
     sys.modules.setdefault(_datasets.__name__, _datasets)
+
+# Where matplotlib cannot keep its list of fonts, it makes a folder that lasts as long as the process, and says so in four lines.
+_own = {"XDG_CONFIG_HOME": "~/.config", "XDG_CACHE_HOME": "~/.cache"}
+_places = [os.path.join(os.environ.get(name) or os.path.expanduser(home), "matplotlib") for name, home in _own.items()]
+if not os.environ.get("MPLCONFIGDIR") and not all(map(_can_be_made, map(os.path.abspath, _places))):
+    import logging
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from .analysis.leaderboard import leaderboard as leaderboard

@@ -49,6 +49,17 @@ def test_a_home_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("quiet", [True, False], ids=["", "control"])
+def test_matplotlib_says_nothing_of_a_home_folder_that_cannot_be_written(quiet, tmp_path):
+    code = f"{'import benchsuite' if quiet else ''}\nimport matplotlib\nprint(matplotlib.get_cachedir(), matplotlib.get_configdir())"
+    environment = {**os.environ, "HOME": "/dev/null/home", "TMPDIR": str(tmp_path)}
+    environment = {name: value for name, value in environment.items() if not name.startswith(("MPL", "XDG"))}
+    answer = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert answer.stdout.startswith(str(tmp_path))
+    assert ("not a writable directory" in answer.stderr or "temporary cache" in answer.stderr) is not quiet, answer.stderr
+    assert not (quiet and answer.stderr)
+
+
 def test_an_import_of_torch_is_noticed(tmp_path):
     """Control. A module of this name is enough."""
     (tmp_path / "torch.py").touch()
