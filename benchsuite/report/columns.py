@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..analysis.leaderboard import BETTER
@@ -12,10 +13,12 @@ from ..analysis.statistics import MAY_LOSE
 class Column:
     """How a statistic is printed.
 
-    digits: decimals; None for two, or three below 1 (sizes and ratios span orders of magnitude).
+    digits: decimals; None for those of a size: two, or three where a row is below 1, the same in the whole column.
     optional: left out where no row has a value.
     screen: whether it appears on the screen and in LaTeX, which are narrow.
     word: a statistic that is a word and stands behind the number.
+    says: what it means, for captions.
+    places, tested: once the rows are known (`tables.fitted`): the decimals of a size, and whether daggers stand in this column.
     """
 
     heading: str
@@ -24,11 +27,19 @@ class Column:
     screen: bool = True
     optional: bool = False
     word: str = ""
+    says: str = ""
+    places: int | None = None
+    tested: bool = False
 
     @property
     def best(self) -> str:
         """ "max" or "min" where one end is better, else ""."""
         return BETTER.get(self.name, "")
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Those of a column of sizes."""
+    return 3 if any(0 < value < 1 for value in values) else 2
 
 
 TITLES = {
@@ -37,72 +48,87 @@ TITLES = {
     "parameter_efficiency": "Parameter efficiency",
     "training_memory": "Training memory",
 }
+ACCURACY = Column("Accuracy (%)", "accuracy", 2, says="mean over all tasks after the last one")
+TRAINING = Column("Training (MB)", "training_megabytes", screen=False, says="what lives between two steps")
+SEEDS = Column("n", "n", 0)
 COLUMNS = {
     "accuracy": [
-        Column("Accuracy (%)", "accuracy", 2),
-        Column("Learning accuracy (%)", "learning_accuracy", 2),
-        Column("Forward gain", "forward_gain", 2),
-        Column("n", "n", 0),
+        ACCURACY,
+        Column("Learning accuracy (%)", "learning_accuracy", 2, says="mean over tasks, each measured right after it was learned"),
+        Column(
+            "Forward gain (pp)",
+            "forward_gain",
+            2,
+            says="learning accuracy minus that of a separate network per task, from the second task on",
+        ),
+        SEEDS,
     ],
     "backward_transfer": [
-        Column("Backward transfer", "bwt", 2),
-        Column("Forgetting", "forgetting", 2),
-        Column("n", "n", 0),
+        Column(
+            "Backward transfer (pp)",
+            "bwt",
+            2,
+            says="mean change in a task's accuracy from when it was learned to the end, without the last task",
+        ),
+        Column(
+            "Forgetting (pp)",
+            "forgetting",
+            2,
+            says="mean drop from a task's best accuracy to its final one, without the last task",
+        ),
+        SEEDS,
     ],
     "parameter_efficiency": [
-        Column("MB", "megabytes"),
+        Column("Size (MB)", "megabytes", says="file that serves all tasks"),
         Column("Weights (MB)", "weights", screen=False),
         Column("Heads (MB)", "heads", screen=False),
         Column("Masks (MB)", "masks", screen=False),
         Column("Other (MB)", "other", screen=False),
-        Column("Size ratio", "ratio"),
+        Column("Size ratio", "ratio", says="to a separate network per task"),
         Column("Compression", "compression", screen=False),  # the inverse of the column before
-        Column("MB / task", "added", screen=False),
+        Column("Added (MB / task)", "added", screen=False, says="for each task after the first"),
         Column("MACs (M)", "macs", screen=False),
         Column("Dense MACs (M)", "dense_macs", screen=False),
-        Column("Training MB", "training_megabytes", screen=False),
-        Column("Accuracy (%)", "accuracy", 2),
-        Column("8-bit MB", "int8_megabytes", optional=True),
-        Column("8-bit (%)", "int8_accuracy", 2, optional=True),
-        Column("Smallest (MB)", "smallest_megabytes", optional=True, word="smallest_form"),
-        Column("At matched size (%)", "matched_accuracy", 2, optional=True),
-        Column("Pareto", "pareto"),
-        Column("n", "n", 0),
+        TRAINING,
+        ACCURACY,
+        Column("8-bit size (MB)", "int8_megabytes", optional=True, says="of the same networks, stored in 8 bits"),
+        Column("8-bit accuracy (%)", "int8_accuracy", 2, optional=True, says="of the same networks, stored in 8 bits"),
+        Column(
+            "Smallest (MB)",
+            "smallest_megabytes",
+            optional=True,
+            word="smallest_form",
+            says=f"the smallest storage form (fp32, fp16, int8, int6, int4) whose mean accuracy is at most {MAY_LOSE} points"
+            " below fp32's",
+        ),
+        Column("At matched size (%)", "matched_accuracy", 2, optional=True, says="accuracy of the rows of about one size"),
+        Column("Pareto", "pareto", says="no ranked row dominates it in size and accuracy, in whatever storage form"),
+        SEEDS,
     ],
     "training_memory": [
-        Column("Held (MB)", "held"),
-        Column("Peak (MB)", "peak"),
-        Column("Formula (MB)", "formula", optional=True),  # what a paper counts: never without the other two
-        Column("Training MB", "training_megabytes", screen=False),
-        Column("Carried MB", "carried_megabytes", optional=True),
-        Column("Compute", "compute", 2, optional=True),
+        Column("Held (MB)", "held", says="for the backward pass"),
+        Column("Peak (MB)", "peak", says="most alive at once in a training step"),
+        # what a paper counts: never without the other two
+        Column("Formula (MB)", "formula", optional=True, says="what papers count"),
+        TRAINING,
+        Column("Carried (MB)", "carried_megabytes", optional=True, says="what the next task needs of all before it"),
+        Column("Compute", "compute", 2, optional=True, says="images through the network, relative to fine-tuning"),
         Column("Step time ratio", "step_time", 2, optional=True),
-        Column("Accuracy (%)", "accuracy", 2),
-        Column("Pareto", "pareto"),
-        Column("n", "n", 0),
+        ACCURACY,
+        Column("Pareto", "pareto", says="no ranked row dominates it in held MB and accuracy"),
+        SEEDS,
     ],
 }
-SAYS = {  # what the columns mean, and the order of rows where it is not that of the first column
-    "accuracy": (
-        "Accuracy: mean over all tasks after the last one. Learning accuracy: mean over tasks, each measured right after it was"
-        " learned. Forward gain: learning accuracy minus that of a separate network per task, from the second task on."
-    ),
-    "backward_transfer": (
-        "Backward transfer: mean change in a task's accuracy from when it was learned to the end. Forgetting: mean drop from a"
-        " task's best accuracy to its final one. Both without the last task."
-    ),
-    "parameter_efficiency": (
-        "MB: size of the file that serves all tasks. Size ratio: to a separate network per task. Pareto: no ranked row dominates"
-        " it in size and accuracy. Order: Pareto front, then by size."
-    ),
-    "training_memory": (
-        "Memory of a training step. Held: for the backward pass. Peak: most alive at once. Formula: what papers count."
-        " Training MB: what lives between two steps. Carried MB: what the next task needs of all before it. Compute: images"
-        " through the network, relative to fine-tuning. Pareto: no ranked row dominates it in held MB and accuracy. Order:"
-        " Pareto front, then by held MB."
-    ),
+ORDER = {  # of rows, where it is not that of the first column
+    "parameter_efficiency": "Order: Pareto front, then by size.",
+    "training_memory": "Order: Pareto front, then by held MB.",
 }
-FEWER_BITS = (
-    "8-bit: size and accuracy of the same networks, stored in 8 bits. Smallest: the smallest storage form (fp32, fp16, int8,"
-    f" int6, int4) whose mean accuracy is at most {MAY_LOSE} points below fp32's. Pareto counts every form."
-)
+
+
+def meanings(columns: Iterable[Column]) -> str:
+    """What columns mean, in sentences; those of one meaning share one."""
+    said: dict[str, list[str]] = {}
+    for column in columns:
+        if column.says:
+            said.setdefault(column.says, []).append(column.heading.partition(" (")[0])
+    return " ".join(f"{' and '.join(names)}: {text}." for text, names in said.items())

@@ -107,7 +107,7 @@ def _board(board: Leaderboard, base: str) -> dict[str, Any]:
         "protocol": board.protocol,
         "tier": board.tier,
         "provenance": board.provenance,
-        "notes": board.footnotes,
+        "notes": tables.notes_of(board),
         "rows": rows,
         "captions": {kind: tables.caption(board, kind) for kind in frames},
         "tables": {kind: _table(board, kind, index, rows) for kind in frames},

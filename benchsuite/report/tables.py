@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -21,9 +23,14 @@ from ..analysis.leaderboard import SIZES, Leaderboard
 from ..analysis.ledger import NAMES, RULE, summary
 from ..analysis.significance import ALPHA
 from ..text import markdown_text
-from .columns import COLUMNS, FEWER_BITS, SAYS, TITLES, Column
+from .columns import COLUMNS, ORDER, TITLES, Column, decimals, meanings
 
 DAGGER = "†"
+ERRORS = (
+    f"Of {DAGGER}: in simulations the chance of any error in a column was at most 2.4 % with normal noise; with skewed noise and"
+    " rows that vary unequally it was up to 7 % at five seeds and 16 % at ten."
+)
+
 TOLD = "‡"  # after the name of a method that knows how many tasks will come
 ABOUT_SIZES = ("parameter_efficiency", "training_memory")
 TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of text, aligned left
@@ -59,19 +66,33 @@ def parquet(frame: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def caption(board: Leaderboard, kind: str) -> str:
-    """What the numbers and marks of one table mean: n, intervals, columns, which rows are not ranked, the test."""
-    frame = getattr(board, kind)
-    statistics = [c.name for c in shown(board, kind) if c.best and c.name not in SIZES]
+def caption(
+    board: Leaderboard,
+    kind: str,
+    frame: pd.DataFrame | None = None,
+    columns: Sequence[Column] | None = None,
+    labels: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """What the numbers and marks of one table mean: n, intervals, columns, which rows are not ranked, the test.
+
+    frame, columns: the rows and columns that the table has (default: all of the board). labels: what it calls the rows.
+    """
+    ordered = frame is None
+    frame = getattr(board, kind) if frame is None else frame
+    columns = shown(board, kind) if columns is None else columns
     rivals = frame[frame["competes"]]
     n = sorted(int(n) for n in frame["n"].dropna().unique())
     text = f"{TITLES[kind]} on {board.protocol}, tier {board.tier}: "
-    if n[-1] == 1:
-        text += "one seed, so no intervals or tests. "
-    else:
+    if n and n[-1] > 1:
         text += f"mean ± {confidence_interval(n)} over n = {span(n)} seeds. "
-    text += f"{SAYS[kind]} "
-    text += f"{FEWER_BITS} " if any(column.word for column in shown(board, kind)) else ""
+    else:
+        text += "one seed, so no intervals or tests. " if n else "figures from elsewhere. "
+    text += f"{meanings(columns)} "
+    text += f"{ORDER[kind]} " if ordered and kind in ORDER else ""
+
+    def named(rows: Iterable[str]) -> str:
+        return ", ".join(labels.get(row, row) for row in rows)
+
     others = [row for row in board.elsewhere if row in set(frame["method"])]
     unranked = frame[~frame["competes"] & ~frame["method"].isin(others)]
     unverified = unranked["method"].isin(board.unverified)
@@ -81,8 +102,8 @@ def caption(board: Leaderboard, kind: str) -> str:
         for applies, words in (
             ((~unranked["published"] & ~blank).any(), "joint training"),
             ((unranked["published"] & ~unverified).any(), "published figures"),
-            (unverified.any(), f"results made elsewhere that nobody has verified ({', '.join(unranked['method'][unverified])})"),
-            (bool(others), f"rows on other tasks or images ({', '.join(others)})"),
+            (unverified.any(), f"results made elsewhere that nobody has verified ({named(unranked['method'][unverified])})"),
+            (bool(others), f"rows on other tasks or images ({named(others)})"),
             (blank.any(), "rows without a memory measurement"),
         )
         if applies
@@ -95,34 +116,42 @@ def caption(board: Leaderboard, kind: str) -> str:
     text += "Bold: best; underlined: second best, by the printed numbers. "
 
     compared: dict[int, dict[str, None]] = {}  # rows by the number of seeds that they share with the best
-    for name in statistics:
-        for row in rivals[rivals[f"{name}_paired"].notna()].to_dict("records"):
-            compared.setdefault(int(row[f"{name}_paired"]), {})[row["method"]] = None
+    for column in columns:
+        for row in rivals[rivals[f"{column.name}_paired"].notna()].to_dict("records") if column.tested else ():
+            compared.setdefault(int(row[f"{column.name}_paired"]), {})[row["method"]] = None
     tested = sorted(n for n in compared if n > 1)
     few = dict.fromkeys(row for n in compared if n < 2 for row in compared[n])
     if tested:
         text += (
-            f"{DAGGER} not significantly different from the best{_of(board.compared)} (p > {ALPHA}), which does not mean equal:"
-            f" moderated t-test of differences paired by seed, {span(tested)} shared seeds, Holm's correction over all pairs of"
-            " rows in a column (those with a reference apart). In simulations the chance of any error in a column was at most"
-            " 2.4 % with normal noise; with skewed noise and rows that vary unequally it was up to 7 % at five seeds and 16 % at"
-            " ten. "
+            f"{DAGGER} not significantly different from the best{_of(board.compared, rivals, named)} (p > {ALPHA}), which does"
+            f" not mean equal: moderated t-test of differences paired by seed, {span(tested)} shared seeds, Holm's correction"
+            " over all pairs of these rows (those with a reference apart). "
         )
     if few and n[-1] > 1:
         text += "No difference can be tested without two seeds shared with the best"
-        text += f": {', '.join(few)}." if tested else "."
+        text += f": {named(few)}." if tested else "."
     return text.strip()
 
 
-def _of(rows: Sequence[str]) -> str:
-    return f" of {', '.join(rows)}" if rows else ""
+def _of(compared: Sequence[str], rivals: pd.DataFrame, named: Callable[[Iterable[str]], str]) -> str:
+    """Of which rows a row is the best, where it is not all that are ranked."""
+    if not compared:
+        return ""
+    return " of the rows shown" if {*rivals["method"]} <= {*compared} else f" of {named(compared)}"
+
+
+def notes_of(board: Leaderboard) -> list[str]:
+    """What stands below the tables of a board, once."""
+    columns = [(kind, column) for kind in TITLES for column in shown(board, kind) if column.tested]
+    tested = any((getattr(board, kind)[f"{column.name}_paired"] > 1).any() for kind, column in columns)
+    return [*board.footnotes, *([ERRORS] if tested else [])]
 
 
 def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
     """One board as a Markdown table, with its caption and provenance below."""
     wrap = {"best": "**{}**", "second": "<ins>{}</ins>"}
     cells, reasons = _without_reasons(_marked(board, kind, wrap, markdown_text))
-    listed = [note for note in board.footnotes if kind in ABOUT_SIZES or note not in board.size_notes] if footnotes else []
+    listed = [note for note in notes_of(board) if kind in ABOUT_SIZES or note not in board.size_notes] if footnotes else []
     notes = "".join(f"- {note}\n" for note in [*reasons, *map(markdown_text, listed)])
     return (
         f"## {TITLES[kind]}\n\n{_markdown(cells)}\n{markdown_text(caption(board, kind))}\n\n{markdown_text(board.provenance)}\n"
@@ -199,7 +228,7 @@ def print_boards(board: Leaderboard, console: Console) -> None:
         for i, row in cells.iterrows():
             table.add_row(*(Text(text, styles.get(marks.get((i, heading), ""), "")) for heading, text in row.items()))
         console.print(table, crop=False)
-    for note in (board.provenance, *every, *board.footnotes):
+    for note in (board.provenance, *every, *notes_of(board)):
         console.print(Text(f"- {note}"))
 
 
@@ -219,8 +248,15 @@ def ledger_latex(frame: pd.DataFrame) -> str:
 
 
 def shown(board: Leaderboard, kind: str) -> list[Column]:
-    frame = getattr(board, kind)
-    return [column for column in COLUMNS[kind] if not column.optional or frame[column.name].notna().any()]
+    return fitted(COLUMNS[kind], getattr(board, kind))
+
+
+def fitted(columns: Iterable[Column], frame: pd.DataFrame) -> list[Column]:
+    """The columns that have anything to show of these rows, with their decimals; the first accuracy is the one that is tested."""
+    kept = [column for column in columns if not column.optional or frame[column.name].notna().any()]
+    tested = next((column.name for column in kept if column.best and column.name not in SIZES), "")
+    sizes = {column.name: decimals(frame[column.name].dropna()) for column in kept if column.digits is None}
+    return [replace(column, places=sizes.get(column.name), tested=column.name == tested) for column in kept]
 
 
 def confidence_interval(seeds: Collection[int]) -> str:
@@ -304,13 +340,17 @@ def _marked(
 
 def best_and_second(board: Leaderboard, kind: str) -> dict[tuple[int, str], str]:
     """ "best" or "second", by row and heading: among the ranked rows, by the printed number."""
-    frame = getattr(board, kind)
+    return best_of(getattr(board, kind), shown(board, kind))
+
+
+def best_of(frame: pd.DataFrame, columns: Iterable[Column]) -> dict[tuple[int, str], str]:
+    """The same of these rows, by their index, and columns."""
     marks: dict[tuple[int, str], str] = {}
-    for column in shown(board, kind):
+    for column in columns:
         rivals = frame[frame["competes"] & frame[column.name].notna()] if column.best else frame[:0]
         if len(rivals) < 2:
             continue
-        printed = rivals[column.name].map(lambda value, column=column: float(_number(value, column)))
+        printed = rivals[column.name].map(lambda value, column=column: float(number(value, column)))
         order = sorted(set(printed), reverse=column.best == "max")
         for place, value in zip(("best", "second"), order, strict=False):
             marks |= dict.fromkeys([(i, column.heading) for i in printed.index[printed == value]], place)
@@ -334,20 +374,21 @@ def cell_text(row: dict, column: Column, best: bool = False) -> str:
     if pd.isna(value):
         note = row.get(f"{column.name}_note")
         return note if isinstance(note, str) else "–"
-    text = "<0.001" if column.digits is None and 0 < value < 0.0005 else _number(value, column)
+    text = "<0.001" if column.digits is None and 0 < value < 0.0005 else number(value, column)
     mark = f" {row[column.word]}" if column.word else ""
-    mark += f" {DAGGER}" if not best and row.get(f"{column.name}_p", 0) > ALPHA else ""
+    mark += f" {DAGGER}" if column.tested and not best and row.get(f"{column.name}_p", 0) > ALPHA else ""
     if interval is None or pd.isna(interval) or (column.digits is None and round(interval, _digits(value, column)) == 0):
         return text + mark  # a size that is the same for every seed needs no interval
     return f"{text} ± {interval:.{_digits(value, column)}f}{mark}"
 
 
-def _number(value: float, column: Column) -> str:
+def number(value: float, column: Column) -> str:
     return "0" if column.digits is None and value == 0 else f"{value:z.{_digits(value, column)}f}"
 
 
 def _digits(value: float, column: Column) -> int:
-    return column.digits if column.digits is not None else 2 if value >= 1 else 3
+    known = column.digits if column.digits is not None else column.places
+    return decimals([value]) if known is None else known
 
 
 def _ledger_cells(frame: pd.DataFrame) -> pd.DataFrame:

@@ -125,7 +125,7 @@ def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list
                 captions[name] = caption
                 files |= {f"{name}.{suffix}": content for suffix, content in drawing.render(figure).items()}
 
-    title, notes = f"{board.protocol}, tier {board.tier}", board.footnotes
+    title, notes = f"{board.protocol}, tier {board.tier}", tables.notes_of(board)
     files["leaderboard.md"] = "\n".join(
         [
             f"# {tables.markdown_text(title)}\n",

@@ -36,9 +36,9 @@ def test_a_row_in_8_bits_and_its_smallest_form_that_loses_at_most_half_a_point()
     alone = rows(leaderboard([run(forms=forms(*LITTLE))]).parameter_efficiency)["finetune"]
     assert alone["smallest_form"] == "int8"  # control: the first seed alone loses a point in 6 bits
     text = tables.to_markdown(board, "parameter_efficiency")
-    assert "| 8-bit MB | 8-bit (%) | Smallest (MB) |" in text
+    assert "| 8-bit size (MB) | 8-bit accuracy (%) | Smallest (MB) |" in text
     assert "0.125 int6" in text
-    assert tables.FEWER_BITS in text
+    assert "8-bit size and 8-bit accuracy: of the same networks, stored in 8 bits. Smallest: the smallest storage form" in text
 
 
 def test_a_row_without_forms_says_so_and_a_board_without_any_has_no_such_columns():

@@ -413,7 +413,7 @@ def test_a_point_has_a_tooltip_for_mouse_and_keyboard_and_opens_its_runs(browser
     point = find(browser, "figure:first-child [data-row='finetune']")[0]
     assert not tooltip.is_displayed()
     ActionChains(browser).scroll_to_element(point).move_to_element(point).perform()
-    assert tooltip.text.split("\n") == ["finetune", "Accuracy (%): 76.50 ± 6.35", "MB: 1.00", "n = 2"]
+    assert tooltip.text.split("\n") == ["finetune", "Accuracy (%): 76.50 ± 6.35", "Size (MB): 1.00", "n = 2"]
     ActionChains(browser).move_to_element(find(browser, "h1")[0]).perform()
     assert not tooltip.is_displayed()
     browser.execute_script("arguments[0].previousSibling.focus()", point)
