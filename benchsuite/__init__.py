@@ -13,7 +13,6 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 warnings.filterwarnings("ignore", message="no QP solver found")  # Avalanche looks for a solver that only GEM needs
 
 
-
 def _can_be_made(folder: str) -> bool:
     """Whether a folder is there, or can be made, and can be written."""
     while not os.path.exists(folder):

@@ -383,12 +383,12 @@ def _check(holds: bool, what: str) -> None:
         raise ValueError(what)
 
 
-NOT_DETERMINED = ("seconds", "memory", "environment", "made_by")
+NOT_DETERMINED = ("seconds", "memory", "environment", "made_by", "family", "label", "marker")
 
 
 def differences(a: RunRecord, b: RunRecord) -> list[str]:
-    """The fields in which two records differ, of those that a run determines: all but wall clock, allocations, date, environment
-    and what the code was."""
+    """The fields in which two records differ, of those that a run determines: all but wall clock, allocations, date, environment,
+    what the code was and what it calls itself."""
     determined = [name for name in RunRecord.__struct_fields__ if name not in NOT_DETERMINED]
     if not (a.forms and b.forms):  # a record of an earlier version has none
         determined.remove("forms")

@@ -51,7 +51,9 @@ def test_a_home_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path):
 
 @pytest.mark.parametrize("quiet", [True, False], ids=["", "control"])
 def test_matplotlib_says_nothing_of_a_home_folder_that_cannot_be_written(quiet, tmp_path):
-    code = f"{'import benchsuite' if quiet else ''}\nimport matplotlib\nprint(matplotlib.get_cachedir(), matplotlib.get_configdir())"
+    code = (
+        f"{'import benchsuite' if quiet else ''}\nimport matplotlib\nprint(matplotlib.get_cachedir(), matplotlib.get_configdir())"
+    )
     environment = {**os.environ, "HOME": "/dev/null/home", "TMPDIR": str(tmp_path)}
     environment = {name: value for name, value in environment.items() if not name.startswith(("MPL", "XDG"))}
     answer = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, check=True)
