@@ -83,8 +83,9 @@ def convert(name: str, value: Any, kind: Any) -> Any:
             except UserError:
                 pass
     if origin is Literal:
-        if value in get_args(kind):
-            return value
+        for known in get_args(kind):
+            if value == known or value == str(known):
+                return known
         raise UserError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
     if origin is tuple:
         items = [v for v in value.split(",") if v] if isinstance(value, str) else value

@@ -418,7 +418,7 @@ class DeltaSVD(Method):
     def prepare(self, model: MultiHead) -> MultiHead:
         self.stored = Stored.of_network(model.backbone, self.bits)
         self.layers = replace_modules(model.backbone, nn.Conv2d, lambda name, conv: DeltaConv2d(conv, name, self.stored))
-        self.error: list[dict[str, float]] = []  # for each task after the first, relative to the layer's outputs, at the cut
+        self.error: list[dict[str, float]] = []  # at the cut, for each later task: of the stored outputs, by layer
         return model
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
@@ -498,7 +498,8 @@ class DeltaSVD(Method):
             else:
                 parts = factors(change, vectors, rank, self.bits, self.refit) if rank else {}
                 made = rounded(parts["A"], self.bits).T @ rounded(parts["B"], self.bits) if parts else 0 * change
-                errors[name] = math.sqrt(float(energy_of(change - made, moments.get(name))) / (totals[name] or 1.0))
+                left = weights[name] - self.stored.kernel(name, layer.parent).to(made) - made  # change - made in the closed loop
+                errors[name] = math.sqrt(float(energy_of(left, moments.get(name))) / (totals[name] or 1.0))
             layer.train_parts(parts)
         self.error.append(errors)
         self.trained = {name: weight.to(strategy.dtype) for name, weight in weights.items()} if self.loop == "open" else {}

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from msgspec import structs
 
 from benchsuite.checks.verify import check_job
 from benchsuite.errors import UserError
-from benchsuite.fields import check, neutral_values, setting
+from benchsuite.fields import check, convert, neutral_values, setting
 from benchsuite.method import Method, Preset, methods
 from benchsuite.protocol import Recipe, protocols
 from benchsuite.record.store import read_all
@@ -32,6 +33,13 @@ class Bounded:
     ranks: tuple[int, ...] = setting((), least=1)
     word: float | str = setting("all", least=1)
     free: float = 1.0
+
+
+def test_a_choice_of_numbers_is_read_from_text():
+    assert convert("bits", "4", Literal[4, 6, 8]) == 4
+    assert convert("bits", 4, Literal[4, 6, 8]) == 4
+    with pytest.raises(UserError, match="bits must be one of 4, 6, 8, got '9'"):
+        convert("bits", "9", Literal[4, 6, 8])
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,8 @@ def test_errors_add_up_in_the_open_loop_and_not_in_the_closed_one(whiten):
         ]
         assert errors[0] < 0.1 * errors[1]
         growth[loop] = errors[4] / errors[1]
+        recorded = [sum(layers.values()) for layers in strategy.method.diagnostics()["extra"]["relative_error"]]
+        assert (recorded[-1] > 1.5 * recorded[0]) == (loop == "open")
     assert growth["closed"] < 1.5
     assert growth["open"] > 1.6
 
