@@ -8,7 +8,7 @@ from dataclasses import MISSING, field, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 LARGEST = 2**63 - 1  # what records and tensors can hold: no number of a setting is further from 0
 
@@ -137,8 +137,16 @@ def misfit(settings: Mapping[str, Any], kinds: Mapping[str, Any]) -> str | None:
 
 def field_types(owner: Any) -> dict[str, Any]:
     """Names and types of the settings of a Recipe or a Method class."""
-    hints = get_type_hints(owner)
-    return {f.name: hints[f.name] for f in fields(owner) if f.init} if is_dataclass(owner) else {}
+    if not is_dataclass(owner):
+        return {}
+    try:
+        hints = get_type_hints(owner)
+    except Exception as error:  # an annotation may be any text
+        what = (
+            f"{getattr(owner, '__name__', type(owner).__name__)}: the types of its fields cannot be resolved: {one_line(error)}"
+        )
+        raise UserError(what, "import or define each name in its annotations at the top of the file") from None
+    return {f.name: hints[f.name] for f in fields(owner) if f.init}
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,12 +26,33 @@ def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -
     return torch.Generator(device).manual_seed(derive(seed, *purpose))
 
 
+GLOBALS: dict[str, Callable[[int], object]] = {
+    "Python's": random.seed,
+    "NumPy's": lambda value: np.random.seed(value % 2**32),  # noqa: NPY002
+    "PyTorch's": torch.manual_seed,
+}
+
+_other: set[str] = set()
+
+
 def seed_globals(seed: int, *purpose: object) -> None:
     """Seed the global generators. This package never uses them, but plugins of others may."""
-    value = derive(seed, "global", *purpose)
-    random.seed(value)
-    np.random.seed(value % 2**32)  # noqa: NPY002
-    torch.manual_seed(value)
+    _seed_globals(derive(seed, "global", *purpose), _other)
+
+
+def _seed_globals(value: int, other: Collection[str] = ()) -> None:
+    for name, seed in GLOBALS.items():
+        seed(value + (name in other))
+
+
+@contextmanager
+def other_globals(names: Iterable[str]) -> Iterator[None]:
+    """Context in which `seed_globals` seeds these of `GLOBALS` with another value. Only what draws from them notices."""
+    _other.update(names)
+    try:
+        yield
+    finally:
+        _other.clear()
 
 
 @contextmanager
@@ -54,5 +75,5 @@ def globals_kept() -> Iterator[None]:
 def seeded(seed: int, *purpose: object) -> Iterator[None]:
     """Context in which the global generators are seeded for `purpose`; afterwards their state is restored."""
     with globals_kept():
-        seed_globals(seed, *purpose)
+        _seed_globals(derive(seed, "global", *purpose))
         yield

@@ -50,6 +50,7 @@ from benchsuite.nn.conditional import TaskConditional, evaluating, replace_modul
 from benchsuite.nn.decompose import second_moments, windows
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.nn.normalisation import PerTaskBatchNorm
+from benchsuite.randomness import generator
 from benchsuite.record.schema import NATIVE
 from benchsuite.training.batches import Batches, TaskImages
 
@@ -432,9 +433,10 @@ class DeltaSVD(Method):
                 layer.begin(parent)
 
     def some(self, strategy: Any, count: int) -> Any:
-        """Batches of at most `count` training images, without augmentation."""
+        """Batches of at most `count` training images, the same ones each time in a task, without augmentation."""
         task, images = strategy.experience.current_experience, strategy.experience.images
-        chosen = torch.randperm(len(images.labels), generator=self.generator("images", task))[:count].to(images.labels.device)
+        draw = generator(self.seed, "method", "images", task)
+        chosen = torch.randperm(len(images.labels), generator=draw)[:count].to(images.labels.device)
         few: TaskImages = replace(images, pixels=images.pixels[chosen], labels=images.labels[chosen])
         return Batches([few], [task], 50, augmentation=None, dtype=strategy.dtype)
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -13,29 +14,39 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
+import numpy as np
 import torch
+from avalanche.benchmarks.utils.data import AvalancheDataset
 from avalanche.core import SupervisedPlugin
 from msgspec.structs import asdict
 from torch import Tensor
 
+from ..data.sets import load_all
 from ..errors import UserError, one_line
 from ..fields import convert, field_types, in_words
 from ..method import artifact
-from ..method.base import Method
+from ..method.base import Method, plain
+from ..method.held import stored_bytes
+from ..method.plugged import Plugged
 from ..method.registered import methods
 from ..nn.conditional import evaluating
 from ..nn.images import normalise
 from ..nn.normalisation import BatchNormPolicy
 from ..protocol import protocols
+from ..randomness import GLOBALS, other_globals
 from ..record import schema
 from ..record.folder import RunFolder
 from ..record.schema import Job, RunRecord
 from ..training import runner
+from ..training.accounting import tensors_in
+from ..training.batches import Batches
 from ..training.settings import Crashed, Unsupported, method_of, recipe_of, resolve
 from ..training.stream import build_stream
 
@@ -60,12 +71,25 @@ class Broken(Exception):
 
 
 class Watcher(SupervisedPlugin):
-    """After each task: the logits of the fixed images under every task so far, and all heads."""
+    """After each task: the logits of the fixed images under every task so far, all heads, and what the method holds of its images
+    beside `memory_bytes`: bytes in no tensor, and attributes with training images. asleep: the first task with a step after which
+    a part of the network is no longer in training mode. own_loader: whether batches came from a loader of the method."""
 
     def __init__(self) -> None:
         super().__init__()
         self.logits: list[list[Tensor]] = []
         self.heads: list[dict[str, list[Tensor]]] = []
+        self.held: list[tuple[int, dict[str, int], list[str]]] = []
+        self.asleep: int | None = None
+        self.own_loader = False
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        self.awake = [module for module in strategy.model.modules() if module.training]
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.own_loader |= not isinstance(strategy.dataloader, Batches)
+        if self.asleep is None and not all(module.training for module in self.awake):
+            self.asleep = strategy.experience.current_experience
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -74,6 +98,15 @@ class Watcher(SupervisedPlugin):
         with evaluating(self.model):
             self.logits.append([self.model(x, int(t)) for t in sorted(self.model.heads)])
         self.heads.append({t: [p.clone() for p in head.parameters()] for t, head in self.model.heads.items()})
+        method, stream = strategy.method, strategy.experience.origin_stream
+        if not (method.trains_jointly or isinstance(method, Plugged)):  # a plugin's data sets are counted for it
+            own = {name: value for name, value in vars(method).items() if name not in ("run", "model", "guard", "compression")}
+            known = set[bytes]().union(*(scaled(one.images.pixels) for one in stream))
+            size = math.prod(IMAGES.shape[1:])
+            tensors = {name: [t for t in tensors_in(value) if t.numel() and not t.numel() % size] for name, value in own.items()}
+            images = [name for name, found in tensors.items() if any(known & scaled(t.reshape(-1, size)) for t in found)]
+            untold = {name: stored_bytes(value, stream) + raw_bytes(value, set()) for name, value in own.items()}
+            self.held.append((method.memory_bytes, untold, images))
 
     def drift(self) -> list[tuple[int, int]]:
         """(i, j): the logits of task i after task j differ from those after an earlier task (i or later)."""
@@ -89,6 +122,29 @@ class Watcher(SupervisedPlugin):
         """Heads that changed while another task was learnt."""
         pairs = zip(self.heads, self.heads[1:], strict=False)
         return [t for now, later in pairs for t in now if not all(map(torch.equal, now[t], later[t]))]
+
+
+def scaled(rows: Tensor) -> set[bytes]:
+    """What tells images apart, whatever their scale. rows: one image each."""
+    flat = rows.detach().flatten(1).float()
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    return {row.numpy().tobytes() for row in ((flat - low) / (high - low) * 100).round()[(high > low)[:, 0]].byte()}
+
+
+def raw_bytes(value: Any, seen: set[int]) -> int:
+    """Bytes of NumPy arrays and byte strings in containers and in the attributes of objects, except in networks and data sets."""
+    if id(value) in seen or isinstance(value, type | ModuleType | torch.nn.Module | Tensor | AvalancheDataset):
+        return 0
+    seen.add(id(value))
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, bytes | bytearray):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(raw_bytes(item, seen) for item in value.values())
+    if isinstance(value, list | tuple | set):
+        return sum(raw_bytes(item, seen) for item in value)
+    return raw_bytes(vars(value), seen) if hasattr(value, "__dict__") else 0
 
 
 class Evaluations(SupervisedPlugin):
@@ -135,15 +191,51 @@ def run(job: Job, results: Path, *plugins: SupervisedPlugin, **kwargs: Any) -> R
         raise Broken(f"the run failed: {one_line(cause)}{where}; fix that first") from error
 
 
-def run_in_pieces(job: Job, results: Path, plugin: Interrupted) -> None:
-    """Interrupt a run in the middle of every training and resume it each time."""
+def run_in_pieces(job: Job, results: Path, plugin: Interrupted, renew: Callable[[], None] = lambda: None) -> None:
+    """Interrupt a run in the middle of every training and resume it each time. renew: called before each piece."""
     for _ in range(T + 1):
         try:
+            renew()
             run(job, results, plugin)
         except Stop:
             continue
         return
     raise AssertionError("the run never finished")
+
+
+def as_now(name: str) -> Callable[[], None]:
+    """A function that sets the variables of a method's file and of its classes to what they are now, as in a new process."""
+    module = sys.modules[methods.get(name).__module__]
+    if methods.file(name) is None:
+        return lambda: None
+    classes = [one for one in vars(module).values() if isinstance(one, type) and one.__module__ == module.__name__]
+    before = [(owner, set(vars(owner)), _variables(owner)) for owner in (module, *classes)]
+
+    def renew() -> None:
+        for owner, names, values in before:
+            for key in vars(owner).keys() - names:
+                delattr(owner, key)
+            for key, value in values.items():
+                current, value = vars(owner).get(key), copy.deepcopy(value)
+                if isinstance(current, dict | set) and isinstance(value, dict | set):  # other modules may hold it
+                    current.clear()
+                    current.update(value)
+                elif isinstance(current, list) and isinstance(value, list):
+                    current[:] = value
+                else:
+                    setattr(owner, key, value)
+
+    return renew
+
+
+def _variables(owner: Any) -> dict[str, Any]:
+    """The tensors, numbers and texts of a module or class, and containers of them."""
+    found = {}
+    for key, value in vars(owner).items():
+        with suppress(TypeError):
+            if not key.startswith("__"):
+                found[key] = copy.deepcopy(plain(key, value))
+    return found
 
 
 @dataclass
@@ -162,9 +254,12 @@ class ShortRuns:
     folder: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     made: dict[Path, Finished] = field(default_factory=dict, init=False)
+    renewers: dict[str, Callable[[], None]] = field(default_factory=dict, init=False)  # `as_now` before a method's first run
     answers: dict[Path, list[Tensor] | str] = field(default_factory=dict, init=False)
 
     def job(self, name: str, seed: int = 1, **settings: Any) -> Job:
+        if name not in self.renewers:
+            self.renewers[name] = as_now(name)
         return resolve(PROTOCOL, TIER, name, seed, overrides={**TINY, **self.settings, **settings})
 
     def fresh(self) -> Path:
@@ -346,21 +441,102 @@ def evaluation(runs: ShortRuns, name: str, **settings: Any) -> None:
 def resumed(runs: ShortRuns, name: str, **settings: Any) -> None:
     job, whole = runs.job(name, **settings), runs.finished(name, **settings).record
     results, stops = runs.fresh(), Interrupted()
-    run_in_pieces(job, results, stops)
     advice = (
-        "keep what later tasks need in attributes that after_training_exp sets, and in state() and load_state() if you override "
-        "them; make what a single task needs when that task begins"
+        "keep what later tasks need in attributes that after_training_exp sets, not in variables of the module or class, and in "
+        "state() and load_state() if you override them; make what a single task needs when that task begins"
     )
+    try:
+        run_in_pieces(job, results, stops, runs.renewers[name])
+    except Broken as error:
+        raise Broken(f"interrupted and resumed, {error}; {advice}") from error
     if len(stops.at) != len(whole.iterations):
         raise Broken(f"it trained {len(stops.at)} times instead of {len(whole.iterations)}; {advice}")
     same(RunFolder(results / job.folder).read(), whole, advice)
 
 
-@rule("the same seed gives the same record")
+TEST, LATER = "the test images", "the tasks that follow"
+
+SOURCES = {  # what must not decide a result, and how to do without
+    **{f"{whose} global random generator": "draw with generator=self.generator(...) instead" for whose in GLOBALS},
+    TEST: "hooks of an evaluation (before_eval to after_eval) must keep nothing of what they see",
+    LATER: "learn from strategy.experience alone, and ask self.n_tasks for the number of tasks",
+}
+
+
+@rule("the seed and the training images of the tasks so far alone decide what is learnt")
 def same_seed(runs: ShortRuns, name: str, **settings: Any) -> None:
-    record = run(runs.job(name, **settings), runs.fresh())
-    advice = "draw random numbers with generator=self.generator(...), never from the clock, the process or a global generator"
-    same(record, runs.finished(name, **settings).record, advice)
+    cls = methods.get(name)
+    changed = [*SOURCES][len(GLOBALS) * issubclass(cls, Plugged) :]  # a plugin may use global generators: each task seeds them
+    changed = changed[: -1 if cls.trains_jointly else None]
+    if runs.finished(name, **settings).watcher.own_loader:  # PyTorch shuffles with it
+        changed = [source for source in changed if not source.startswith("PyTorch's")]
+    if not differs(runs, name, changed, **settings):
+        return
+    if differs(runs, name, (), **settings):
+        raise Broken(
+            "two runs with the same seed end in different networks; take nothing from the clock, from the system or from a "
+            "variable of the module or the class, and draw with generator=self.generator(...)"
+        )
+    for source in changed:
+        if differs(runs, name, [source], **settings):
+            raise Broken(f"what it learns depends on {source}; {SOURCES[source]}")
+    raise Broken(f"what it learns depends on {', '.join(changed[:-1])} or {changed[-1]}")
+
+
+def differs(runs: ShortRuns, name: str, changed: Collection[str], **settings: Any) -> bool:
+    """Whether a run with other test images, fewer tasks or other seeds of the global generators learns anything else."""
+    known, watcher = runs.finished(name, **settings).watcher.logits, Watcher()
+    job = runs.job(name, **settings, **({"tasks": T - 1} if LATER in changed else {}))
+    images = load_all(protocols.get(PROTOCOL).sets)
+    if TEST in changed:
+        images = {key: replace(one, test_x=255 - one.test_x) for key, one in images.items() if one}
+    with other_globals(whose for whose in GLOBALS if f"{whose} global random generator" in changed):
+        try:
+            run(job, runs.fresh(), watcher, images=images)
+        except Broken:  # it does not even run without them
+            if not changed:
+                raise
+            return True
+    return not all(
+        torch.equal(a, b) for now, then in zip(watcher.logits, known, strict=False) for a, b in zip(now, then, strict=True)
+    )
+
+
+@rule(
+    "what is stored of the images counts, and counts once",
+    unless=lambda cls: (
+        "a plugin's data sets are counted for it"
+        if issubclass(cls, Plugged)
+        else "all tasks are trained at once (trains_jointly)"
+        if cls.trains_jointly
+        else None
+    ),
+)
+def counted(runs: ShortRuns, name: str, **settings: Any) -> None:
+    for declared, untold, images in runs.finished(name, **settings).watcher.held:
+        largest = max(untold, key=lambda attribute: untold[attribute], default="")
+        if (total := sum(untold.values())) > max(declared, SMALL):
+            raise Broken(
+                f"self.{largest} holds what is not counted ({total} bytes in data sets or arrays, memory_bytes is {declared}); "
+                "keep it as tensors in attributes, which are counted, or add its bytes to self.memory_bytes"
+            )
+        if images and declared > total:
+            raise Broken(
+                f"the training images in self.{images[0]} count twice; tensors in attributes are counted as they are: leave "
+                f"them out of self.memory_bytes ({declared})"
+            )
+
+
+SMALL = 1024  # bytes: notes, and no images
+
+
+@rule("the network stays in training mode while it is trained", {}, BATCHNORM)
+def awake(runs: ShortRuns, name: str, **settings: Any) -> None:
+    if (task := runs.finished(name, **settings).watcher.asleep) is not None:
+        raise Broken(
+            f"after a step of task {task + 1} parts of the network are in eval mode, without dropout and batch statistics; "
+            "compute in `with evaluating(self.model):` (benchsuite.nn.conditional), which switches back"
+        )
 
 
 @rule("different seeds give different weights")
@@ -517,4 +693,10 @@ def judge(rule: Rule, runs: ShortRuns, name: str) -> Outcome:
 def where(cases: list[str]) -> str:
     """The end of a line: the settings with which it was seen."""
     first = next((case for case in cases if case), "")
-    return (f" (with {first}" + (f", and {len(cases) - 1} more)" if len(cases) > 1 else ")")) if first and all(cases) else ""
+    hint = "; or let unsupported_reason(self, recipe) say why it cannot learn with batch normalisation"
+    normalised = all(case.startswith("backbone=") for case in cases)
+    return (
+        hint * normalised + (f" (with {first}" + (f", and {len(cases) - 1} more)" if len(cases) > 1 else ")"))
+        if first and all(cases)
+        else ""
+    )

@@ -39,7 +39,8 @@ class NewMethod(Method):
 
     def prepare(self, model: MultiHead) -> MultiHead:
         """Before the first task: factorise, mask or gate the network. No training, and no heads: each is made with its task.
-        Draw random numbers with generator=self.generator("what for", task), here and in hooks, never from a global one."""
+        Draw random numbers with generator=self.generator("what for"), here and in hooks; each call gives further draws. Never
+        draw from a global generator."""
         self.anchor: dict[str, Tensor] = {}
         return model
 
@@ -60,8 +61,9 @@ class NewMethod(Method):
     # after_update    change weights after the optimiser step. Gradients have no effect any more.
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Consolidate: keep what later tasks need, and self.guard.freeze what must not change. Do not use test images; training
-        images that you store count, in self.memory_bytes."""
+        """Consolidate: keep what later tasks need, and self.guard.freeze what must not change. Do not use test images. Training
+        images that you store count: tensors in attributes are counted as they are; of data sets, say the bytes in
+        self.memory_bytes."""
         self.anchor = {name: p.detach().clone() for name, p in shared_parameters(self.model.backbone).items()}
 
     def artifact(self) -> Artifact:
@@ -75,4 +77,5 @@ class NewMethod(Method):
 
     # diagnostics(self): more for the record: {"remarks": [...], "extra": {...}}. No times or paths: a seed must give one record.
     # state(), load_state(state): what a checkpoint stores after a task besides the network. By default every attribute, made of
-    # tensors, numbers, strings and containers of them; override both for anything else. Leave out what each task makes anew.
+    # tensors, numbers, strings and lists, tuples, sets and dicts of them; anything else ends the run before its first epoch.
+    # Override both for that, and to leave out what each task makes anew. Nothing in variables of the module or class is stored.

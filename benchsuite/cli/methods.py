@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UserError
 from .arguments import parse_settings
+
+IMPORTED = ("Any", "Artifact", "Method", "Tensor")  # what a template imports: a class of that name would hide it
 
 
 def command_list(arguments: argparse.Namespace) -> None:
@@ -39,15 +43,18 @@ def command_new_method(arguments: argparse.Namespace) -> None:
     from ..catalogue import methods
 
     given, name = arguments.name, arguments.name.lower()
-    if not (name.isascii() and name.isidentifier() and name[0].isalpha()) or iskeyword(name):
+    if not re.fullmatch(r"[a-z]\w{0,80}", name, re.ASCII) or iskeyword(name) or iskeyword(name.capitalize()):
         raise UserError(
-            f"{given!r} cannot be the name of a method",
-            "use letters, digits and underscores, begin with a letter, and avoid Python keywords",
+            f"{given!r:.100} cannot be the name of a method",
+            "use at most 80 letters, digits and underscores, begin with a letter, and avoid Python keywords",
         )
     if name in methods():
         raise UserError(f"a method named {name!r} exists already", "choose another name")
     path = arguments.output or Path(f"{name}.py")
-    words = {"NewMethod": "".join(part.capitalize() for part in name.split("_")), "new_method.py": str(path), "new_method": name}
+    if path.stem in sys.stdlib_module_names:
+        raise UserError(f"{path.name} would hide a module of Python", "choose another name, or another file with --output")
+    cls = "".join(part.capitalize() for part in name.split("_"))
+    words = {"NewMethod": cls + "Method" * (cls in IMPORTED), "new_method.py": str(path), "new_method": name}
     _write_template("template.py", words, path)
     print(f"{path}: a method that runs; read it, change it, then run: benchsuite check {path}")
 
@@ -74,6 +81,10 @@ def _write_template(template: str, words: Mapping[str, str], path: Path) -> None
     text = files("benchsuite.checks").joinpath(template).read_text()
     for old, new in words.items():
         text = text.replace(old, new)
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):  # it stands in the docstring
+        raise UserError(f"{path}: Python text cannot hold this name", "choose another file with --output") from None
     try:
         with path.open("x") as file:
             file.write(text)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from types import NoneType
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
@@ -93,8 +97,9 @@ class Method(SupervisedPlugin):
     run: RunInfo
     model: MultiHead
     guard: FrozenGuard
+    _drawn: dict[str, int]  # how often a generator was asked for, by purpose
     compression: Any = None  # `nn.interception.Interception`, if activations are stored in another form
-    memory_bytes: int = 0  # of stored samples, set by methods that store any; they count as training state
+    memory_bytes: int = 0  # of samples stored in data sets; they count as training state, as tensors in attributes do anyway
 
     def __post_init__(self) -> None:
         check(self)
@@ -135,7 +140,7 @@ class Method(SupervisedPlugin):
 
     def begin(self, run: RunInfo, model: MultiHead, device: torch.device | str = "cpu") -> None:
         """Called once by the trainer, before the first task. A method overrides `prepare`, not this."""
-        self.run = run
+        self.run, self._drawn = run, {}
         prepared = self.prepare(model)
         if not isinstance(prepared, MultiHead):
             raise UserError(f"prepare() of {self.name} must return the network, not {type(prepared).__name__}")
@@ -168,12 +173,26 @@ class Method(SupervisedPlugin):
         return {}
 
     def generator(self, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
-        """A generator for `purpose` (say, the task's position), derived from the seed of the run."""
-        return generator(self.seed, "method", *purpose, device=device)
+        """A generator for `purpose` (say, the task's position), derived from the seed of the run.
+
+        Each call gives other draws, also for the same purpose, as in a hook of every step; a resumed run goes on with them."""
+        asked, drawn = repr(purpose), self.__dict__.setdefault("_drawn", {})
+        count = drawn[asked] = drawn.get(asked, 0) + 1
+        again = () if count == 1 else ("again", count)
+        return generator(self.seed, "method", *purpose, *again, device=device)
+
+    @contextmanager
+    def same_draws(self) -> Iterator[None]:
+        """Context after which `generator` goes on as if it had not been asked: what is called often draws the same each time."""
+        drawn = dict(self._drawn)
+        try:
+            yield
+        finally:
+            self._drawn = drawn
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores of the method besides the network: every attribute that is not a hyper-parameter."""
-        given = {"run", "model", "guard", "compression", "plug", *(f.name for f in fields(self))}
+        given = {"run", "model", "guard", "_drawn", "compression", "plug", *(f.name for f in fields(self) if f.init)}
         return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
 
     def unsaved(self) -> str | None:
@@ -188,10 +207,25 @@ class Method(SupervisedPlugin):
 
 def plain(name: str, value: Any) -> Any:
     """`value`, if a checkpoint can store it. Otherwise raises TypeError with the name of the attribute."""
-    if value is None or isinstance(value, bool | int | float | str | Tensor):
-        return value.detach() if isinstance(value, Tensor) else value
-    if isinstance(value, dict):
+    if isinstance(value, Tensor):
+        return value.detach()
+    if type(value) in SCALARS:
+        return value
+    if type(value) in (dict, OrderedDict):
+        if strange := [k for k in value if type(k) not in (*SCALARS, tuple)]:
+            raise TypeError(f"{name} has a {type(strange[0]).__name__} as a key, which a checkpoint cannot find again; use names")
         return {k: plain(f"{name}[{k!r}]", v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
-        return type(value)(plain(name, v) for v in value)
-    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; override state() and load_state()")
+    if type(value) in (list, tuple, set):
+        return type(value)(plain(f"{name}[{i}]", v) for i, v in enumerate(value))
+    remedy = next((words for kind, words in REMEDIES.items() if isinstance(value, kind)), "override state() and load_state()")
+    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; {remedy}")
+
+
+SCALARS = (NoneType, bool, int, float, str)
+
+REMEDIES: dict[type, str] = {
+    np.ndarray: "keep torch.from_numpy(...) of it",
+    np.generic: "keep its .item()",
+    defaultdict: "keep a plain dict",
+    torch.Generator: "ask self.generator(...) for one each time you draw: it goes on",
+}

@@ -17,7 +17,7 @@ from ..catalogue import MARKERS
 from ..errors import UserError, one_line
 from ..files import digest
 from ..nn.modifiers import MODIFIERS
-from ..record.schema import LONGEST_LABEL, fits
+from ..record.schema import LONGEST_LABEL, check_folder_name, fits
 from ..registry import Registry, find_in, suggest
 from ..source import identity
 from .base import Method
@@ -178,6 +178,10 @@ def register(cls: type[Method]) -> type[Method]:
     cls.name = cls.__dict__.get("name") or cls.__name__.lower()
     if not re.fullmatch(r"[\w][\w.-]*", cls.name):
         raise TypeError(f"a method's name is letters, digits and _ . -, got {cls.name!r}")
+    try:
+        check_folder_name("a method called", cls.name)
+    except ValueError as error:
+        raise TypeError(f"{error}: give it a shorter name") from None
     cls.label, cls.marker = cls.__dict__.get("label") or cls.name, cls.__dict__.get("marker", "")  # no other method's
     for word, text in (("label", cls.label), ("family", cls.family)):
         if not (isinstance(text, str) and fits(text)):

@@ -28,7 +28,7 @@ from ..data.sets import Images, MissingData, has_one_form, load_all
 from ..errors import Diverged, UserError, one_line
 from ..files import write_atomic
 from ..method.artifact import Artifact
-from ..method.base import Method
+from ..method.base import Method, plain
 from ..method.registered import methods
 from ..nn.computed import Images as ComputedImages
 from ..nn.multihead import MultiHead
@@ -156,7 +156,8 @@ def _finished(job: Job, results: Path) -> Job | None:
 
 def reported(method: Method) -> Diagnostics:
     """What a method reports of itself. Raises ValueError, naming the method and the key, for what a record cannot hold."""
-    content = method.diagnostics()
+    with method.same_draws():
+        content = method.diagnostics()
     try:
         for name, value in content.items():
             try:
@@ -201,6 +202,7 @@ class _Run:
         self.watch = Watch(lambda task, epoch, loss: self._tell(self.done, epoch + 1, loss))
         self.logs = [Log(kind, job, results, [task.name for task in self.stream.tasks]) for kind in loggers]
         onlookers = map(Observer, [*self.logs, *plugins])
+        seed_globals(job.seed, "prepare")
         self.strategy = assemble(job, self.stream, device=device, plugins=[self.watch, *onlookers])
         self.method: Method = self.strategy.method
         self.stages = [self.stream.joint()] if self.method.trains_jointly else self.stream.train
@@ -307,7 +309,8 @@ class _Run:
         p["n_tasks_read"] |= self.method.run.n_tasks_read
 
     def _artifact(self) -> Artifact:
-        return with_header(self.method.artifact(), self.job, self.stream.tasks)
+        with self.method.same_draws():
+            return with_header(self.method.artifact(), self.job, self.stream.tasks)
 
     def _made_with(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be used: the images and the kind of device."""
@@ -324,8 +327,9 @@ class _Run:
             "done": self.done,
             "model": model.state_dict(),
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
-            "method": vars(self.method) if (unsaved := self.method.unsaved()) else self.method.state(),
+            "method": vars(self.method) if (unsaved := self.method.unsaved()) else self._state(),
             "guard": self.method.guard.state(),
+            "drawn": self.method._drawn,
             "progress": self.progress,
         }
         if not self.recipe.reset_optimizer:
@@ -339,6 +343,11 @@ class _Run:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.folder.checkpoint, buffer.getvalue())
+
+    def _state(self) -> dict[str, Any]:
+        state = self.method.state()
+        plain(f"{type(self.method).__name__}.state()", state)
+        return state
 
     def _resume(self) -> str | None:
         """Continue from the checkpoint. Returns a note if it is no longer valid and the run starts again."""
@@ -376,6 +385,7 @@ class _Run:
         assign_state(model, content["model"], set(content["frozen"]))
         model.to(self.device)
         self.method.guard.load_state(content["guard"])
+        self.method._drawn = content.get("drawn", {})
         self.strategy.experience = self.stages[self.done - 1]
         if "optimizer" in content:
             self.strategy.make_optimizer(reset_optimizer_state=True)

@@ -151,16 +151,19 @@ def resolve(
         raise Crashed(method, error) from error
     if reason:
         raise Unsupported(f"{method} cannot run like this: {reason}")
-    return Job(
-        protocol=protocol,
-        tier=tier,
-        method=method,
-        seed=seed,
-        precision=precision,
-        settings=json.loads(json.dumps(settings)),
-        origins=origins,
-        method_source=methods.source(method),
-    )
+    try:
+        return Job(
+            protocol=protocol,
+            tier=tier,
+            method=method,
+            seed=seed,
+            precision=precision,
+            settings=json.loads(json.dumps(settings)),
+            origins=origins,
+            method_source=methods.source(method),
+        )
+    except ValueError as error:  # a name that is too long with its modifier and its plugins
+        raise UserError(str(error), "give it a shorter name") from None
 
 
 def repeated(

@@ -10,6 +10,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from ..errors import Diverged
+from ..method.base import Method
 from .accounting import StepMemory, training_state
 from .strategy import Strategy
 
@@ -42,6 +43,8 @@ class Watch(SupervisedPlugin):
 
     def before_training_epoch(self, strategy: Strategy, **kwargs: Any) -> None:
         self._loss, self._steps = torch.zeros((), device=strategy.device), 0
+        if type(strategy.method).state is Method.state and strategy.clock.train_exp_epochs < 2:
+            strategy.method.state()  # what no checkpoint can hold is told before hours of training
 
     def _measured_in(self, strategy: Strategy) -> bool:
         return strategy.clock.train_exp_epochs in (1, strategy.train_epochs - 1) or strategy.schedule.may_end()

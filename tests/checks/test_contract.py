@@ -1,9 +1,11 @@
 """Every registered method keeps every rule of `benchsuite.checks.contract`. Each rule stands beside a method that breaks it."""
 
 import os
+import random
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
+import numpy as np
 import pytest
 import torch
 from short_runs import quick_fits
@@ -71,12 +73,10 @@ def unsupported_reason(name, settings):
 def cases(rule):
     """The methods that a rule is for, and under which settings. `benchsuite check` tries all cases of a rule; for the built-in
     methods those are left out that cannot reveal a fault which another case does not."""
-    if rule is contract.same_seed:  # implied: a run in pieces gives the record of the whole run, see the test of runs that stop
-        return
     for name in NAMES:
         if not rule.unless(methods.get(name)):
             settings, third = list(rule.cases), POLICIES[NAMES.index(name) % len(POLICIES)]
-            if rule is contract.resumed:  # its default case is in the test of runs that stop
+            if rule in (contract.resumed, contract.same_seed):  # a test below stops runs of the default case
                 settings = [CARRIED["adamw and decay"]]
             elif rule is contract.evaluation and name in HEIRS:  # it inherits its evaluation hooks
                 settings = settings[:1]
@@ -139,8 +139,9 @@ def test_a_registered_method_keeps_the_rule(rule, name, settings, runs, monkeypa
 
 def test_the_rules_meet_the_methods_that_they_are_for():
     met = {rule: {case.values[1] for case in CASES if case.values[0] is rule} for rule in RULES}
-    fewer = (contract.heads, contract.lasting, contract.same_seed)
+    fewer = (contract.heads, contract.lasting, contract.counted)
     assert all(names == set(NAMES) for rule, names in met.items() if rule not in fewer)
+    assert met[contract.counted] == {name for name in NAMES if not methods.get(name).trains_jointly}
     assert met[contract.heads] == set(SEQUENTIAL)
     assert met[contract.lasting] == set(LASTING)
     settings = [case.values[2] for case in CASES if case.values[:2] == (contract.lasting, "cacl")]
@@ -245,6 +246,13 @@ class Random(Method):
             self.model.backbone.conv1.bias[0] = int.from_bytes(os.urandom(4), "big") / 2**32
 
 
+class Noisy(Method):
+    """It draws in every step, from a generator that goes on."""
+
+    def before_backward(self, strategy, **kwargs):
+        strategy.loss *= 1 + torch.rand((), generator=self.generator("noise"))
+
+
 class Zeroed(Method):
     """Nothing is left of what it learns."""
 
@@ -305,6 +313,84 @@ class Anything(Method):
     share: float | str | None = 0.5
 
 
+@dataclass
+class Careless(Method):
+    """It draws from a global generator, where it is told to."""
+
+    whose: Literal["Python", "NumPy", "PyTorch", "PyTorch at the start"] = "Python"
+
+    def prepare(self, model):
+        if self.whose.endswith("start"):
+            torch.nn.init.normal_(model.backbone.conv1.weight)
+        return model
+
+    def before_backward(self, strategy, **kwargs):
+        draws = {"Python": random.random, "NumPy": np.random.random, "PyTorch": lambda: float(torch.rand(()))}
+        strategy.loss *= 1 + draws.get(self.whose, lambda: 0)()
+
+
+class Cheat(Method):
+    """It learns from the test images that it is evaluated on."""
+
+    def after_eval_iteration(self, strategy, **kwargs):
+        self.seen = strategy.mb_x.mean()
+
+    def before_backward(self, strategy, **kwargs):
+        strategy.loss *= 1 + getattr(self, "seen", 0)
+
+
+class Prophet(Method):
+    """It looks at the images of the next task."""
+
+    def before_backward(self, strategy, **kwargs):
+        for later in strategy.experience.origin_stream[strategy.experience.current_experience + 1 :]:
+            strategy.loss *= 1 + later.images.pixels.float().mean()
+
+
+class Counts(Method):
+    """It asks the stream how many tasks will come."""
+
+    def before_backward(self, strategy, **kwargs):
+        strategy.loss /= len(strategy.experience.origin_stream)
+
+
+class Twice(Method):
+    """It stores images as a tensor, and declares them."""
+
+    def after_training_exp(self, strategy, **kwargs):
+        kept = strategy.experience.images.pixels[:5]
+        self.memory = [*getattr(self, "memory", []), kept.permute(0, 3, 1, 2).float() / 255]
+        self.memory_bytes += kept.numel()
+
+
+class Hoards(Twice):
+    """It stores images where nobody counts them."""
+
+    def after_training_exp(self, strategy, **kwargs):
+        self.memory = [*getattr(self, "memory", []), strategy.experience.images.pixels.numpy()]
+
+    def state(self):
+        return {"memory": [torch.from_numpy(part) for part in self.memory]}
+
+    def load_state(self, state):
+        self.memory = [part.numpy() for part in state["memory"]]
+
+
+class Asleep(Method):
+    """It looks at the network in eval mode, and leaves it there."""
+
+    def after_update(self, strategy, **kwargs):
+        self.model.eval()
+
+
+class BatchDependent(Method):
+    """It breaks where there is batch normalisation."""
+
+    def before_backward(self, strategy, **kwargs):
+        if any(isinstance(module, torch.nn.BatchNorm2d) for module in self.model.modules()):
+            raise RuntimeError("what is this layer?")
+
+
 class Mute(Method):
     """It does not say why it cannot run."""
 
@@ -320,7 +406,28 @@ CONTROLS = [
     (contract.storage_forms, Alien, {}, "other answers than the run"),
     (contract.evaluation, Shifted, {"optimizer": "sgd"}, "differ in .*; evaluation hooks"),
     (contract.resumed, Absentminded, {"optimizer": "sgd"}, r"differ in .*artifact_sha256, forms; .* state\(\)"),
-    (contract.same_seed, Random, {}, r"differ in .*artifact_sha256, forms; .*self\.generator"),
+    (contract.same_seed, Random, {}, r"two runs with the same seed end in different networks; .*self\.generator"),
+    *(
+        (
+            contract.same_seed,
+            Careless,
+            {"whose": whose, "epochs": 1},
+            f"depends on {whose.partition(' ')[0]}'s global random generator; "
+            r"draw with generator=self\.generator",
+        )
+        for whose in get_args(field_types(Careless)["whose"])
+    ),
+    (contract.same_seed, Cheat, {"epochs": 1}, "depends on the test images; hooks of an evaluation"),
+    (contract.same_seed, Prophet, {"epochs": 1}, "depends on the tasks that follow; learn from strategy.experience alone"),
+    (contract.same_seed, Counts, {"epochs": 1}, r"depends on the tasks that follow; .*ask self\.n_tasks"),
+    (contract.counted, Twice, {"epochs": 1}, r"the training images in self\.memory count twice; .* leave them out of .* \(320\)"),
+    (
+        contract.counted,
+        Hoards,
+        {"epochs": 1},
+        r"self\.memory holds what is not counted \(3072 bytes.*, memory_bytes is 0\); keep it as",
+    ),
+    (contract.awake, Asleep, {"epochs": 1}, r"after a step of task 1 .* eval mode.*`with evaluating\(self\.model\):`"),
     (contract.resumed, Random, {}, r"differ in .*artifact_sha256"),
     (contract.other_seed, Zeroed, {}, "seeds 1 and 2 end in the same weights"),
     (contract.heads, PenaltyOnHeads, {"epochs": 1}, "the head of task 1 changed while another"),
@@ -432,6 +539,11 @@ def test_a_method_that_only_masks_gradients_is_found_out(optimizer, reset, drift
         contract.lasting(own_bench, "gradientmask", **settings)
 
 
+def test_a_method_that_draws_in_every_step_may_be_interrupted(own_bench):
+    register(Noisy)
+    contract.resumed(own_bench, "noisy", epochs=1)
+
+
 def test_each_head_that_a_penalty_moves_is_found_out(own_bench):
     register(PenaltyOnHeads)
     assert own_bench.finished("penaltyonheads", epochs=1).watcher.moved_heads() == ["0", "0", "1"]
@@ -490,6 +602,51 @@ def test_a_check_ends_with_a_method_that_does_not_get_through_a_run(own_bench):
     (outcome,) = contract.check(own_bench, "stumbles")
     assert outcome.holds is False
     assert outcome.notes == ["the run failed: RuntimeError: as it was told; fix that first"]
+
+
+def test_a_method_that_breaks_with_batch_normalisation_alone_is_told_how_to_refuse_it(own_bench):
+    register(BatchDependent)
+    outcome = contract.judge(contract.finishes, own_bench, "batchdependent")
+    assert outcome.holds is False
+    (note,) = outcome.notes
+    assert "RuntimeError: what is this layer?" in note
+    assert "or let unsupported_reason(self, recipe) say why it cannot learn with batch normalisation (with backbone=" in note
+    register(Stumbles)  # control: it breaks without, too
+    (note,) = contract.judge(contract.finishes, own_bench, "stumbles").notes
+    assert "unsupported_reason" not in note
+
+
+REMEMBERS = """
+import torch
+from benchsuite import Method, register
+
+ANCHORS = {}
+
+
+@register
+class Remembers(Method):
+    anchors = {}
+
+    def before_backward(self, strategy, **kwargs):
+        for name, p in self.model.backbone.named_parameters() if strategy.experience.current_experience else ():
+            strategy.loss += (p - PLACE[name]).square().sum()
+
+    def after_training_exp(self, strategy, **kwargs):
+        for name, p in self.model.backbone.named_parameters():
+            PLACE[name] = p.detach().clone()
+"""
+
+
+@pytest.mark.parametrize("place", ["ANCHORS", "self.anchors"])
+def test_what_a_method_keeps_outside_of_its_attributes_is_missed_after_an_interruption(place, own_bench, tmp_path):
+    (tmp_path / "remembers.py").write_text(REMEMBERS.replace("PLACE", place))
+    methods.load_file(tmp_path / "remembers.py")
+    contract.same_seed(own_bench, "remembers", epochs=1)  # as long as the process lives
+    said = (
+        r"resumed, the run failed: KeyError: 'conv1.weight', at line 14 of remembers.py.*not in variables of the module or class"
+    )
+    with pytest.raises(Broken, match=said):
+        contract.resumed(own_bench, "remembers", epochs=1)
 
 
 class Raises(Method):

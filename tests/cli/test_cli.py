@@ -1,5 +1,6 @@
 """The command line: what users type, what they read when something is wrong, and a method of their own in one file."""
 
+import ast
 import errno
 import json
 import os
@@ -105,6 +106,23 @@ def test_list_names_everything(folder, capsys):
         assert word in words
 
 
+UNRESOLVED = """
+from __future__ import annotations
+from benchsuite import Method, register
+
+@register
+class Unresolved(Method):
+    share: Optional[float] = 0.5
+"""
+
+TOO_LONG = f"""
+from benchsuite import Method, register
+
+@register
+class Long(Method):
+    name = {"a" * 300!r}
+"""
+
 RUN = ["run", *DIGITS, "--tier", "smoke"]
 BAD = [
     ([*RUN, "--method", "cakl"], ["'cakl'", "did you mean 'cacl'?"]),
@@ -147,6 +165,15 @@ BAD = [
     (["new-method", "_"], ["'_'", "letter"]),
     (["new-method", ""], ["''", "letter"]),
     (["new-method", "lambda"], ["'lambda'", "keyword"]),
+    (["new-method", "none"], ["'none'", "keyword"]),
+    (["new-method", "True"], ["'True'", "keyword"]),
+    (["new-method", "a" * 300], ["at most 80"]),
+    (["new-method", "random"], ["random.py", "hide a module of Python", "--output"]),
+    (["new-method", "mine", "--output", 'a""".py'], ['a""".py', "--output"]),
+    (["check", "unresolved.py"], ["Unresolved", "NameError: name 'Optional' is not defined", "import or define"]),
+    ([*RUN, "--method", "unresolved.py"], ["Unresolved", "NameError: name 'Optional' is not defined", "import or define"]),
+    (["check", "long.py"], ["long.py", "cannot name a folder", "shorter"]),
+    ([*RUN, "--method", "long.py"], ["long.py", "cannot name a folder", "shorter"]),
     (["new-method", "mine", "--output", "mine.txt"], ["mine.txt", ".py"]),
     (["new-method", "mine", "--output", "nowhere/mine.py"], ["nowhere/mine.py", "--output"]),
     (["new-method", "broken"], ["broken.py", "exists already"]),
@@ -162,6 +189,8 @@ BAD = [
 def test_what_the_user_can_mend_is_said_in_one_line(words, said, folder, capsys):
     (folder / "empty").mkdir()
     (folder / "file").write_text("mine")
+    (folder / "unresolved.py").write_text(UNRESOLVED)
+    (folder / "long.py").write_text(TOO_LONG)
     before = sorted(p for p in folder.rglob("*") if p.is_file())
     assert call(*words) == 2
     out, err = capsys.readouterr()
@@ -532,6 +561,14 @@ HOOKS += [
     "trains_old_heads",
     'forgetting = "',
 ]
+
+
+@pytest.mark.parametrize("name", ["any", "artifact", "method", "tensor", "match", "new_method", "nn"])
+def test_a_new_method_is_valid_python_whatever_its_name(name, folder):
+    assert call("new-method", name) == 0
+    tree = ast.parse((folder / f"{name}.py").read_text())
+    (cls,) = (node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    assert cls not in {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
 def test_a_new_method_never_overwrites_a_file(folder, capsys):
