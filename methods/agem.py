@@ -53,6 +53,7 @@ class AGEM(Method):
             " the training images",
         ),
     )
+    temporary = ("plugin",)
     space: ClassVar = {"sample_size": Choice((32, 64, 128))}  # larger ones multiply the cost of every step
 
     def unsupported_reason(self, recipe: Recipe) -> str | None:

@@ -77,5 +77,5 @@ class NewMethod(Method):
 
     # diagnostics(self): more for the record: {"remarks": [...], "extra": {...}}. No times or paths: a seed must give one record.
     # state(), load_state(state): what a checkpoint stores after a task besides the network. By default every attribute, made of
-    # tensors, numbers, strings and lists, tuples, sets and dicts of them; anything else ends the run before its first epoch.
-    # Override both for that, and to leave out what each task makes anew. Nothing in variables of the module or class is stored.
+    # tensors, numbers, strings and lists, tuples, sets and dicts of them; anything else ends the run before its first epoch, but
+    # for what each task makes anew: temporary = ("attribute", ...). Nothing in variables of the module or the class is stored.

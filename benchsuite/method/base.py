@@ -91,6 +91,7 @@ class Method(SupervisedPlugin):
     size_reference: ClassVar[bool] = False  # True: one plain network per task; size and forward gain of others are relative to it
     settings: ClassVar[tuple[Preset, ...]] = ()
     space: ClassVar[Mapping[str, Range | Choice]] = {}  # search space of `benchsuite tune`, by setting
+    temporary: ClassVar[tuple[str, ...]] = ()  # attributes that each task makes anew; no checkpoint holds them
     forms: ClassVar[tuple[str, ...]] = FORMS  # storage forms of its artifacts; NATIVE if it stores codes itself
     unit_axes: ClassVar[Axes] = {}  # of stored tensors whose units (`method.forms`) do not lie along dimension 0
 
@@ -192,7 +193,16 @@ class Method(SupervisedPlugin):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores of the method besides the network: every attribute that is not a hyper-parameter."""
-        given = {"run", "model", "guard", "_drawn", "compression", "plug", *(f.name for f in fields(self) if f.init)}
+        given = {
+            "run",
+            "model",
+            "guard",
+            "_drawn",
+            "compression",
+            "plug",
+            *self.temporary,
+            *(f.name for f in fields(self) if f.init),
+        }
         return {name: plain(f"{type(self).__name__}.{name}", value) for name, value in vars(self).items() if name not in given}
 
     def unsaved(self) -> str | None:
@@ -217,11 +227,13 @@ def plain(name: str, value: Any) -> Any:
         return {k: plain(f"{name}[{k!r}]", v) for k, v in value.items()}
     if type(value) in (list, tuple, set):
         return type(value)(plain(f"{name}[{i}]", v) for i, v in enumerate(value))
-    remedy = next((words for kind, words in REMEDIES.items() if isinstance(value, kind)), "override state() and load_state()")
+    remedy = next((words for kind, words in REMEDIES.items() if isinstance(value, kind)), OTHERWISE)
     raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; {remedy}")
 
 
 SCALARS = (NoneType, bool, int, float, str)
+
+OTHERWISE = "name the attribute in `temporary` if each task makes it anew, else override state() and load_state()"
 
 REMEDIES: dict[type, str] = {
     np.ndarray: "keep torch.from_numpy(...) of it",

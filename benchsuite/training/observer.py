@@ -139,7 +139,8 @@ def _state(strategy: Any, values: bool) -> dict[str, Any]:
     }
     if values:
         with torch.no_grad():
-            state["the values of the weights"] = torch.stack([t.sum(dtype=torch.float64) for t in tensors]).tolist()
+            sums = [t.sum(dtype=torch.float64) for t in tensors]  # none before the first task of individual networks
+            state["the values of the weights"] = torch.stack(sums).tolist() if sums else []
     return state
 
 

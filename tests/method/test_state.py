@@ -24,7 +24,7 @@ NOT_HELD = {
     "defaultdict": (defaultdict(list), "keep a plain dict"),
     "counter": (Counter("a"), "x is a Counter"),
     "generator": (torch.Generator(), "ask self.generator(...) for one each time you draw"),
-    "module": (nn.Linear(1, 1), "x is a Linear, which a checkpoint cannot hold; override state() and load_state()"),
+    "module": (nn.Linear(1, 1), "x is a Linear, which a checkpoint cannot hold; name the attribute in `temporary`"),
     "key": ({nn.Parameter(torch.zeros(1)): 1}, "x has a Parameter as a key, which a checkpoint cannot find again; use names"),
 }
 
@@ -74,6 +74,12 @@ class LeavesOut(Keeps):
         return {"wrong": np.zeros(3)} if self.when == "wrong" else {"old": self.old}
 
 
+class Temporary(Keeps):
+    """It makes something anew for each task."""
+
+    temporary = ("strange",)
+
+
 def one(**settings):
     return {"train_per_class": 8, "test_per_class": 8, "epochs": 3, "batch_size": 8, "tasks": 1, **settings}
 
@@ -97,6 +103,13 @@ def test_a_method_that_says_itself_what_is_stored_may_hold_anything(own_methods,
                 runner.run(job, results=tmp_path, device="cpu")
         else:
             runner.run(job, results=tmp_path, device="cpu")
+
+
+def test_what_each_task_makes_anew_is_not_stored(own_methods):
+    register(Temporary)
+    strategy, stream = make(Watch(), method="temporary", when="task", epochs=1)
+    strategy.train(stream.train[0], eval_streams=[])
+    assert strategy.method.state() == {"old": {}}
 
 
 def test_a_field_that_is_no_setting_is_stored():

@@ -124,3 +124,14 @@ def test_a_fault_of_an_onlooker_keeps_its_own_words():
     strategy, stream = make(Observer(Clumsy()), epochs=1)
     with pytest.raises(LookupError, match="nothing there"):
         strategy.train(stream.train[0], eval_streams=[])
+
+
+def test_a_network_without_a_parameter_before_its_first_task_can_be_looked_at():
+    class Early(SupervisedPlugin):
+        def before_training(self, strategy, **kwargs):
+            self.seen = len(list(strategy.model.parameters()))
+
+    early = Early()
+    strategy, stream = make(Observer(early), method="individual", epochs=1)
+    strategy.train(stream.train[0], eval_streams=[])
+    assert early.seen == 0
