@@ -61,9 +61,8 @@ class NewMethod(Method):
     # after_update    change weights after the optimiser step. Gradients have no effect any more.
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Consolidate: keep what later tasks need, and self.guard.freeze what must not change. Do not use test images. Training
-        images that you store count: tensors in attributes are counted as they are; of data sets, say the bytes in
-        self.memory_bytes."""
+        """Consolidate: keep what later tasks need, and self.guard.freeze what must not change. Do not use test images. Stored
+        training images count: tensors in attributes as they are, those in data sets by self.memory_bytes, which you set."""
         self.anchor = {name: p.detach().clone() for name, p in shared_parameters(self.model.backbone).items()}
 
     def artifact(self) -> Artifact:

@@ -525,7 +525,7 @@ def test_a_new_method_runs_and_keeps_the_rules(folder, forked_serving, capsys):
     assert call("check", "./my_anchor.py") == 0
     out = capsys.readouterr().out
     assert out.startswith("my_anchor on split-digits, tier smoke\n  holds  a run of 3 tasks finishes and leaves a record\n")
-    assert out.endswith("\nmy_anchor: all 11 applicable rules hold\n")
+    assert out.endswith("\nmy_anchor: all 13 applicable rules hold\n")
     assert "  n/a    the logits of old tasks" in out
     assert "FAILS" not in out
     assert sorted(path.name for path in folder.iterdir() if path.name not in ("cache", "__pycache__")) == [
