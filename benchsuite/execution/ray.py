@@ -9,12 +9,14 @@ its files are sent back here; the node keeps its own copies until a later run te
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, chdir, suppress
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -43,6 +45,9 @@ from .worker import RunContext, load, outcome
 FILES = (PROGRESS, FAILURE, ARTIFACT, PREDICTIONS, RECORD)
 
 
+BETWEEN, LOST = 2.0, 15.0  # seconds between two looks at the head; without an answer, after which it is given up
+
+
 class Sent(NamedTuple):
     """An image set that is sent: its arrays lie in Ray's object store, from which a node fetches them when it needs them."""
 
@@ -63,6 +68,7 @@ class Cluster:
         self, address: str, context: RunContext, images: Mapping[str, sets.ImageSet | None], *, cpus: float = 1, gpus: float = 0
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it writes to the terminal, past Python, when a node dies
         if address == "local" and "RAY_AUTH_MODE" not in os.environ:
             # Nobody else may run anything there. The token is set here because Ray would leave a file with one in the home
             # folder, and later clusters would ask for it.
@@ -78,6 +84,7 @@ class Cluster:
         self.unkept: dict[Any, str] = {}  # why the files that a run sent last could not be written
         self.recorded: set[str] = set()  # digests of the record files here
         self.remark: str | None = None
+        self.heard, self.lost = time.monotonic(), False  # when the head last answered, and whether it is given up
 
     def __enter__(self) -> Cluster:
         self._answers()
@@ -85,12 +92,14 @@ class Cluster:
         own = {"include_dashboard": False} if self.address == "local" else {}
         handler = signal.getsignal(signal.SIGTERM)  # Ray installs its own
         try:
-            with chdir(os.sep):  # nodes import from the working folder, where a source tree would shadow the installed package
-                self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **own)
+            # Nodes import from the working folder, where a source tree would shadow the installed package.
+            with chdir(os.sep), _quiet():
+                self.ray.init(address=self.address, log_to_driver=False, logging_level="CRITICAL", **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise self._silence(" ".join(str(error).split())[:200]) from None
+            raise self._unreached(error) from None
         finally:
             signal.signal(signal.SIGTERM, handler)
+        self.head, self.heard = self.ray.get_runtime_context().gcs_address, time.monotonic()
         try:
             self.remark = self._too_large()
             with NamedTemporaryFile(dir=self._results(), prefix=".shared.", delete=False) as file:
@@ -130,6 +139,34 @@ class Cluster:
         elif self.address not in ("local", "auto") and "://" not in self.address:
             raise UserError(f"--ray takes the HOST:PORT of a cluster's head, or local, got {self.address!r}")
 
+    def _unreached(self, error: BaseException) -> UserError:
+        """What keeps this machine from joining, from what Ray raises and what it gives as the cause."""
+        said = f"{error} {error.__cause__ or ''}"
+        if re.search("unauthenticated|authentication ?token|InvalidAuthToken", said, re.IGNORECASE):
+            token = "another RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_MODE") == "token" else "a token"
+            return UserError(
+                f"the Ray cluster at {self.address!r} refuses this machine: it asks for {token}",
+                "set RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its nodes here",
+            )
+        return self._silence(" ".join(str(error).split())[:200])
+
+    def _check_head(self) -> None:
+        """Raises UserError if the head has not answered for LOST seconds. Ray itself would end this process after a minute."""
+        if time.monotonic() - self.heard < BETWEEN:
+            return
+        host, _, port = self.head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            self.heard = time.monotonic()
+        except OSError as error:
+            if time.monotonic() - self.heard > LOST:
+                self.lost = True
+                raise UserError(
+                    f"the Ray cluster at {self.address!r} no longer answers ({error})",
+                    "what is finished is kept; start the cluster again and repeat the command",
+                ) from None
+            time.sleep(0.5)
+
     def _silence(self, what: str) -> UserError:
         return UserError(
             f"no Ray cluster answers at {self.address!r} ({what})", "start one with `ray start --head`, or use --ray local"
@@ -154,6 +191,7 @@ class Cluster:
     @property
     def slots(self) -> int:
         """As many runs as the present nodes can take, and one more that waits: it makes a cluster that can grow do so."""
+        self._check_head()
         there, needs = self.ray.cluster_resources(), {"CPU": self.cpus, "GPU": self.gpus}
         return 1 + min(int(there.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)
 
@@ -165,6 +203,7 @@ class Cluster:
     def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Message]]:
         ready: list[Any] = []
         while not ready:  # wait briefly each time, for Ctrl-C
+            self._check_head()
             ready, _ = self.ray.wait(list(keys), timeout=1, fetch_local=False)
         for key in ready:
             try:
@@ -217,10 +256,29 @@ class Cluster:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         for key in list(self.jobs):
             with suppress(Exception):
-                self.ray.cancel(key, force=True)
+                if not self.lost:
+                    self.ray.cancel(key, force=True)
             self._forget(key)
-        self.ray.shutdown()
+        with _quiet():
+            self.ray.shutdown()
         self.mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Ray writes to the terminal past Python."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _arrays(images: Any) -> cache.Arrays:

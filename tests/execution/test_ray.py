@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import random
 import re
@@ -200,7 +201,7 @@ def driver_of(tmp_path, **attributes):
 
     driver = Cluster.__new__(Cluster)
     driver.context = RunContext(results=tmp_path / "results", data_dir=None, device="cpu", threads=1)
-    vars(driver).update({"jobs": {}, "locks": {}, "unkept": {}, "recorded": set()} | attributes)
+    vars(driver).update({"jobs": {}, "locks": {}, "unkept": {}, "recorded": set(), "heard": math.inf, "lost": False} | attributes)
     return driver
 
 
@@ -292,6 +293,38 @@ def test_a_run_for_which_no_node_has_room_is_said(tmp_path):
     assert "no node has 1 cores and 2 GPUs" in said(1, 2)
     with pytest.raises(UserError, match=r"lower --cpus-per-run$"):
         said(16, address="local")
+
+
+@pytest.mark.parametrize(
+    ("cause", "mode", "said"),
+    [
+        ("RpcError: Unauthenticated: RPC error: InvalidAuthToken", "token", "it asks for another RAY_AUTH_TOKEN; set RAY"),
+        ("AuthenticationError: Authentication token is missing", "disabled", "it asks for a token; set RAY_AUTH_MODE=token"),
+        ("timed out", "token", "no Ray cluster answers at 'head:6379' (Failed to connect); start one"),  # control
+    ],
+)
+def test_a_token_that_is_refused_is_told_from_silence(cause, mode, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    error = ConnectionError("Failed to connect")
+    error.__cause__ = RuntimeError(cause)
+    assert said in str(driver_of(tmp_path, address="head:6379")._unreached(error))
+
+
+def test_a_head_that_no_longer_answers_is_given_up(tmp_path, monkeypatch):
+    from benchsuite.execution import ray
+
+    monkeypatch.setattr(ray, "LOST", 0.5)
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        name = f"127.0.0.1:{head.getsockname()[1]}"
+        driver = driver_of(tmp_path, head=name, address=name, heard=0.0)
+        driver._check_head()
+        assert time.monotonic() - driver.heard < 60  # control: it answers
+    driver.heard = time.monotonic() - 10
+    with pytest.raises(UserError, match=f"the Ray cluster at '{name}' no longer answers"):
+        driver._check_head()
+    assert driver.lost
 
 
 def test_two_user_files_of_one_name_are_two(own_cache, own_methods, tmp_path):
