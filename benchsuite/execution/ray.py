@@ -68,7 +68,7 @@ class Cluster:
         self, address: str, context: RunContext, images: Mapping[str, sets.ImageSet | None], *, cpus: float = 1, gpus: float = 0
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it writes to the terminal, past Python, when a node dies
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else it writes many lines to the terminal, past Python
         if address == "local" and "RAY_AUTH_MODE" not in os.environ:
             # Nobody else may run anything there. The token is set here because Ray would leave a file with one in the home
             # folder, and later clusters would ask for it.
