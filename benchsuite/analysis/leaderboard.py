@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +17,19 @@ from ..errors import UserError
 from ..protocol import Published
 from ..record.imported import Imported, rows_of, table_of
 from ..record.schema import MB, PARTS, Job, RunRecord
+from ..record.served import NOT_MEASURED, ServedSpeeds
 from ..record.store import no_collection
 from ..text import clean
 from .notes import footnotes_of, size_notes_of
-from .provenance import machine_kind, provenance
+from .provenance import provenance
 from .rows import RECIPE, check_names, configurations, names_of, on_other_data, one_version_each, reference_name
 from .significance import pairwise_p
 from .statistics import fewer_bits, plain_network, points_of, statistics_by_row, summarise, t_interval
 
 BETTER = {  # the better direction of each ranked statistic
-    **dict.fromkeys(("accuracy", "learning_accuracy", "forward_gain", "bwt", "compression", "matched_accuracy"), "max"),
+    **dict.fromkeys(
+        ("accuracy", "anytime_accuracy", "learning_accuracy", "forward_gain", "bwt", "compression", "matched_accuracy"), "max"
+    ),
     **dict.fromkeys(("forgetting", "megabytes", "ratio", "added", "macs", "held", "peak"), "min"),
 }
 
@@ -48,25 +50,25 @@ class Leaderboard:
     for sizes that are the same for every seed. Only rows that `compete` are ranked: our own runs that learn one task after
     another, on the tasks and images of most rows; `elsewhere` has the labels of rows on other tasks or images.
 
-    accuracy: accuracy and learning_accuracy in per cent, forward_gain in percentage points.
+    accuracy: accuracy, anytime_accuracy and learning_accuracy in per cent, forward_gain in percentage points.
     backward_transfer: bwt and forgetting in percentage points.
     parameter_efficiency: width (of the backbone, a factor on its channels), megabytes (1e6 bytes of the exported file) and
         its parts, ratio to the size reference and its inverse compression, added (megabytes for each task after the first), macs
-        (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), training_megabytes, accuracy,
+        (millions for one image as served, mean over tasks), dense_macs (of the plain backbone), served_speed (images per second
+        relative to the dense network of the same width, all timed in one run), training_megabytes, accuracy,
         int8_megabytes and int8_accuracy (stored in 8 bits), smallest_form with its megabytes and accuracy (the smallest storage
         form whose mean accuracy is at most `MAY_LOSE` points below the row's), matched_accuracy (where sizes are matched); pareto
         marks the competing rows that, in some storage form, no other such row beats in size without losing accuracy.
     training_memory: megabytes of one training step (`RunRecord.memory`), the largest over tasks: held, peak, formula;
-        step_seconds, wall clock per training step, median over tasks, of the runs on the one kind of machine that made at least
-        half of them; step_time, relative to the unmodified method on the same kind of machine; training_megabytes, what stays
-        between two steps; carried_megabytes, what stays between two tasks; compute, images computed relative to fine-tuning;
-        accuracy; pareto as above, with held for the size. A row without held does not compete here.
+        training_megabytes, what stays between two steps; carried_megabytes, what stays between two tasks; compute, images
+        computed relative to fine-tuning; accuracy; pareto as above, with held for the size. A row without held does not compete
+        here.
     n_tasks_read, in each of them: whether the method asked how long the sequence is.
     provenance: one line for under every table and figure. footnotes: what a reader must know before comparing rows;
         size_notes: those of them that matter to the last two boards only.
     compared: the rows that are tested against each other, if they were chosen; otherwise empty, and all that compete are.
     forms: megabytes and accuracy of every row in every storage form on record (`statistics.points_of`), the points behind pareto.
-    runs: the runs of each row, by its label, in the order of seeds. timed: the runs behind step_seconds.
+    runs: the runs of each row, by its label, in the order of seeds.
     refused: why records beside these cannot be used, by their paths; the footnotes name them.
     unverified: the labels of rows made elsewhere (`record.imported`), which the frames mark as `published`.
     """
@@ -84,7 +86,6 @@ class Leaderboard:
     compared: list[str]
     forms: pd.DataFrame
     runs: dict[str, list[RunRecord]]
-    timed: list[RunRecord]
     refused: Mapping[Path, str]
     unverified: list[str]
 
@@ -113,6 +114,7 @@ def leaderboard(
     compare: Sequence[str] = (),
     refused: Mapping[Path, str] = MappingProxyType({}),
     imported: Sequence[Imported] = (),
+    served: ServedSpeeds = NOT_MEASURED,
 ) -> Leaderboard:
     """Rank the runs of one protocol and tier.
 
@@ -124,6 +126,7 @@ def leaderboard(
     compare: methods or labels of rows, to be tested against each other; by default every row that competes.
     refused: records that cannot be used, by path, with the reason (`store.read_usable`); a footnote names them.
     imported: results made elsewhere. Their rows say so, are never ranked, and are tested only where `compare` names them.
+    served: how fast the artifacts are (`record.served`).
     Raises UserError without records, without a record of `match` or a row of `compare`, for several protocols or tiers, or for
     the same run twice.
     """
@@ -139,10 +142,7 @@ def leaderboard(
     foreign = rows_of(imported)
     rows = configurations(records, [*foreign, *(f"{p.method} ({_published(p)})" for p in published)])
 
-    machines = Counter(map(machine_kind, records))
-    half = [kind for kind, n in machines.items() if kind and 2 * n >= len(records)]
-    most = max(half, default=None)
-    samples = statistics_by_row(rows, most)
+    samples = statistics_by_row(rows, served)
     reference = reference_name(records)
     dense = {plain_network(r): r.dense_macs for r in records if r.dense_macs is not None}
     ours = {
@@ -193,6 +193,8 @@ def leaderboard(
     transfer = board[~board["published"] | board["bwt"].notna()]
     size_notes = size_notes_of(rows, board)
     notes = [*footnotes_of(rows, board, stale), *left_out]
+    if board["served_speed"].notna().any():
+        size_notes.append(f"served speed: {served.how}")
     if refused:
         named = ", ".join(clean("/".join(path.parts[-3:-1])) for path in refused)
         notes.append(f"left out, because their records cannot be used: {named}")
@@ -220,12 +222,11 @@ def leaderboard(
             f"matched size: of each method the largest row that stores no more than {reference['method']}"
             f" ({reference['megabytes']:.3f} MB) and at least {NEAR:.0%} of it, on the same tasks and in the same precision"
         )
-    if measured["step_time"].notna().any():
-        size_notes.append("step time: wall clock of whole trainings; other jobs may have run meanwhile")
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
-            "accuracy accuracy_ci learning_accuracy learning_accuracy_ci learning_accuracy_note "
+            "accuracy accuracy_ci anytime_accuracy anytime_accuracy_ci anytime_accuracy_note "
+            "learning_accuracy learning_accuracy_ci learning_accuracy_note "
             "forward_gain forward_gain_ci forward_gain_n forward_gain_note",
         ),
         backward_transfer=_select(
@@ -235,14 +236,14 @@ def leaderboard(
         parameter_efficiency=_select(
             _smallest_first(efficiency, "megabytes"),
             f"width megabytes megabytes_ci {' '.join(PARTS)} ratio ratio_ci ratio_n ratio_note compression added added_ci "
-            "macs macs_ci dense_macs training_megabytes training_megabytes_ci accuracy accuracy_ci "
+            "macs macs_ci dense_macs served_speed served_speed_ci served_speed_n "
+            "training_megabytes training_megabytes_ci accuracy accuracy_ci "
             "int8_megabytes int8_megabytes_note int8_accuracy int8_accuracy_note "
             "smallest_megabytes smallest_megabytes_note smallest_form smallest_accuracy matched_accuracy pareto",
         ),
         training_memory=_select(
             _smallest_first(measured.assign(pareto=partial(_pareto, size="held")), "held"),
-            "held held_ci held_n peak peak_ci peak_n formula formula_ci formula_n step_time step_time_ci step_time_n "
-            "step_seconds step_seconds_ci step_seconds_n "
+            "held held_ci held_n peak peak_ci peak_n formula formula_ci formula_n "
             "training_megabytes training_megabytes_ci carried_megabytes carried_megabytes_ci compute compute_ci "
             "accuracy accuracy_ci pareto",
         ),
@@ -260,7 +261,6 @@ def leaderboard(
         compared=list(board.loc[board["compared"] | board["asked"], "method"]) if compare else [],
         forms=forms,
         runs=rows,
-        timed=[run for runs in rows.values() for run in runs if machine_kind(run) == most],
         refused=refused,
         unverified=list(foreign),
     )

@@ -11,14 +11,6 @@ from ..record.schema import RunRecord
 VERSIONS = ("torch", "avalanche-lib", "benchsuite")
 
 
-def machine_kind(run: RunRecord) -> tuple[str, ...]:
-    """Device, threads, instructions and torch version of a run, which decide rounding and speed; empty if not on record."""
-    e = run.environment
-    if e.instructions is None:
-        return ()
-    return e.device, e.device_name, str(e.threads), e.instructions, library_version("torch", run)
-
-
 def emulates_bf16(run: RunRecord) -> bool:
     """Whether bf16 convolutions were computed in fp32 (`benchsuite.nn.bfloat16`)."""
     native = run.environment.native_bf16

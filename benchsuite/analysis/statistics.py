@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from ..record import metrics
 from ..record.schema import MB, NATIVE, PARTS, RunRecord
-from .provenance import machine_kind
+from ..record.served import ServedSpeeds
 from .rows import NEUTRAL, common_forms, setting_of
 
 MAY_LOSE = 0.5  # points of mean accuracy that the smallest storage form of a row may lose
@@ -34,7 +34,7 @@ def summarise(label: str, runs: list[RunRecord], values: pd.DataFrame, reference
         row[name], row[f"{name}_ci"] = row[name] / MB, row[f"{name}_ci"] / MB
     row["compression"] = 1 / row["ratio"]
     row["n_tasks_read"] = any(run.n_tasks_read for run in runs)
-    for name in ("learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
+    for name in ("anytime_accuracy", "learning_accuracy", "forward_gain", "bwt", "forgetting", "ratio"):
         row[f"{name}_note"] = None if row[f"{name}_n"] else _why_not(name, first, reference)
     return row
 
@@ -93,25 +93,23 @@ def _why_not(name: str, run: RunRecord, reference: str) -> str:
     return f"n/a: no matching run of {reference}" if name == "forward_gain" else "n/a: not measured after every task"
 
 
-def statistics_by_row(rows: Mapping[str, list[RunRecord]], timed: tuple[str, ...] | None) -> dict[str, pd.DataFrame]:
-    """The statistics of every run, one after another, by the label of its row. timed: the kind of machine whose seconds count."""
-    records = [run for runs in rows.values() for run in runs]
-    references, plain = group_by(pairing, (run for run in records if run.size_reference)), group_by(method_pairing, records)
+def statistics_by_row(rows: Mapping[str, list[RunRecord]], served: ServedSpeeds) -> dict[str, pd.DataFrame]:
+    """The statistics of every run, one after another, by the label of its row. served: of their artifacts."""
+    references = group_by(pairing, (run for runs in rows.values() for run in runs if run.size_reference))
     return {
         label: pd.DataFrame(
-            [statistics_of(run, reference_run(run, references), unmodified_run(run, plain), timed) for run in runs]
+            [statistics_of(run, reference_run(run, references)) | {"served_speed": served.of(run)} for run in runs]
         )
         for label, runs in rows.items()
     }
 
 
-def statistics_of(
-    run: RunRecord, reference: RunRecord | None, unmodified: RunRecord | None, timed: tuple[str, ...] | None
-) -> dict[str, float]:
-    """The statistics of one run; sizes in bytes, MACs as counted. timed: the kind of machine whose seconds count."""
+def statistics_of(run: RunRecord, reference: RunRecord | None) -> dict[str, float]:
+    """The statistics of one run; sizes in bytes, MACs as counted."""
     R = run.R
     return {
         "accuracy": metrics.average_accuracy(R),
+        "anytime_accuracy": metrics.anytime_accuracy(R),
         "learning_accuracy": metrics.learning_accuracy(R),
         "forward_gain": metrics.forward_gain(R, reference.R) if reference else np.nan,
         "bwt": metrics.backward_transfer(R),
@@ -125,14 +123,7 @@ def statistics_of(
         "carried_megabytes": np.nan if run.carried_bytes is None else run.carried_bytes,
         "compute": _compute(run),
         **{name: max(getattr(run.memory, name), default=np.nan) for name in ("held", "peak", "formula")},
-        "step_seconds": _step_seconds(run) if machine_kind(run) == timed else np.nan,
-        "step_time": _step_seconds(run) / _step_seconds(unmodified) if unmodified else np.nan,
     }
-
-
-def _step_seconds(run: RunRecord) -> float:
-    """Wall clock per training step, the median over tasks, since other jobs may have slowed some of them; NaN if it is 0."""
-    return float(np.median([seconds / n for seconds, n in zip(run.seconds.train, run.iterations, strict=True) if n])) or np.nan
 
 
 def _compute(run: RunRecord) -> float:
@@ -169,10 +160,6 @@ def pairing(run: RunRecord) -> tuple[Any, ...]:
     return run.job.seed, run.job.precision
 
 
-def method_pairing(run: RunRecord) -> tuple[Any, ...]:
-    return run.job.method, *pairing(run)
-
-
 def reference_run(run: RunRecord, references: dict[Any, list[RunRecord]]) -> RunRecord | None:
     """The run of the size reference to compare with: same seed, precision, tasks and images, same value of every setting that
     both have or that has a neutral value, and so the same width. Of several, the one with the fewest settings changed from their
@@ -190,24 +177,3 @@ def reference_run(run: RunRecord, references: dict[Any, list[RunRecord]]) -> Run
         return run
     matches = [other for other in references.get(pairing(run), []) if agree(other)]
     return min(matches, key=lambda r: (r.job.method_source, len(r.job.origins), r.job.config), default=None)
-
-
-def unmodified_run(run: RunRecord, records: dict[Any, list[RunRecord]]) -> RunRecord | None:
-    """The run of the same method without its modifier: same seed, precision, tasks, images and settings, on the same kind of
-    machine (both records must name it), with as many threads and the same torch. Settings that only the modified run has are the
-    modifier's, or the other run is at their neutral value: of several, the one with the most settings in common.
-    records: by `method_pairing`."""
-    if run.job.base == run.job.method:
-        return None
-
-    def agree(other: RunRecord) -> bool:
-        return (
-            other.job.method_source == run.job.method_source
-            and all(run.job.settings.get(name) == value for name, value in other.job.settings.items())
-            and all(setting_of(name, run) == setting_of(name, other) for name in NEUTRAL)
-            and other.sample == run.sample
-            and machine_kind(other) == machine_kind(run) != ()
-        )
-
-    matches = [other for other in records.get((run.job.base, *pairing(run)), []) if agree(other)]
-    return max(matches, key=lambda other: len(other.job.settings), default=None)

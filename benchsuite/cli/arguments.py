@@ -342,6 +342,14 @@ def parser() -> Parser:
     timed.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for the tables as Markdown and CSV (default: none are written)"
     )
+    timed.add_argument(
+        "--served",
+        type=Path,
+        metavar="DIR",
+        help="measure the artifacts of a board instead, DIR being RESULTS/PROTOCOL/TIER: how fast they serve, relative to the"
+        " dense network; its boards then have the column",
+    )
+    timed.add_argument("--batch", type=int, default=64, help="images at once with --served (default: 64)")
     fresh = commands.add_parser("new-protocol", help="write a commented Python file that defines a protocol, to start from")
     fresh.add_argument("name", metavar="NAME", help="name of the protocol; letters, digits, - and _")
     fresh.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: NAME.py in this folder)")

@@ -51,17 +51,23 @@ def command_data(arguments: argparse.Namespace) -> None:
 def command_bench(arguments: argparse.Namespace) -> None:
     overrides = parse_settings(arguments)
     from ..measure.bench import SECTIONS, Bench, measure
+    from ..measure.serving import measure_board
     from ..method.registered import methods
     from ..training.device import configure_process
 
     note_slow_precision(arguments.device, arguments.precision)
+    device = configure_process(arguments.device, arguments.precision)
+    names = [methods.find(name) for name in arguments.methods]
+    if arguments.served:
+        measure_board(arguments.served, device, batch=arguments.batch, rounds=arguments.rounds, steps=arguments.steps)
+        return
     bench = Bench(
         protocol=arguments.protocol,
         data_dir=arguments.data_dir,
-        methods=[methods.find(name) for name in arguments.methods],
+        methods=names,
         relative_to=methods.find(arguments.relative_to),
         precision=arguments.precision,
-        device=configure_process(arguments.device, arguments.precision),
+        device=device,
         rounds=arguments.rounds,
         steps=arguments.steps,
         tasks=arguments.tasks and tuple(arguments.tasks),

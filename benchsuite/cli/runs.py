@@ -198,6 +198,7 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
     from ..analysis.leaderboard import leaderboard
     from ..protocol import protocols
     from ..record import imported
+    from ..record.served import read_served
     from ..record.store import read_board
     from ..source import stale
 
@@ -229,6 +230,7 @@ def finished(arguments: argparse.Namespace) -> Leaderboard:
         compare=arguments.compare,
         refused=refused | unusable,
         imported=made_elsewhere,
+        served=read_served(arguments.results / arguments.protocol / arguments.tier),
     )
 
 

@@ -26,6 +26,7 @@ from ..method.registered import methods as registered
 from ..protocol import Protocol, Recipe, protocols
 from ..record import imported as imports
 from ..record.schema import Job
+from ..record.served import read_served
 from ..record.store import read_board, read_usable
 from ..registry import suggest
 from ..source import stale
@@ -160,6 +161,7 @@ class Plan:
             compare=compare,
             refused=refused | unusable,
             imported=imported,
+            served=read_served(self.results / self.protocol.name / self.tier),
         )
 
     def _job(self, method: str, seed: int, settings: Mapping[str, Any]) -> Job:

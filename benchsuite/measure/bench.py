@@ -55,12 +55,11 @@ from ..registry import suggest
 from ..training.assemble import assemble
 from ..training.batches import Batches
 from ..training.device import configure_process, cores
-from ..training.environment import environment, source_revision
 from ..training.optimizer import make_optimizer
 from ..training.settings import Unsupported, recipe_of, resolve
 from ..training.stream import TaskStream, build_stream
 from ..training.watch import Watch
-from .race import Contender, paused, race, ratio
+from .race import Contender, circumstances, paused, race, ratio
 
 COLUMNS = ["section", "what", "relative_to", "ratio", "lowest", "highest", "seconds", "gradient_error", "update_error"]
 SECTIONS = ("loop", "methods", "evaluation", "data", "settings", "profile")
@@ -539,13 +538,7 @@ def _serve(
 
 
 def provenance(bench: Bench, load: tuple[float, ...]) -> str:
-    where = environment(bench.device, [source_revision()])
-    loads = ", ".join(f"{value:.1f}" for value in (load[0], os.getloadavg()[0]))
-    return (
-        f"{bench.protocol}, lite, {bench.precision}, {where.device_name}, {where.threads} threads, {cores()} cores, "
-        f"torch {where.versions['torch']}, revision {where.source}, {where.date[:10]}; rounds: {bench.rounds}, "
-        f"steps in each: {bench.steps}; load average (one minute) before and after: {loads}"
-    )
+    return f"{bench.protocol}, lite, {bench.precision}, {circumstances(bench.device, bench.rounds, bench.steps, load)}"
 
 
 def markdown(frame: pd.DataFrame, below: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from avalanche.core import SupervisedPlugin
+
+from ..training.device import cores
+from ..training.environment import environment, source_revision
 
 Contender = Callable[[], None]  # one training step of one batch
 
@@ -39,6 +43,17 @@ def ratio(seconds: Mapping[str, Sequence[float]], one: str, other: str) -> Ratio
     """How much longer `one` takes than `other`, within each round: median and extremes over the rounds."""
     values = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
     return Ratio(statistics.median(values), min(values), max(values))
+
+
+def circumstances(device: torch.device, rounds: int, steps: int, load: tuple[float, ...]) -> str:
+    """Where, when and how contenders were timed. load: the load averages before."""
+    where = environment(device, [source_revision()])
+    loads = ", ".join(f"{value:.1f}" for value in (load[0], os.getloadavg()[0]))
+    return (
+        f"{where.device_name}, {where.threads} threads, {cores()} cores, torch {where.versions['torch']}, "
+        f"revision {where.source}, {where.date[:10]}; rounds: {rounds}, steps in each: {steps}; "
+        f"load average (one minute) before and after: {loads}"
+    )
 
 
 def paused(strategy: Any, experience: Any) -> Contender:

@@ -4,24 +4,33 @@ Each artifact is loaded as a user would load it and serves its last task. compos
 convolution with the composed kernel; chain: as a chain of convolutions, one for each factor; served: as `benchsuite.load` does
 it, layer by layer in the form that needs fewer multiply-accumulates. Kernels are composed once, before anything is timed. All
 forms of all artifacts and the dense network of the same shape take turns; a ratio is the median over rounds of the ratios within
-a round.
+a round. `benchsuite bench --served FOLDER` measures the artifacts of a board as they are served, for a column of that board.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ..errors import UserError
+from ..files import write_atomic
 from ..method.artifact import Artifact
-from ..method.serving import load
+from ..method.serving import load, served_by
 from ..nn.factorised import FactorisedConv2d
 from ..nn.multihead import MultiHead
+from ..record.folder import RunFolder
+from ..record.served import COLUMNS, SERVED
+from ..record.store import read_usable
 from ..training.accounting import macs
 from . import script
-from .race import Contender, race, ratio
+from .race import Contender, circumstances, race, ratio
 
 LIMIT = 10  # a form with more than this times the dense network's operations is not timed
 FORMS: dict[str, Literal["composed", "chain", "cheaper"]] = {"composed": "composed", "chain": "chain", "served": "cheaper"}
@@ -61,6 +70,50 @@ def main() -> None:
     for (name, form), count in counts.items():
         ratios = [ratio(seconds, f"{name} {form} {n}", f"dense  {n}").median for n in arguments.batches]
         print(f"{name:48} {form:9} {count / 1e6:8.3f}" + "".join(f" {value:10.3f}" for value in ratios))
+
+
+def measure_board(folder: Path, device: torch.device, *, batch: int = 64, rounds: int = 7, steps: int = 4) -> Path:
+    """Time the artifacts of a board, RESULTS/PROTOCOL/TIER, as they are served, beside the dense network of the same width and on
+    their last tasks, all in turns; print how many times as fast each is, and write it into the folder, where boards find it.
+
+    Raises UserError for a folder of no board or without artifacts."""
+    records, _ = read_usable(folder)
+    if not records or folder.absolute().parts[-2:] != (records[0].job.protocol, records[0].job.tier):
+        raise UserError(f"{folder}: is not the folder of a board with records", "name one, RESULTS/PROTOCOL/TIER")
+    if min(batch, rounds, steps) < 1:
+        raise UserError("batch, rounds and steps must be at least 1")
+    before = os.getloadavg()
+    contenders: dict[str, Contender] = {}
+    pairs = []
+    for record in records:
+        try:
+            content = RunFolder(folder.joinpath(*record.job.folder.parts[2:])).read_artifact(record)
+            network = served_by(content).network.to(device)
+        except UserError as error:
+            print(f"n/a: {error}")
+            continue
+        described = Artifact.from_bytes(content).header["network"]
+        image, task = tuple(described["image"]), len(described["classes"]) - 1
+        shape = {**described, "heads": [task]}
+        x, plain = torch.rand(batch, *image, device=device), f"dense {json.dumps(shape)}"
+        if plain not in contenders:
+            contenders[plain] = forward(MultiHead.from_description(shape).eval().to(device), x, task)
+        contenders[str(record.job.folder)] = forward(network, x, task)
+        pairs.append((record, plain))
+    if not pairs:
+        raise UserError(f"{folder}: has no artifacts to time", "the runs write them; published records come without")
+    seconds = race(contenders, rounds, steps)
+    how = f"{batch} images at once, fp32, {circumstances(device, rounds, steps, before)}"
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for record, plain in pairs:
+        speed = ratio(seconds, plain, str(record.job.folder))  # of the times, so that more is quicker
+        print(f"{record.job.folder}: {speed.median:.2f} ({speed.lowest:.2f} to {speed.highest:.2f}) times as fast as dense")
+        writer.writerow([record.job.method, record.job.seed, record.artifact_sha256, *speed, how])
+    write_atomic(folder / SERVED, table.getvalue())
+    print(f"{how}\n{folder / SERVED}")
+    return folder / SERVED
 
 
 def forward(network: Any, x: torch.Tensor, task: int) -> Contender:

@@ -91,6 +91,7 @@ class Imported(Part, frozen=True, dict=True):
         """What a board shows of it: per cent and points; bytes for its size."""
         return {
             "accuracy": metrics.average_accuracy(self.R),
+            "anytime_accuracy": metrics.anytime_accuracy(self.R),
             "learning_accuracy": metrics.learning_accuracy(self.R),
             "bwt": metrics.backward_transfer(self.R),
             "forgetting": metrics.forgetting(self.R),

@@ -67,6 +67,15 @@ def accuracy_after_each_task(R: np.ndarray) -> np.ndarray:
     return np.array([R[k, : k + 1].mean() for k in range(len(R))])
 
 
+def anytime_accuracy(R: np.ndarray) -> float:
+    """AAA = 1/T sum_k A_k, in per cent: `accuracy_after_each_task`, averaged over the sequence (Caccia et al. 2022, ICLR).
+
+    Measured at the ends of tasks only, so it is the average incremental accuracy of Rebuffi et al. 2017 (iCaRL). NaN when a task
+    was not measured after every task since it was learned.
+    """
+    return float(accuracy_after_each_task(R).mean())
+
+
 def forgetting_after_each_task(R: np.ndarray) -> np.ndarray:
     """F_k = 1/(k-1) sum_{i<k} (max_{i<=t<k} R[t, i] - R[k, i]) for k = 1..T, in percentage points: F_1 is NaN, F_T is F."""
     return np.array([forgetting(R[: k + 1, : k + 1]) for k in range(len(R))])

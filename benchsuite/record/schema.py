@@ -359,6 +359,11 @@ class RunRecord(Part, frozen=True, dict=True):
         """Accuracy on each task right after it was learnt, mean over tasks, in per cent; NaN where it is not defined."""
         return metrics.learning_accuracy(self.R)
 
+    @property
+    def anytime_accuracy(self) -> float:
+        """Accuracy on the tasks learnt so far, mean over the ends of tasks, in per cent; NaN where it is not defined."""
+        return metrics.anytime_accuracy(self.R)
+
     @cached_property
     def task_names(self) -> list[str]:
         """The tasks in an order of their own: seeds shuffle them. With `tasks` set each seed takes the first of its own order."""

@@ -72,6 +72,7 @@ def _described(record: RunRecord) -> dict[str, Any]:
         "device": environment.device_name,
         "date": environment.date,
         "path": str(job.folder),
+        "anytime_accuracy": record.anytime_accuracy,
         "learning_accuracy": record.learning_accuracy,
         "tasks": len(record.tasks),
     }

@@ -54,6 +54,13 @@ SEEDS = Column("n", "n", 0)
 COLUMNS = {
     "accuracy": [
         ACCURACY,
+        Column(
+            "Anytime accuracy (%)",
+            "anytime_accuracy",
+            2,
+            screen=False,
+            says="mean over t of the accuracy on the t tasks learned so far",
+        ),
         Column("Learning accuracy (%)", "learning_accuracy", 2, says="mean over tasks, each measured right after it was learned"),
         Column(
             "Forward gain (pp)",
@@ -68,13 +75,15 @@ COLUMNS = {
             "Backward transfer (pp)",
             "bwt",
             2,
-            says="mean change in a task's accuracy from when it was learned to the end, without the last task",
+            says="mean over all tasks i but the last of R(T, i) minus R(i, i), the accuracy on task i after the last task minus"
+            " that right after task i (Lopez-Paz and Ranzato 2017)",
         ),
         Column(
             "Forgetting (pp)",
             "forgetting",
             2,
-            says="mean drop from a task's best accuracy to its final one, without the last task",
+            says="mean over all tasks i but the last of max R(t, i) minus R(T, i), the best accuracy on task i after any task"
+            " from i to T - 1 minus that after the last task (Chaudhry et al. 2018)",
         ),
         SEEDS,
     ],
@@ -89,6 +98,14 @@ COLUMNS = {
         Column("Added (MB / task)", "added", screen=False, says="for each task after the first"),
         Column("MACs (M)", "macs", screen=False),
         Column("Dense MACs (M)", "dense_macs", screen=False),
+        Column(
+            "Served speed (x dense)",
+            "served_speed",
+            2,
+            screen=False,
+            optional=True,
+            says="images per second as served, relative to the dense network of the same width, timed in turns in one run",
+        ),
         TRAINING,
         ACCURACY,
         Column("8-bit size (MB)", "int8_megabytes", optional=True, says="of the same networks, stored in 8 bits"),
@@ -113,7 +130,6 @@ COLUMNS = {
         TRAINING,
         Column("Carried (MB)", "carried_megabytes", optional=True, says="what the next task needs of all before it"),
         Column("Compute", "compute", 2, optional=True, says="images through the network, relative to fine-tuning"),
-        Column("Step time ratio", "step_time", 2, optional=True),
         ACCURACY,
         Column("Pareto", "pareto", says="no ranked row dominates it in held MB and accuracy"),
         SEEDS,

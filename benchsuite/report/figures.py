@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.leaderboard import Leaderboard
-from ..analysis.provenance import provenance
 from ..analysis.rows import series
 from ..analysis.statistics import t_interval
 from ..record import metrics
@@ -247,34 +246,6 @@ def _over_tasks(
     elif scale == "per cent":
         _bound(axes)
     figure.legend(loc="outside upper center", ncols=columns, fontsize=FONT, **LEGEND)
-    return figure
-
-
-def step_time(board: Leaderboard) -> Figure | None:
-    """Wall clock per training step, a row each with its 95 % interval; None where the records do not say on which machine."""
-    if not board.timed:
-        return None
-    frame = board.training_memory.dropna(subset=["step_seconds"]).sort_values(["step_seconds", "method"], ascending=False)
-    figure, axes = _figure(
-        f"{provenance(board.timed)}; wall clock, median over tasks; other jobs may have run meanwhile",
-        height=1.1 + 0.16 * len(frame),
-    )
-    y = np.arange(len(frame))
-    axes.errorbar(
-        1000 * frame["step_seconds"],
-        y,
-        xerr=1000 * np.nan_to_num(frame["step_seconds_ci"]),
-        linestyle="",
-        marker="o",
-        markersize=4,
-        color=COLOURS[0],
-        elinewidth=0.8,
-        capsize=1.5,
-    )
-    axes.set_xlim(left=0)
-    axes.set_yticks(y, [textwrap.shorten(name, 34, placeholder=" …") for name in frame["method"]])
-    axes.set_ylim(-0.7, len(frame) - 0.3)
-    axes.set_xlabel("time per training step (ms)", fontsize=FONT)
     return figure
 
 

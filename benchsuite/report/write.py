@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..files import write_atomic
 from ..protocol import Published
 from ..record import imported as imports
+from ..record.served import read_served
 from ..record.store import boards_with_records, not_ranked, read_usable
 from ..registry import suggest
 from ..source import stale
@@ -81,6 +82,7 @@ def write_reports(
             compare=[name for name in compare if name in named[key]],
             refused=read[key][1] | made_elsewhere[key][1],
             imported=made_elsewhere[key][0],
+            served=read_served(results.joinpath(*key)),
         )
         for key, runs in shown.items()
     }
@@ -146,7 +148,7 @@ def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list
 
 FIGURES = (
     *("accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task", "forgetting_after_each_task"),
-    *("stored_after_each_task", "step_time", "accuracy_matrices", "rank_growth"),
+    *("stored_after_each_task", "accuracy_matrices", "rank_growth"),
 )
 
 
@@ -162,14 +164,12 @@ def _draw(board: Leaderboard) -> dict[str, tuple[Figure, str]]:
     over = f"{where}, each seed in its own order; "
     over += f"{_averaged(seeds, 'bands and bars' if len(runs) <= drawing.FEW else 'bars at the last task')}."
     ranks = _averaged(seeds, "bands")
-    timed = _averaged([int(n) for n in board.training_memory["step_seconds_n"] if n > 0], "bars")
     drawn = (
         (drawing.accuracy_vs_size(board), f"Accuracy against stored size {front}{curves}"),
         (drawing.accuracy_vs_memory(board), f"Accuracy against training memory {front}"),
         (drawing.accuracy_after_each_task(runs, made), f"Mean accuracy on the tasks learned so far {over}"),
         (drawing.forgetting_after_each_task(runs, made), f"Mean forgetting of the tasks learned so far {over}"),
         (drawing.stored_after_each_task(runs, made), f"Stored size over tasks {over}"),
-        (drawing.step_time(board), f"Wall clock per training step, median over tasks, {where}, on one kind of machine; {timed}."),
         (
             drawing.accuracy_matrices(runs, made),
             f"Accuracy matrices {where}: accuracy on task k of each seed's order after t tasks; {_averaged(seeds)}.",

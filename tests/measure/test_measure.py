@@ -177,6 +177,38 @@ def test_the_table_of_served_models_has_every_form_beside_the_dense_network(monk
     assert macs["cacl-cp", "served"] <= min(macs["cacl-cp", "composed"], macs["cacl-cp", "chain"])
     assert macs["cacl-cp", "chain"] != macs["cacl-cp", "composed"]
 
+    board = tmp_path / "split-digits" / "smoke"  # the same artifacts, for its column
+    taken = {"dense": [2.0, 3.0], "finetune": [2.0, 3.0], "cacl-cp": [8.0, 6.0]}
+    timed = []
+
+    def race(contenders, rounds, steps):
+        for step in contenders.values():
+            step()
+        timed.extend(contenders)
+        return {name: next(s for word, s in taken.items() if word in name) for name in contenders}
+
+    monkeypatch.setattr(serving, "race", race)
+    assert main(["bench", "--served", str(board), "--batch", "3"]) == 0
+    assert len(timed) == 3, "one dense network for both"
+    assert "times as fast as dense" in capsys.readouterr().out
+    table = pd.read_csv(board / "served.csv").set_index("method")
+    assert table["speed"].to_dict() == {"finetune": 1, "cacl-cp": 0.375}
+    assert table.loc["cacl-cp", ["lowest", "highest"]].tolist() == [0.25, 0.5]
+    assert table["how"].iloc[0].startswith("3 images at once, fp32, ")
+    ranked = ["leaderboard", "--no-run", "--protocol", "split-digits", "--tier", "smoke", "--results", str(tmp_path)]
+    assert main([*ranked, "--no-figures"]) == 0
+    shown = (board / "leaderboard" / "parameter_efficiency.md").read_text()
+    assert "| Served speed (x dense) |" in shown
+    assert "- served speed: 3 images at once" in shown
+    capsys.readouterr()
+    next(tmp_path.rglob("finetune/*/artifact.safetensors")).write_bytes(b"another")
+    assert main(["bench", "--served", str(board)]) == 0
+    assert "n/a: " in capsys.readouterr().out
+    assert pd.read_csv(board / "served.csv")["method"].tolist() == ["cacl-cp"]
+    for wrong, said in ((tmp_path, "is not the folder of a board"), (board / "finetune", "is not the folder of a board")):
+        assert main(["bench", "--served", str(wrong)]) == 2
+        assert said in capsys.readouterr().err
+
 
 def test_the_table_of_activations_has_every_variant_beside_the_unmodified_step(monkeypatch, capsys, tmp_path):
     words = f"--protocol split-digits --epochs 1 --batches 2 --rounds 1 --steps 1 --output {tmp_path}"

@@ -16,6 +16,7 @@ def test_a_matrix_computed_by_hand():
     assert metrics.forgetting(R) == pytest.approx((5 + 6) / 2)
     assert metrics.learning_accuracy(R) == pytest.approx(220 / 3)
     assert metrics.accuracy_after_each_task(R) == pytest.approx([90, 75, 209 / 3])
+    assert metrics.anytime_accuracy(R) == pytest.approx((90 + 75 + 209 / 3) / 3)
 
 
 def test_forgetting_counts_from_the_best_row_and_backward_transfer_from_the_first():
@@ -41,14 +42,14 @@ def test_forward_gain_leaves_the_first_task_out():
 
 def test_what_a_single_task_cannot_show_is_nan():
     one = np.array([[80.0]])
-    assert metrics.average_accuracy(one) == metrics.learning_accuracy(one) == 80
+    assert metrics.average_accuracy(one) == metrics.learning_accuracy(one) == metrics.anytime_accuracy(one) == 80
     assert np.isnan([metrics.backward_transfer(one), metrics.forgetting(one), metrics.forward_gain(one, one)]).all()
 
 
 def test_what_was_not_measured_is_nan():
     assert metrics.average_accuracy(JOINT) == 80
     assert np.isnan([metrics.backward_transfer(JOINT), metrics.forgetting(JOINT), metrics.learning_accuracy(JOINT)]).all()
-    assert np.isnan(metrics.forward_gain(JOINT, R))
+    assert np.isnan([metrics.anytime_accuracy(JOINT), metrics.forward_gain(JOINT, R)]).all()
     assert np.isnan(metrics.forward_gain(R, JOINT))
     assert np.isnan(metrics.forward_gain(JOINT[1:, 1:], R[:2, :2]))  # though the one gain of two tasks is measured
     np.testing.assert_array_equal(metrics.accuracy_after_each_task(JOINT), [NAN, NAN, 80])
@@ -65,4 +66,5 @@ def test_accuracy_matrix_divides_by_each_tasks_own_test_images():
     assert list(record.matrix().index) == list(record.matrix().columns) == ["a", "b"]
     np.testing.assert_array_equal(record.matrix(), record.R)
     assert (record.accuracy, record.bwt, record.forgetting, record.learning_accuracy) == (62.5, -30, 30, 77.5)
+    assert record.anytime_accuracy == (80 + 62.5) / 2
     assert record.megabytes == 2e-6

@@ -281,7 +281,7 @@ def test_a_heading_sorts_and_says_so(browser):
     for _ in range(3):
         press(browser, "Learning accuracy", "thead button")
         assert browser.switch_to.active_element.text.startswith("Learning accuracy")  # ready to be pressed again
-        state = find(browser, "thead th:nth-child(3)")[0].get_attribute("aria-sort")
+        state = find(browser, "thead th:nth-child(4)")[0].get_attribute("aria-sort")
         states.append((state, column(browser, "Learning accuracy (%)")))
     (down, largest), (up, smallest), (none, _) = states
     assert (down, up, none) == ("descending", "ascending", "none")
@@ -366,15 +366,14 @@ def test_a_cell_opens_the_runs_behind_it(browser):
 
 
 def test_a_run_without_a_partner_of_its_seed_has_a_dash(browser):
-    settings = {"epochs": 10, "epsilon": 0.8}
-    few = [run(), *(run("finetune+hosvd", seed, settings=settings) for seed in (1, 2))]
+    few = [individual(), *(run(seed=seed) for seed in (1, 2))]
     (browser.folder / "few.html").write_text(page([leaderboard(few)]))
-    show(browser, view="split-digits/lite/training_memory", file="few.html")
-    at = column(browser, "Method").index("finetune+hosvd") + 1
-    x = [h.text for h in find(browser, "#board thead th")].index("Step time ratio") + 1
+    show(browser, view="split-digits/lite/parameter_efficiency", file="few.html")
+    at = column(browser, "Method").index("finetune") + 1
+    x = [h.text for h in find(browser, "#board thead th")].index("Size ratio") + 1
     find(browser, f"tbody tr:nth-child({at}) td:nth-child({x}) button")[0].click()
     assert [row.text.split()[:3] for row in find(browser, "#runs tbody tr")] == [
-        ["1", "record.json", "1.00"],
+        ["1", "record.json", "0.500"],
         ["2", "record.json", "–"],
     ]
 
