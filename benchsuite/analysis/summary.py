@@ -63,12 +63,15 @@ def summary(boards: Sequence[Leaderboard], rows: Sequence[str] = ()) -> Summary:
     if not boards or len(named) < len(boards):
         raise UserError("a summary needs boards of different protocols or tiers", "give each of them once")
     called = {key: _configurations(board) for key, board in named.items()}
-    known: dict[str, set[str]] = {}  # what a reader may call each configuration
+    known: dict[str, set[str]] = {}  # what a reader may call each configuration; a method's name stands for all of its own,
+    labels: dict[str, set[str]] = {}  # unless one of them is called just so
     for key, board in named.items():
         for row, name in called[key].items():
+            labels.setdefault(name, {name}).add(row)
             known.setdefault(name, {name}).update({row, *(run.job.method for run in board.runs.get(row, ()))})
     check_names(rows, set().union(*known.values()))
-    chosen = {name for name, words in known.items() if not rows or words & set(rows)}
+    exact = set().union(*labels.values()) & set(rows)
+    chosen = {name for name in known if not rows or labels[name] & exact or known[name] & (set(rows) - exact)}
 
     results = pd.concat([_results(board, key, called[key]) for key, board in named.items()], ignore_index=True)
     results = results[results["method"].isin(chosen)].reset_index(drop=True)

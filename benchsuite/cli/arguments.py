@@ -185,11 +185,44 @@ def parser() -> Parser:
     state.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     paper = commands.add_parser("report", help="write tables, figures and the reproduction ledger for a paper from finished runs")
     paper.add_argument(
-        "output", type=Path, metavar="DIR", help="output folder; each protocol and tier gets a folder of its own in it"
+        "output",
+        type=Path,
+        nargs="?",
+        metavar="DIR",
+        help="output folder; each protocol and tier gets a folder of its own in it",
     )
     paper.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
+    paper.add_argument("--select", type=Path, metavar="FILE", help="what to show, as TOML; other options go before it")
+    paper.add_argument("--example", type=Path, metavar="FILE", help="only write such a file, with comments, to start from")
     paper.add_argument("--protocol", nargs="+", default=(), metavar="P", help="only these (default: all that have records)")
     paper.add_argument("--tier", nargs="+", default=(), metavar="T", help="only these (default: all that have records)")
+    paper.add_argument(
+        "--row",
+        dest="rows",
+        action="append",
+        default=[],
+        metavar="NAME[=LABEL]",
+        help="a row to show, as LABEL; repeatable, in the order of the tables (default: at most 12; the others in an appendix)",
+    )
+    paper.add_argument("--ours", action="append", default=[], metavar="NAME", help="a row to mark as your own; repeatable")
+    paper.add_argument("--boards", nargs="+", default=(), metavar="BOARD", help="only these tables (default: all four)")
+    paper.add_argument(
+        "--columns",
+        action="append",
+        default=[],
+        metavar="BOARD=NAME,...",
+        help="the columns of a board, as the CSV files name them; repeatable (default: what fits)",
+    )
+    paper.add_argument("--digits", action="append", default=[], metavar="COLUMN=N", help="decimals of a column; repeatable")
+    paper.add_argument(
+        "--fit",
+        choices=("column", "two-column", "page"),
+        help="what a table must fit: a column of a two-column paper, its full width, or a one-column page (default)",
+    )
+    paper.add_argument("--font", choices=("serif", "sans"), help="of the figures (default: serif)")
+    paper.add_argument("--siunitx", action="store_true", help="numbers in S columns of the LaTeX package siunitx")
+    paper.add_argument("--figures", nargs="+", default=(), metavar="NAME", help="only these figures (default: the usual ones)")
+    paper.add_argument("--no-pdf", action="store_true", help="do not compile report.tex")
     long = commands.add_parser(
         "table", help="write all accuracies, sizes, settings and other numbers of finished runs as one table"
     )

@@ -6,20 +6,32 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..text import clean
 
 if TYPE_CHECKING:
     from ..record.schema import RunRecord
+    from ..report.selection import Selection
 
 
 def command_report(arguments: argparse.Namespace) -> None:
     from .. import catalogue
+    from ..files import write_atomic
     from ..protocol import protocols
-    from ..report.write import write_reports
+    from ..report.selection import EXAMPLE
+    from ..report.write import compile_document, write_reports
 
+    if arguments.example:
+        if arguments.example.exists():
+            raise UserError(f"{arguments.example}: exists already", "choose another file with --example")
+        write_atomic(arguments.example, EXAMPLE.read_text(encoding="utf-8"))
+        print(f"{arguments.example}: a selection to change; then `benchsuite report DIR --select {arguments.example}`")
+        return
+    if not arguments.output:
+        raise UserError("report needs a folder to write to", "name one, such as `benchsuite report paper`")
+    selection = selected(arguments)
     sources = dict.fromkeys(catalogue.methods(), "")  # installed methods have no file of their own
     if arguments.methods:  # only a method's own file is imported, and PyTorch with it
         from ..method.registered import methods
@@ -28,18 +40,47 @@ def command_report(arguments: argparse.Namespace) -> None:
             name = methods.find(file)
             sources[name] = methods.source(name)
     published = {name: protocol.published for name, protocol in protocols.all().items()}
-    files = write_reports(
-        arguments.results,
-        arguments.output,
-        published,
-        protocols=arguments.protocol,
-        tiers=arguments.tier,
-        files=sources,
-        compare=arguments.compare,
-    )
-    print("\n".join(f"{folder / 'report.tex'}" for folder in dict.fromkeys(file.parent for file in files)))
+    files = write_reports(arguments.results, arguments.output, published, selection, files=sources)
+    documents = [file for file in files if file.name == "report.tex"]
+    for document in documents:
+        missing = "not asked for" if arguments.no_pdf else compile_document(document)
+        print(document if missing else document.with_suffix(".pdf"))
+        if missing and not arguments.no_pdf:
+            print(f"benchsuite: note: {document}: no PDF: {missing}; compile it with LaTeX", file=sys.stderr)
     print(f"reproduction ledger: {arguments.output / 'ledger.md'}")
     print(f"page with everything: {arguments.output / 'index.html'}")
+
+
+def selected(arguments: argparse.Namespace) -> Selection:
+    """The selection of a file, with what the options say in place of what it says."""
+    import re
+    from dataclasses import replace
+
+    from ..fields import convert
+    from ..report.selection import Row, Selection, read_selection
+
+    found = read_selection(arguments.select) if arguments.select else Selection()
+    given: dict[str, Any] = {
+        "protocols": tuple(arguments.protocol),
+        "tiers": tuple(arguments.tier),
+        "compare": tuple(arguments.compare),
+        "boards": tuple(arguments.boards),
+        "figures": tuple(arguments.figures),
+        "fit": arguments.fit,
+        "font": arguments.font,
+        "siunitx": arguments.siunitx,
+    }
+    if arguments.rows:  # NAME=LABEL, where NAME may have settings in brackets
+        parts = [re.split(r"=(?![^\[]*\])", text, maxsplit=1) for text in arguments.rows]
+        given["rows"] = tuple(Row(name=name, label=label[0] if label else "") for name, *label in parts)
+    for name, kind in (("columns", tuple[str, ...]), ("digits", int)):
+        pairs = dict(text.partition("=")[::2] for text in getattr(arguments, name))
+        given[name] = {**getattr(found, name), **{key: convert(f"{name} of {key}", text, kind) for key, text in pairs.items()}}
+    found = replace(found, **{name: value for name, value in given.items() if value})
+    for name in arguments.ours:
+        if name not in [row.name for row in found.rows]:
+            raise UserError(f"--ours {name}: is no row that was selected", f"add --row {name} and the other rows to show")
+    return replace(found, rows=tuple(replace(row, ours=row.ours or row.name in arguments.ours) for row in found.rows))
 
 
 def command_table(arguments: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from ..record.schema import RunRecord
 from ..record.store import RECORD
 from . import tables
 from .columns import COLUMNS, TITLES
+from .latex import LATEX, latex_heading
 from .looks import entry_of, looks_of
 
 MODIFIED = "compressed activations"  # a further family of `method+modifier`
@@ -62,7 +63,7 @@ def page(boards: Sequence[Leaderboard], base: str = ".") -> str:
         "titles": TITLES,
         "headings": {column.name: column.heading for column in columns},
         "hidden": sorted({column.name for column in columns if not column.screen}),
-        "latex": {chr(code): text for code, text in tables.LATEX.items()},
+        "latex": {chr(code): text for code, text in LATEX.items()},
         "figures": FIGURES,
         "boards": [_board(board, base) for board in boards],
     }
@@ -169,7 +170,7 @@ def _table(board: Leaderboard, kind: str, index: Mapping[str, int], rows: Sequen
             {
                 "name": column.name,
                 "heading": column.heading,
-                "latex": tables.latex_heading(column.heading),
+                "latex": latex_heading(column.heading),
                 "text": False,
                 "direction": column.best,
                 "interval": f"{column.name}_ci" in frame,

@@ -19,7 +19,7 @@ from ..fields import convert
 from ..record.schema import RunRecord
 from ..registry import suggest
 from .columns import COLUMNS, TITLES
-from .looks import entry_of
+from .looks import entry_of, labels_of
 
 MOST = 12  # rows that are shown without a selection: more fill a page and crowd a figure
 STATISTICS = tuple(dict.fromkeys(column.name for columns in COLUMNS.values() for column in columns))
@@ -40,8 +40,9 @@ class Selection:
     """What a report shows. What is empty is chosen sensibly.
 
     protocols, tiers: those with records. rows: in the order of every table; by default `default_rows`, the best first.
-    compare: methods or rows that are tested against each other (`leaderboard`). boards: the tables to write.
-    columns: the statistics of a board, in order, of this board or of another. digits: decimals of a statistic.
+    compare: methods or rows that are tested against each other; by default those of `rows`, or else all that are ranked.
+    boards: the tables to write. columns: the statistics of a board, in order, of this board or of another, or of the summary.
+    digits: decimals of a statistic.
     fit: what a table must fit: a column of a two-column paper, its full width, or the line of a one-column paper.
     font: of the figures. siunitx: numbers in `S` columns. figures: their names; None for the usual ones.
 
@@ -63,7 +64,7 @@ class Selection:
     def __post_init__(self) -> None:
         asked = [name for names in self.columns.values() for name in names]
         known = (
-            ("board", (*self.boards, *self.columns), TITLES),
+            ("board", (*self.boards, *self.columns), (*TITLES, "summary")),
             ("column", (*asked, *self.digits), STATISTICS),
         )
         for what, names, there in known:
@@ -79,14 +80,14 @@ class Selection:
 
     def rows_on(self, board: Leaderboard) -> dict[str, Row]:
         """The rows to show of a board, in order, by their labels on it; each with the label that readers see."""
-        called = _called(board)
+        called, labels = _called(board), labels_of(board)
         if not self.rows:
-            return {label: Row(name=label, label=label) for label in default_rows(board)}
+            return {label: Row(name=label, label=labels[label]) for label in default_rows(board)}
         found: dict[str, Row] = {}
         for row in self.rows:
             same = [row.name] if row.name in called else [label for label, names in called.items() if row.name in names]
             for label in same:
-                shown = row.label + label.removeprefix(row.name) if row.label else label
+                shown = row.label + label.removeprefix(row.name) if row.label else labels[label]
                 found.setdefault(label, Row(name=label, label=shown, ours=row.ours))
         return found
 
@@ -107,6 +108,9 @@ class Selection:
         for row in self.rows:
             if row.name not in known:
                 raise UserError(f"no row is called {row.name!r}", suggest(row.name, known))
+
+
+EXAMPLE = Path(__file__).with_name("paper.toml")  # a selection to start from, with comments
 
 
 def read_selection(path: Path) -> Selection:
@@ -161,9 +165,9 @@ def _known(values: Mapping[str, Any], owner: type) -> dict[str, Any]:
 
 def _called(board: Leaderboard) -> dict[str, set[str]]:
     """What each row of a board may be called, by its label, in the order of the board of accuracy."""
-    names = names_of(board.runs)
+    names, printed = names_of(board.runs), labels_of(board)
     labels = dict.fromkeys(label for kind in TITLES for label in getattr(board, kind)["method"])
-    return {label: names.get(label, {label}) for label in labels}
+    return {label: {printed[label], *names.get(label, {label})} for label in labels}
 
 
 def default_rows(board: Leaderboard) -> list[str]:

@@ -1,4 +1,4 @@
-"""Leaderboards and the ledger as LaTeX (booktabs), Markdown, CSV, parquet and on the screen: written, not computed.
+"""Leaderboards and the ledger as Markdown, CSV, parquet and on the screen: written, not computed.
 
 Best and second best are decided by the printed numbers: rows that print the same number share bold or underline. Rows that are
 not ranked (joint training, other tasks or images, published figures, unverified results, no memory measurement on the board of
@@ -34,9 +34,6 @@ ERRORS = (
 TOLD = "‡"  # after the name of a method that knows how many tasks will come
 ABOUT_SIZES = ("parameter_efficiency", "training_memory")
 TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of text, aligned left
-ARTICLE = 345  # points: the width of a line in LaTeX's article class
-TYPES = (("footnotesize", 4.3, 6), ("footnotesize", 4.3, 3), ("scriptsize", 4.0, 3))  # size; points a character, half a gap
-LEDGER_WIDTHS = {"Published": 0.15, "Ours": 0.12, "Verdict": 0.1, "Reason": 0.19}  # shares of a line
 
 
 def numbers(board: Leaderboard, kind: str) -> pd.DataFrame:
@@ -113,7 +110,7 @@ def caption(
         text += f"{TOLD} knows the number of tasks in advance. "
     if len(rivals) < 2:
         return text.strip()
-    text += "Bold: best; underlined: second best, by the printed numbers. "
+    text += f"Bold: best; underlined: second best{', by the printed numbers' if ordered else ''}. "
 
     compared: dict[int, dict[str, None]] = {}  # rows by the number of seeds that they share with the best
     for column in columns:
@@ -159,16 +156,6 @@ def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
     )
 
 
-def to_latex(board: Leaderboard, kind: str) -> str:
-    """One board as a LaTeX table for the `booktabs` package, ready for `\\input`, with its provenance below."""
-    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{\smash{{{}}}}}"}  # the line close below the digits
-    cells, notes = _without_reasons(_marked(board, kind, wrap, latex_text, narrow=True))
-    # keeps numbers aligned and columns narrow
-    cells = cells.map(lambda text: text.replace(r" $^\dagger$", r"\rlap{\,$^\dagger$}").replace(r" $\pm$ ", r"$\pm$"))
-    label = re.sub(r"[^\w:+.-]", "-", f"tab:{kind.replace('_', '-')}-{board.protocol}-{board.tier}", flags=re.ASCII)
-    return _booktabs(cells, latex_text(caption(board, kind)), label, [*notes, latex_text(board.provenance)])
-
-
 def _without_reasons(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The cells with a bare "n/a", and each reason, too long for a cell, with its rows."""
     reasons: dict[str, list[str]] = {}
@@ -177,38 +164,6 @@ def _without_reasons(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             reasons.setdefault(text, []).append(row.iloc[0])
     notes = [f"{reason} ({', '.join(rows)})" for reason, rows in reasons.items()]
     return cells.map(lambda text: "n/a" if text in reasons else text), notes
-
-
-def latex_document(
-    title: str, tables: Sequence[str], figures: Mapping[str, str], notes: Sequence[str], wide: Collection[str] = ()
-) -> str:
-    """A document that compiles by itself and shows files beside it, by name: tables, then figures with their captions, two in a
-    row, those that are `wide` in rows of their own."""
-    tabular = [f"\\input{{{name}}}" for name in tables]
-
-    def drawn(name: str, share: str) -> str:
-        return (
-            f"\\begin{{minipage}}[t]{{{share}\\linewidth}}\\vspace{{0pt}}\\centering\\includegraphics{{{{{name}}}.pdf}}"
-            f"\\captionof{{figure}}{{{latex_text(figures[name])}}}\\end{{minipage}}"
-        )
-
-    halves = [drawn(name, "0.49") for name in figures if name not in wide]
-    pairs = ["\\hfill\n".join(halves[i : i + 2]) for i in range(0, len(halves), 2)]
-    rows = [row + "\\par\\bigskip" for row in [*pairs, *(drawn(name, "") for name in figures if name in wide)]]
-    listed = "".join(f"\\item {latex_text(note)}\n" for note in notes)
-    listed = (
-        f"\\section*{{Notes}}\n\\renewcommand{{\\labelitemi}}{{$\\bullet$}}\\begin{{itemize}}\\small\n{listed}\\end{{itemize}}\n"
-        "\\clearpage\n"
-        if notes
-        else ""
-    )
-    body = "\n".join([*tabular, "\\clearpage\\small\\setlength{\\parindent}{0pt}", *rows])
-    title = latex_text(title)
-    return (
-        "\\documentclass{article}\n\\usepackage{booktabs,caption,graphicx}\n"
-        "\\usepackage[margin=2cm]{geometry}\n\\sloppy\n"
-        f"\\title{{{title}}}\n\\date{{}}\n\\begin{{document}}\n\\maketitle\n{listed}{body}\n\\end{{document}}\n"
-    )
 
 
 def print_boards(board: Leaderboard, console: Console) -> None:
@@ -234,17 +189,10 @@ def print_boards(board: Leaderboard, console: Console) -> None:
 
 def ledger_markdown(frame: pd.DataFrame) -> str:
     """The ledger as Markdown: a summary of what is reproduced, then every figure, then the sources."""
-    cells = _ledger_cells(frame).map(markdown_text)
-    sources = "".join(f"- {markdown_text(text)}\n" for text in _sources(frame))
+    cells = ledger_cells(frame).map(markdown_text)
+    sources = "".join(f"- {markdown_text(text)}\n" for text in ledger_sources(frame))
     said = "".join(f"- {markdown_text(line)}\n" for line in summary(frame))
     return f"# Reproduction ledger\n\n{said}\n{_markdown(cells)}\n{RULE}\n\nSources:\n\n{sources}"
-
-
-def ledger_latex(frame: pd.DataFrame) -> str:
-    """The same as a LaTeX table for `booktabs`."""
-    cells = _ledger_cells(frame).map(latex_text)
-    notes = [latex_text(text) for text in [*summary(frame), *_sources(frame)]]
-    return _booktabs(cells, f"Reproduction ledger. {latex_text(RULE)}", "tab:ledger", notes, wide=LEDGER_WIDTHS)
 
 
 def shown(board: Leaderboard, kind: str) -> list[Column]:
@@ -271,60 +219,6 @@ def _markdown(cells: pd.DataFrame) -> str:
     rule = ["---" if heading in TEXTS else "---:" for heading in cells.columns]
     lines = [" | ".join(row) for row in [list(cells.columns), rule, *cells.to_numpy().tolist()]]
     return "".join(f"| {line} |\n" for line in lines)
-
-
-def _booktabs(
-    cells: pd.DataFrame, caption: str, label: str, notes: Sequence[str], wide: Mapping[str, float] | None = None
-) -> str:
-    """A table of cells that are LaTeX already. wide: columns whose text is broken into lines, with their shares of the line;
-    by default the first one, if the table does not fit into an article's column in one of `TYPES`."""
-    if wide is None:
-        wide = {} if _type(cells, {}) else {"Method": 0.3}
-    size, _, gap = _type(cells, wide) or TYPES[-1]
-    kinds = [
-        rf"p{{{wide[heading]}\linewidth}}" if heading in wide else ("l" if heading in TEXTS else "r") for heading in cells.columns
-    ]
-    cells = cells.assign(**{heading: r"\raggedright " + cells[heading] for heading in wide})
-    end = r" \tabularnewline" if wide else r" \\"  # \raggedright makes \\ a line within its cell
-    lines = [
-        r"\begin{table}[htbp]\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{4pt}",
-        rf"\centering\{size}\setlength{{\tabcolsep}}{{{gap}pt}}",
-        rf"\caption{{{caption}}}",
-        rf"\label{{{label}}}",
-        rf"\begin{{tabular}}{{{''.join(kinds)}}}",
-        r"\toprule",
-        " & ".join(latex_heading(heading) for heading in cells.columns) + end,
-        r"\midrule",
-        *(" & ".join(row) + end for row in cells.to_numpy().tolist()),
-        r"\bottomrule",
-        r"\end{tabular}",
-        *([r"\par\smallskip"] if notes else []),
-        *(rf"\par\raggedright\footnotesize {note}" for note in notes),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _type(cells: pd.DataFrame, wide: Mapping[str, float]) -> tuple[str, float, int] | None:
-    """The largest of `TYPES` in which a table fits into an article's column, by the characters of its longest cells."""
-    characters = 0
-    for heading in (heading for heading in cells.columns if heading not in wide):
-        lines = [*latex_heading(heading).removeprefix(r"\shortstack[r]").split(r"\\"), *cells[heading]]
-        plain = (re.sub(r"\\rlap\{.*?\}|\\[a-z]+|[\\{}$]", "", line.replace(r"\pm", "pm")) for line in lines)
-        characters += max(map(len, plain))
-    room = ARTICLE * (1 - sum(wide.values()))
-    return next((t for t in TYPES if characters * t[1] + 2 * t[2] * len(cells.columns) <= room), None)
-
-
-def latex_heading(heading: str) -> str:
-    """A heading in LaTeX, in two lines if it is long: tables must fit into an article's column."""
-    words = [latex_text(word) for word in heading.split(" ")]
-    if len(heading) < 8 or len(words) == 1:
-        return " ".join(words)
-    above, below = min(
-        ((" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))), key=lambda lines: max(map(len, lines))
-    )
-    return rf"\shortstack[r]{{{above}\\{below}}}"
 
 
 def _marked(
@@ -374,7 +268,8 @@ def cell_text(row: dict, column: Column, best: bool = False) -> str:
     if pd.isna(value):
         note = row.get(f"{column.name}_note")
         return note if isinstance(note, str) else "–"
-    text = "<0.001" if column.digits is None and 0 < value < 0.0005 else number(value, column)
+    least = 10.0 ** -_digits(value, column)
+    text = f"<{least:g}" if column.digits is None and 0 < value < least / 2 else number(value, column)
     mark = f" {row[column.word]}" if column.word else ""
     mark += f" {DAGGER}" if column.tested and not best and row.get(f"{column.name}_p", 0) > ALPHA else ""
     if interval is None or pd.isna(interval) or (column.digits is None and round(interval, _digits(value, column)) == 0):
@@ -391,7 +286,7 @@ def _digits(value: float, column: Column) -> int:
     return decimals([value]) if known is None else known
 
 
-def _ledger_cells(frame: pd.DataFrame) -> pd.DataFrame:
+def ledger_cells(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in frame.to_dict("records"):
         interval = "" if pd.isna(row["ci"]) else f" ± {row['ci']:.2f}"
@@ -412,36 +307,8 @@ def _ledger_cells(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
-def _sources(frame: pd.DataFrame) -> list[str]:
+def ledger_sources(frame: pd.DataFrame) -> list[str]:
     groups: dict[str, dict[str, None]] = {}
     for row in frame.to_dict("records"):
         groups.setdefault(row["source"], {})[f"{row['published']} on {row['protocol']}"] = None
     return [f"{', '.join(who)}: {source}" for source, who in groups.items() if source]
-
-
-LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "\\": r"\textbackslash{}",
-        "±": r"$\pm$",
-        "–": "--",
-        "`": "'",  # a grave of its own would be a bitmap in many installations
-        "|": r"\textbar{}",
-        '"': "''",
-        "<": "$<$",
-        ">": "$>$",
-        **dict.fromkeys("«»", "''"),  # these, and the next four letters, are not in the fonts that LaTeX uses by default
-        **dict.fromkeys("ÐÞðþ", "?"),
-        DAGGER: r"$^\dagger$",
-        TOLD: r"$^\ddagger$",
-    }
-)
-
-
-def latex_text(text: str) -> str:
-    minus = "$-$" if text[:1] == "-" and text[1:2].isdigit() else ""
-    plain = text[1 if minus else 0 :].translate(LATEX)
-    plain = re.sub(r"^[\[*]", r"{\g<0>}", plain)  # after \\ and \item it would be an argument
-    return minus + "".join(c if ord(c) < 256 else "?" for c in plain)  # pdflatex stops at what its fonts lack

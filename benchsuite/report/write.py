@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -12,18 +16,22 @@ from typing import TYPE_CHECKING
 from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.ledger import ledger
 from ..analysis.rows import check_names, configurations, names_of
+from ..analysis.summary import summary
 from ..errors import UserError
 from ..files import write_atomic
-from ..protocol import Published
+from ..protocol import TIERS, Published
 from ..record import imported as imports
 from ..record.served import read_served
 from ..record.store import boards_with_records, not_ranked, read_usable
 from ..registry import suggest
 from ..source import stale
+from ..text import clean
 from . import figures as drawing
-from . import tables
+from . import latex, tables
 from .columns import TITLES
+from .looks import entry_of
 from .page import page
+from .selection import Selection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,20 +41,20 @@ def write_reports(
     results: Path,
     output: Path,
     published: Mapping[str, Sequence[Published]],
+    selection: Selection = Selection(),  # noqa: B008 (frozen)
     *,
-    protocols: Collection[str] = (),
-    tiers: Collection[str] = (),
     files: Mapping[str, str] = MappingProxyType({}),
-    compare: Sequence[str] = (),
 ) -> list[Path]:
-    """Write a report on every protocol and tier of the results folder that has records, or on those named, each into
-    `output`/protocol/tier, and the ledger of their protocols and the page with all of it into `output`; returns the files.
+    """Write a report on every protocol and tier of the results folder that has records, or on those selected, each into
+    `output`/protocol/tier, and a summary, the ledger of their protocols and the page with all of it into `output`; returns the
+    files.
 
     published: the figures of every known protocol, by its name. The ledger sees all tiers, whichever are reported on.
-    files, compare: as for `leaderboard`.
-    Raises UserError, before anything is written, where a named protocol or tier has no records; and at the end, if there are
-    records that cannot be used: the reports are written without them, and name them.
+    files: as for `leaderboard`. Rows are tested against those that the selection compares, or else shows.
+    Raises UserError, before anything is written, where a selected protocol, tier or row has no records; and at the end, if there
+    are records that cannot be used: the reports are written without them, and name them.
     """
+    protocols, tiers = selection.protocols, selection.tiers
     found = boards_with_records(results)
     for words, there, given in (("protocol", {p for p, _ in found}, protocols), ("tier", {t for _, t in found}, tiers)):
         for name in given:
@@ -66,39 +74,49 @@ def write_reports(
     shown = {key: runs for key, runs in records.items() if not tiers or key[1] in tiers}
     if not shown:
         raise UserError(f"{results}: has no records of {', '.join(protocols)} in tier {', '.join(tiers)}", "run it first")
-    named: dict[tuple[str, str], set[str]] = {}
-    if compare:
-        named = {
-            key: set(imports.rows_of(made_elsewhere[key][0])).union(*names_of(configurations(runs)).values())
-            for key, runs in shown.items()
-        }
-        check_names(compare, set().union(*named.values()))
+    called: dict[tuple[str, str], dict[str, set[str]]] = {key: {} for key in shown}  # the names of each row to compare
+    if selection.compare or selection.rows:
+        for key, runs in shown.items():
+            rows = configurations(runs)
+            called[key] = {row: {*names, entry_of(rows[row][0]).label} for row, names in names_of(rows).items()}
+            if selection.compare:
+                called[key] |= {row: {row} for row in imports.rows_of(made_elsewhere[key][0])}
+    known = {name for rows in called.values() for names in rows.values() for name in names}
+    check_names(selection.compare, known)
+    family = {*(selection.compare or (row.name for row in selection.rows))}
     boards = {
         key: leaderboard(
             runs,
             published.get(key[0], ()),
             files=files,
             stale=stale,
-            compare=[name for name in compare if name in named[key]],
+            compare=[row for row, names in called[key].items() if names & family],
             refused=read[key][1] | made_elsewhere[key][1],
             imported=made_elsewhere[key][0],
             served=read_served(results.joinpath(*key)),
         )
         for key, runs in shown.items()
     }
-    written = [file for key, board in boards.items() for file in write_report(board, output.joinpath(*key))]
+    selection.check_rows(boards.values())
+    written = [file for key, board in boards.items() for file in write_report(board, output.joinpath(*key), selection)]
     figures = {name: figures for name, figures in published.items() if not protocols or name in protocols}
     base = Path(os.path.relpath(results, output)).as_posix()
     frame = ledger([run for runs in records.values() for run in runs], figures)
+    tabular, floating = _summary(list(boards.values()), selection)
+    ledger_tex = latex.ledger_table(frame)
     written += _write(
         output,
         {
             "index.html": page(list(boards.values()), base),
+            "summary_tabular.tex": tabular,
+            "summary.tex": latex.taking_in(floating, "summary_tabular"),
             "ledger.md": tables.ledger_markdown(frame),
-            "ledger.tex": tables.ledger_latex(frame),
+            "ledger.tex": ledger_tex,
             "ledger.csv": tables.csv(frame),
             "ledger.parquet": tables.parquet(frame),
-            "report.tex": tables.latex_document("Reproduction ledger", ["ledger"], {}, []),
+            "report.tex": latex.document(
+                "Summary and reproduction ledger", "", [latex.with_tabular(floating, tabular), ledger_tex], fit=selection.fit
+            ),
         },
     )
     if refused:
@@ -106,18 +124,38 @@ def write_reports(
     return written
 
 
-def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list[Path]:
-    """Write every table of `board` into `folder`, and its figures if asked for; returns the files.
+def _summary(boards: Sequence[Leaderboard], selection: Selection) -> tuple[str, str]:
+    """The summary of one board of each protocol, that of its largest tier: the tabular and the float."""
+    order = list(TIERS)
+    largest = {b.protocol: b for b in sorted(boards, key=lambda b: -order.index(b.tier) if b.tier in order else -len(order))}
+    chosen = [board for board in boards if largest[board.protocol] is board]
+    rows = dict.fromkeys(row for board in chosen for row in selection.rows_on(board))
+    return latex.summary_table(summary(chosen, list(rows)), chosen, selection)
+
+
+def write_report(
+    board: Leaderboard,
+    folder: Path,
+    selection: Selection = Selection(),  # noqa: B008 (frozen)
+    figures: bool = True,
+) -> list[Path]:
+    """Write every table of `board` into `folder`, and its figures if asked for; returns the files. LaTeX shows the rows of the
+    selection, and the document has the others in its appendix; the other tables have all rows.
 
     Figures of an earlier board that are not drawn again are removed. The same records give the same bytes. Raises UserError
     when `folder` cannot be written; everything is rendered before the first file is.
     """
     files: dict[str, bytes | str] = {}
+    floats = []
     for kind in TITLES:
         files[f"{kind}.md"] = tables.to_markdown(board, kind)
         files[f"{kind}.csv"] = tables.to_csv(board, kind)
         files[f"{kind}.parquet"] = tables.parquet(tables.numbers(board, kind))
-        files[f"{kind}.tex"] = tables.to_latex(board, kind)
+        if (not selection.boards or kind in selection.boards) and len(selection.frame(board, kind)):
+            tabular, floating = latex.board_table(board, kind, selection)
+            files[f"{kind}_tabular.tex"] = tabular
+            files[f"{kind}.tex"] = latex.taking_in(floating, f"{kind}_tabular")
+            floats.append(latex.with_tabular(floating, tabular))
     if len(board.forms) > len(board.parameter_efficiency):
         files["storage_forms.csv"] = tables.csv(board.forms.assign(protocol=board.protocol, tier=board.tier))
     captions: dict[str, str] = {}
@@ -137,13 +175,52 @@ def write_report(board: Leaderboard, folder: Path, figures: bool = True) -> list
             *(f"[![{name}]({name}.png)]({name}.pdf)\n\n{tables.markdown_text(caption)}\n" for name, caption in captions.items()),
         ]
     )
-    files["report.tex"] = tables.latex_document(title, list(TITLES), captions, notes, wide=drawing.SMALL_MULTIPLES)
+    appendix = []
+    if others := selection.others_on(board):
+        wide = replace(selection, columns={"accuracy": APPENDIX}, fit="two-column")
+        tabular, floating = latex.board_table(board, "accuracy", wide, others)
+        appendix = [latex.with_tabular(floating, tabular)]
+    files["report.tex"] = latex.document(
+        title, board.provenance, floats, captions, appendix, notes, wide=drawing.SMALL_MULTIPLES, fit=selection.fit
+    )
     written = _write(folder, files)
-    for old in (folder / f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")):
-        if old.name not in files:
-            with suppress(OSError):  # not there, or another command is at the same folder
-                old.unlink()
+    old = [f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")]
+    old += [f"{kind}{end}.tex" for kind in TITLES for end in ("", "_tabular")]
+    for path in (folder / name for name in old if name not in files):
+        with suppress(OSError):  # not there, or another command is at the same folder
+            path.unlink()
     return written
+
+
+APPENDIX = ("accuracy", "bwt", "megabytes", "int8_megabytes", "int8_accuracy", "held")
+
+
+def compile_document(source: Path) -> str | None:
+    """Make the PDF of a document beside it; why there is none, otherwise."""
+    if not shutil.which("pdflatex"):
+        return "no pdflatex on this machine"
+    command = ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error", "-output-directory"]
+    fixed = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}  # the same records give the same bytes
+    with tempfile.TemporaryDirectory() as made:
+        for _ in range(4):  # the columns of a longtable settle in several
+            try:
+                done = subprocess.run(
+                    [*command, made, source.name],
+                    cwd=source.parent,
+                    env=os.environ | fixed,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=300,
+                )
+            except subprocess.TimeoutExpired:
+                return "pdflatex did not end within 300 s"
+            if done.returncode:
+                lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith("!")]
+                return clean(f"pdflatex failed: {lines[0] if lines else 'no message'}")
+            if b"Rerun" not in done.stdout:
+                break
+        write_atomic(source.with_suffix(".pdf"), Path(made, source.stem).with_suffix(".pdf").read_bytes())
+    return None
 
 
 FIGURES = (

@@ -4,7 +4,8 @@ from records import COMPLETE, run
 
 from benchsuite.analysis.ledger import VERDICTS, ledger, summary
 from benchsuite.protocol import Published, protocols
-from benchsuite.report.tables import ledger_latex, ledger_markdown
+from benchsuite.report.latex import ledger_table
+from benchsuite.report.tables import ledger_markdown
 
 FIGURE = Published(method="X", ours="x", accuracy=80.0, source="their paper")
 
@@ -107,7 +108,7 @@ def test_the_summary_says_what_is_not_reproduced_first_and_plainly():
     text = ledger_markdown(frame)
     assert "| X, split-digits | accuracy | 80.00 | x, paper, fp32 | 95.00 | 1 | not reproduced |" in text
     assert "their paper" in text
-    assert r"\toprule" in ledger_latex(frame)
+    assert r"\toprule" in ledger_table(frame)
 
 
 def test_every_figure_of_every_protocol_is_in_the_ledger():

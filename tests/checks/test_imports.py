@@ -15,7 +15,9 @@ from benchsuite.record import imported
 from benchsuite.record.imported import IMPORTED, Imported
 from benchsuite.record.store import read_all, write
 from benchsuite.report import tables
+from benchsuite.report.latex import board_table
 from benchsuite.report.page import page
+from benchsuite.report.selection import Selection
 from benchsuite.report.write import write_report
 
 SOURCE = ["--source", "https://example.org/paper", "--by", "Doe et al. 2024"]
@@ -128,7 +130,7 @@ def test_an_unverified_row_is_marked_in_every_table_and_is_never_best_ranked_or_
         marks = tables.best_and_second(board, kind)
         place = list(frame["method"]).index("magic (unverified)")
         assert not any(i == place for i, _ in marks)
-        for text in (tables.to_markdown(board, kind), tables.to_csv(board, kind), tables.to_latex(board, kind)):
+        for text in (tables.to_markdown(board, kind), tables.to_csv(board, kind), board_table(board, kind, Selection())[0]):
             assert "magic (unverified)" in text
             assert "magic " not in text.replace("magic (unverified", "")
         assert "results made elsewhere that nobody has verified (magic (unverified))" in tables.caption(board, kind)
