@@ -18,18 +18,20 @@ from ..training.environment import environment, source_revision
 Contender = Callable[[], None]  # one training step of one batch
 
 
-def race(contenders: Mapping[str, Contender], rounds: int, steps: int) -> dict[str, list[float]]:
+def race(
+    contenders: Mapping[str, Contender], rounds: int, steps: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each contender in each round; one untimed round comes first."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, step in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(steps):
                 step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

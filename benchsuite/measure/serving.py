@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,8 +73,8 @@ def main() -> None:
 
 
 def measure_board(folder: Path, device: torch.device, *, batch: int = 64, rounds: int = 7, steps: int = 4) -> Path:
-    """Time the artifacts of a board, RESULTS/PROTOCOL/TIER, as they are served, beside the dense network of the same width and on
-    their last tasks, all in turns; print how many times as fast each is, and write it into the folder, where boards find it.
+    """Time the artifacts of a board, RESULTS/PROTOCOL/TIER, as they are served, each in turns with the dense network of the same
+    width, on their last tasks; print how many times as fast each is, and write it into the folder, where boards find it.
 
     Raises UserError for a folder of no board or without artifacts."""
     records, _ = read_usable(folder)
@@ -82,9 +82,9 @@ def measure_board(folder: Path, device: torch.device, *, batch: int = 64, rounds
         raise UserError(f"{folder}: is not the folder of a board with records", "name one, RESULTS/PROTOCOL/TIER")
     if min(batch, rounds, steps) < 1:
         raise UserError("batch, rounds and steps must be at least 1")
-    before = os.getloadavg()
-    contenders: dict[str, Contender] = {}
-    pairs = []
+    # other work on the machine takes from the clock on the wall, but not from what one thread computes
+    alone, before = device.type == "cpu" and torch.get_num_threads() == 1, os.getloadavg()
+    clock, lines = time.process_time if alone else time.perf_counter, []
     for record in records:
         try:
             content = RunFolder(folder.joinpath(*record.job.folder.parts[2:])).read_artifact(record)
@@ -94,23 +94,18 @@ def measure_board(folder: Path, device: torch.device, *, batch: int = 64, rounds
             continue
         described = Artifact.from_bytes(content).header["network"]
         image, task = tuple(described["image"]), len(described["classes"]) - 1
-        shape = {**described, "heads": [task]}
-        x, plain = torch.rand(batch, *image, device=device), f"dense {json.dumps(shape)}"
-        if plain not in contenders:
-            contenders[plain] = forward(MultiHead.from_description(shape).eval().to(device), x, task)
-        contenders[str(record.job.folder)] = forward(network, x, task)
-        pairs.append((record, plain))
-    if not pairs:
-        raise UserError(f"{folder}: has no artifacts to time", "the runs write them; published records come without")
-    seconds = race(contenders, rounds, steps)
-    how = f"{batch} images at once, fp32, {circumstances(device, rounds, steps, before)}"
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for record, plain in pairs:
-        speed = ratio(seconds, plain, str(record.job.folder))  # of the times, so that more is quicker
+        dense = MultiHead.from_description({**described, "heads": [task]}).eval().to(device)
+        x = torch.rand(batch, *image, device=device)
+        seconds = race({"dense": forward(dense, x, task), "served": forward(network, x, task)}, rounds, steps, clock)
+        speed = ratio(seconds, "dense", "served")  # of the times, so that more is quicker
         print(f"{record.job.folder}: {speed.median:.2f} ({speed.lowest:.2f} to {speed.highest:.2f}) times as fast as dense")
-        writer.writerow([record.job.method, record.job.seed, record.artifact_sha256, *speed, how])
+        lines.append([record.job.method, record.job.seed, record.artifact_sha256, *speed])
+    if not lines:
+        raise UserError(f"{folder}: has no artifacts to time", "the runs write them; published records come without")
+    unit = "CPU seconds" if alone else "wall clock"
+    how = f"{batch} images at once, fp32, {unit}, {circumstances(device, rounds, steps, before)}"
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *([*line, how] for line in lines)])
     write_atomic(folder / SERVED, table.getvalue())
     print(f"{how}\n{folder / SERVED}")
     return folder / SERVED
