@@ -1,9 +1,13 @@
 import dataclasses
+import re
 
 import pytest
 from records import run
 
 from benchsuite.analysis.leaderboard import leaderboard
+from benchsuite.cli.arguments import parser
+from benchsuite.cli.main import main
+from benchsuite.cli.results import selected
 from benchsuite.errors import UserError
 from benchsuite.report.selection import MOST, Row, Selection, read_selection
 
@@ -143,3 +147,41 @@ def test_the_users_own_methods_are_always_shown(count):
 def test_a_selection_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Selection().fit = "page"
+
+
+def given(*arguments):
+    return selected(parser().parse_args(["report", "out", *arguments]))
+
+
+def test_options_say_the_same_as_a_file_and_go_before_it(tmp_path):
+    file = written(tmp_path, EXAMPLE)
+    rows = ("--row", "finetune", "--row", "agem=A-GEM", "--row", "ewc", "--ours", "ewc")
+    more = ("--compare", "agem,ewc", "--boards", "accuracy", "--columns", "accuracy=accuracy,bwt", "--digits", "accuracy=1")
+    said = given("--protocol", "split-digits", "--tier", "lite", *rows, *more, "--fit", "column", "--siunitx")
+    assert said == read_selection(file)
+    both = given("--select", str(file), "--row", "a [lr=0.1]=A=1", "--fit", "page", "--digits", "bwt=0")
+    assert both.rows == (Row(name="a [lr=0.1]", label="A=1"),)
+    assert (both.fit, both.digits, both.boards) == ("page", {"accuracy": 1, "bwt": 0}, ("accuracy",))
+    assert given() == Selection()
+    for wrong, said in (
+        (("--ours", "ewc"), "--ours ewc: is no row that was selected; add --row ewc"),
+        (("--digits", "bwt=x"), "digits of bwt must be a whole number, got 'x'"),
+        (("--columns", "acc=bwt"), "no board is called 'acc'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            given(*wrong)
+
+
+def test_the_example_is_a_selection_with_every_key(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--example", "paper.toml"]) == 0
+    assert "benchsuite report DIR --select paper.toml" in capsys.readouterr().out
+    assert read_selection(tmp_path / "paper.toml").rows[-1] == Row(name="hat", label="HAT", ours=True)
+    text = (tmp_path / "paper.toml").read_text()
+    assert [f.name for f in dataclasses.fields(Selection) if not re.search(rf"^(# |\[)?{f.name}\b", text, re.MULTILINE)] == []
+    everything = re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE)  # what is commented out is right, too
+    assert read_selection(written(tmp_path, everything)).columns["summary"] == ("accuracy", "megabytes")
+    assert main(["report", "--example", "paper.toml"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["report"]) == 2
+    assert "report needs a folder to write to" in capsys.readouterr().err
