@@ -35,14 +35,16 @@ from .tables import (
     span,
 )
 
-ROOM = {"column": 229.0, "page": 345.0, "two-column": 469.0}  # points: of article, which is narrower than NeurIPS and IEEE
+# points: of article, which is narrower than NeurIPS and IEEE; half a line of `document`
+ROOM = {"column": 229.0, "page": 345.0, "two-column": 469.0, "half": 237.0}
 TYPES = (("small", 0.925, 6), ("footnotesize", 0.85, 6), ("footnotesize", 0.85, 3))  # size, share of 10 pt, half a gap in points
 TINY = ("scriptsize", 0.8, 3)  # where nothing else helps
 DROPPED = (  # what is left out first, where a table is too wide and the selection names no columns
     *("n", "pareto", "formula", "compute", "smallest_megabytes", "ratio", "matched_accuracy", "carried_megabytes"),
     *("forward_gain", "int8_accuracy", "peak", "int8_megabytes", "forgetting"),
 )
-LEDGER_WIDTHS = {"Published": 0.15, "Ours": 0.12, "Verdict": 0.1, "Reason": 0.19}  # shares of a line
+LEFT_OUT = "% left out for want of room"
+LEDGER_WIDTHS = {"Published": 0.15, "Ours": 0.12, "Verdict": 0.125, "Reason": 0.165}  # shares of a line
 
 LETTERS = {  # widths in Computer Modern at 10 pt; Times is narrower
     **dict.fromkeys("ijl.,:;'! |I", 3.4),
@@ -88,8 +90,10 @@ def letters(text: str) -> float:
     return sum(LETTERS.get(c, 7.85) for c in text)
 
 
-def board_table(board: Leaderboard, kind: str, selection: Selection, rows: Sequence[str] | None = None) -> tuple[str, str]:
-    """One board: the bare tabular, and the float with its caption that takes it in. rows: other rows than the selection's."""
+def board_table(
+    board: Leaderboard, kind: str, selection: Selection, rows: Sequence[str] | None = None, fit: str = ""
+) -> tuple[str, str]:
+    """One board: the bare tabular, and the float with its caption that takes it in. rows, fit: in place of the selection's."""
     everything, shown = _with_all(board, kind), selection.rows_on(board)
     order = list(selection.frame(board, kind)["method"] if rows is None else rows)
     frame = everything[everything["method"].isin(order)].sort_values("method", key=lambda names: names.map(order.index))
@@ -114,7 +118,7 @@ def board_table(board: Leaderboard, kind: str, selection: Selection, rows: Seque
             if text.startswith("n/a: "):
                 reasons.setdefault(text, []).append(labels[row["method"]])
         printed.append(_printed(column, texts, [marks.get((i, column.heading), "") for i in frame.index], selection.siunitx))
-    table = _fit(names, printed, ours, selection.fit, () if chosen else DROPPED)
+    table = _fit(names, printed, ours, fit or selection.fit, () if chosen else DROPPED)
     kept = [column for column in columns if column.name in table.columns]
     said = caption(board, kind, frame, kept, labels)
     said = said.replace("; underlined: second best", "") if selection.siunitx else said  # S columns underline nothing
@@ -166,7 +170,7 @@ def _printed(column: Column, texts: Sequence[str], marks: Sequence[str], siunitx
             widest = max(widest, letters("n/a"))
             continue
         value, interval, word, dagger = part[1], (part[2] or "") if spread else "", part[3], bool(part[4])
-        widest = max(widest, letters(value) * (1.15 if mark == "best" else 1))
+        widest = max(widest, letters(value.replace("-", "±")) * (1.15 if mark == "best" else 1))
         if siunitx:
             number = f"{value} +- {interval}" if interval else value
             number = number if value[0] != "<" else f"{{{latex_text(value)}}}"
@@ -223,7 +227,7 @@ def _fit(
     else:
         last = columns
         tries += [(columns, TINY, room, star)]
-        if fit == "column":
+        if fit in ("column", "half"):
             tries += [(columns, kind, ROOM["two-column"], True) for kind in (*TYPES, TINY)]
     for chosen, (size, share, gap), there, wide in tries:
         width = share * sum(column.width for column in (names, *chosen)) + 2 * gap * (len(chosen) + any(ours))
@@ -232,7 +236,7 @@ def _fit(
             width += max(0, share * (letters(text) - sum(below)) - 2 * gap * (len(below) - 1)) if below else 0
         if width <= there:
             return _built(names, chosen, columns, ours, size, gap, there, width, wide, groups)
-    if fit == "column" and not dropped:
+    if fit in ("column", "half") and not dropped:
         room, star = ROOM["two-column"], True
     size, share, gap = TINY
     while True:
@@ -293,7 +297,7 @@ def _files(table: LatexTable, said: str, label: str, provenance: str) -> tuple[s
         f"% {clean(provenance)}",
         f"% needs booktabs{', siunitx' if 'S[' in table.tabular else ''}; a row of ours is shaded where colortbl is loaded",
         rf"% fits {table.room:.0f} pt in \{table.size} with \tabcolsep of {table.gap} pt",
-        *([f"% left out for want of room: {', '.join(table.left_out)}"] if table.left_out else []),
+        *([f"{LEFT_OUT}: {', '.join(table.left_out)}"] if table.left_out else []),
     ]
     head = "\n".join(comments) + "\n"
     floating = [
@@ -409,14 +413,14 @@ def document(
     appendix: Sequence[str] = (),
     notes: Sequence[str] = (),
     *,
+    ledger: str = "",
     wide: Collection[str] = (),
-    fit: str = "page",
 ) -> str:
     """A document that compiles by itself: tables, then the figures beside it with their captions, what is in the appendix, and
     the notes last. Nothing floats, so that no page is left half empty.
 
-    tables, appendix: LaTeX. figures: the caption of each, by the name of its file. Tables that fit a column, and figures that are
-    not `wide`, stand two in a row."""
+    tables, appendix, ledger: LaTeX. figures: the caption of each, by the name of its file. Tables that fit a column, and figures
+    that are not `wide`, stand two in a row."""
 
     def drawn(name: str) -> str:
         return f"\\centering\\includegraphics{{{{{name}}}.pdf}}\\captionof{{figure}}{{{latex_text(figures[name])}}}"
@@ -430,21 +434,21 @@ def document(
                 rows.append([part])
         box = "\\noindent\\begin{{minipage}}[t]{{{}\\linewidth}}\\vspace{{0pt}}{}\\end{{minipage}}"
         return [
-            "\\hfill\n".join(box.format(0.49 if row[0] in halves else 1, part) for part in row) + "\\par\\bigskip" for row in rows
+            "\\hfill\n".join(box.format(0.49 if len(row) == 2 else 1, part) for part in row) + "\\par\\bigskip" for row in rows
         ]
 
     graphs = {name: drawn(name) for name in (*(n for n in figures if n not in wide), *(n for n in figures if n in wide))}
-    narrow = [table for table in tables if fit == "column" and "table*" not in table]
+    narrow = [table for table in tables if r"\begin{table*}" not in table]
     listed = "".join(f"\\item {latex_text(note)}\n" for note in notes)
     parts = [
         *([rf"\noindent{{\footnotesize {latex_text(provenance)}\par}}\bigskip"] if provenance else []),
         *in_rows(tables, narrow),
+        ledger,
         *in_rows(list(graphs.values()), [text for name, text in graphs.items() if name not in wide]),
         *([r"\section*{Appendix: the other rows}", *in_rows(appendix, ())] if appendix else []),
         *(
             [
-                r"\section*{Notes}",
-                r"\begin{multicols}{2}\scriptsize\raggedright\begin{itemize}\setlength{\itemsep}{0pt}\setlength{\parskip}{0pt}",
+                r"\begin{multicols}{2}[\section*{Notes}]\scriptsize\raggedright\begin{itemize}\setlength{\itemsep}{0pt}\setlength{\parskip}{0pt}",
                 listed + r"\end{itemize}\end{multicols}",
             ]
             if notes
@@ -460,6 +464,15 @@ def document(
         + "".join(f"\\renewenvironment{{{name}}}[1][]{{\\captionsetup{{type=table}}}}{{\\par}}\n" for name in ("table", "table*"))
         + f"\\begin{{document}}\n\\begin{{center}}\\Large {latex_text(title)}\\end{{center}}\n{body}\n\\end{{document}}\n"
     )
+
+
+def in_document(board: Leaderboard, kind: str, selection: Selection) -> str:
+    """One board as it stands in `document`: half as wide as the page if it fits with all its columns."""
+    for fit in ("half", "two-column"):
+        tabular, floating = board_table(board, kind, selection, fit=fit)
+        if LEFT_OUT not in tabular and r"\begin{table*}" not in floating:
+            break
+    return with_tabular(floating, tabular)
 
 
 def taking_in(floating: str, name: str) -> str:

@@ -103,6 +103,7 @@ def write_reports(
     base = Path(os.path.relpath(results, output)).as_posix()
     frame = ledger([run for runs in records.values() for run in runs], figures)
     tabular, floating = _summary(list(boards.values()), selection)
+    whole = latex.with_tabular(*reversed(_summary(list(boards.values()), replace(selection, fit="two-column"))))
     ledger_tex = latex.ledger_table(frame)
     written += _write(
         output,
@@ -114,9 +115,7 @@ def write_reports(
             "ledger.tex": ledger_tex,
             "ledger.csv": tables.csv(frame),
             "ledger.parquet": tables.parquet(frame),
-            "report.tex": latex.document(
-                "Summary and reproduction ledger", "", [latex.with_tabular(floating, tabular), ledger_tex], fit=selection.fit
-            ),
+            "report.tex": latex.document("Summary and reproduction ledger", "", [whole], ledger=ledger_tex),
         },
     )
     if refused:
@@ -155,7 +154,7 @@ def write_report(
             tabular, floating = latex.board_table(board, kind, selection)
             files[f"{kind}_tabular.tex"] = tabular
             files[f"{kind}.tex"] = latex.taking_in(floating, f"{kind}_tabular")
-            floats.append(latex.with_tabular(floating, tabular))
+            floats.append(latex.in_document(board, kind, selection))
     if len(board.forms) > len(board.parameter_efficiency):
         files["storage_forms.csv"] = tables.csv(board.forms.assign(protocol=board.protocol, tier=board.tier))
     captions: dict[str, str] = {}
@@ -177,12 +176,10 @@ def write_report(
     )
     appendix = []
     if others := selection.others_on(board):
-        wide = replace(selection, columns={"accuracy": APPENDIX}, fit="two-column")
-        tabular, floating = latex.board_table(board, "accuracy", wide, others)
+        chosen = replace(selection, columns={"accuracy": APPENDIX})
+        tabular, floating = latex.board_table(board, "accuracy", chosen, others, "two-column")
         appendix = [latex.with_tabular(floating, tabular)]
-    files["report.tex"] = latex.document(
-        title, board.provenance, floats, captions, appendix, notes, wide=drawing.SMALL_MULTIPLES, fit=selection.fit
-    )
+    files["report.tex"] = latex.document(title, board.provenance, floats, captions, appendix, notes, wide=drawing.SMALL_MULTIPLES)
     written = _write(folder, files)
     old = [f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")]
     old += [f"{kind}{end}.tex" for kind in TITLES for end in ("", "_tabular")]

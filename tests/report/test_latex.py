@@ -182,7 +182,19 @@ def test_a_document_has_results_first_and_notes_last():
     order = [text.index(word) for word in ("made here", "}A\\end", "}B\\end", "curve", "Appendix", "}C\\end", "a note")]
     assert order == sorted(order)
     assert "\\clearpage" not in text
+    boxes = re.findall(r"\\begin\{minipage\}\[t\]\{(\S+)\\linewidth\}", text)
+    assert boxes == ["0.49", "0.49", "1", "1"]  # narrow tables in pairs
     assert "Appendix" not in latex.document("T", "", parts)
+    before, _, _ = latex.document("T", "", parts, ledger="LEDGER").partition("LEDGER")
+    assert before.count("\\begin{minipage}") == before.count("\\end{minipage}") == 2  # which may break, begins on this page
+
+
+def test_a_table_of_a_document_is_half_as_wide_if_it_has_all_its_columns():
+    board = leaderboard([*five(), *of("individual", 80, forms=FORMS)])
+    assert "\\begin{table}" in latex.in_document(board, "backward_transfer", Selection(fit="column"))
+    whole = latex.in_document(board, "parameter_efficiency", Selection(fit="column"))
+    assert "\\begin{table*}" in whole
+    assert latex.LEFT_OUT not in whole
 
 
 LAYOUTS = {  # class and geometry, the fit of a selection
