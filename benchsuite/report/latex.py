@@ -37,7 +37,7 @@ from .tables import (
 
 # points: of article, which is narrower than NeurIPS and IEEE; half a line of `document`
 ROOM = {"column": 229.0, "page": 345.0, "two-column": 469.0, "half": 237.0}
-TYPES = (("small", 0.925, 6), ("footnotesize", 0.85, 6), ("footnotesize", 0.85, 3))  # size, share of 10 pt, half a gap in points
+TYPES = (("small", 0.925, 6), ("footnotesize", 0.85, 6), ("footnotesize", 0.85, 4))  # size, share of 10 pt, half a gap in points
 TINY = ("scriptsize", 0.8, 3)  # where nothing else helps
 DROPPED = (  # what is left out first, where a table is too wide and the selection names no columns
     *("n", "pareto", "formula", "compute", "smallest_megabytes", "ratio", "matched_accuracy", "carried_megabytes"),
@@ -101,8 +101,9 @@ def board_table(
     chosen = selection.columns.get(kind)
     known = {column.name: column for every in COLUMNS.values() for column in every} | {c.name: c for c in COLUMNS[kind]}
     columns = [known[name] for name in chosen] if chosen else [column for column in COLUMNS[kind] if column.screen]
-    if not chosen and frame["n"].nunique() <= 1:
-        columns = [column for column in columns if column.name != "n"]  # the caption says it
+    if not chosen:  # the caption says a common n, and a mark that no row has says nothing
+        plain = {"n": frame["n"].nunique() <= 1, "pareto": not frame["pareto"].any()}
+        columns = [column for column in columns if not plain.get(column.name)]
     columns = [_with_digits(column, selection.digits.get(column.name)) for column in fitted(columns, frame)]
     marks = best_of(frame if selection.rows else everything, columns)
     records = frame.to_dict("records")

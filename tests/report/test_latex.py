@@ -123,6 +123,14 @@ def test_a_caption_speaks_only_of_the_columns_that_are_there():
     assert re.search("^% left out for want of room: .*smallest_megabytes, pareto$", narrow, re.MULTILINE)
 
 
+def test_a_column_that_says_nothing_is_left_out():
+    board = leaderboard([*of("er", 80, size=500_000), *of("lwf", 70), *of("ewc", 60)])
+    assert "& Pareto " in tabular(board, "parameter_efficiency")
+    assert "& Pareto " not in tabular(board, "parameter_efficiency", rows=(Row(name="lwf"), Row(name="ewc")))
+    assert "& n " not in tabular(board)
+    assert "& n " in tabular(leaderboard([*of("er", 80, 81), *of("lwf", 70)]))
+
+
 def test_columns_that_were_asked_for_stay_and_the_table_spans_both_columns():
     board = leaderboard([individual(s) for s in (1, 2, 3)] + five())
     asked = ("accuracy", "learning_accuracy", "forward_gain", "bwt", "forgetting", "megabytes", "ratio")
