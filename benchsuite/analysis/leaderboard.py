@@ -71,6 +71,7 @@ class Leaderboard:
     runs: the runs of each row, by its label, in the order of seeds.
     refused: why records beside these cannot be used, by their paths; the footnotes name them.
     unverified: the labels of rows made elsewhere (`record.imported`), which the frames mark as `published`.
+    served: the speeds that served_speed is taken from.
     """
 
     accuracy: pd.DataFrame
@@ -88,6 +89,7 @@ class Leaderboard:
     runs: dict[str, list[RunRecord]]
     refused: Mapping[Path, str]
     unverified: list[str]
+    served: ServedSpeeds
 
     def _repr_html_(self) -> str:
         """The four boards in a notebook: statistics with their intervals."""
@@ -263,6 +265,7 @@ def leaderboard(
         runs=rows,
         refused=refused,
         unverified=list(foreign),
+        served=served,
     )
 
 

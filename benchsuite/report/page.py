@@ -22,6 +22,7 @@ from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.rows import configurations, series
 from ..errors import UserError
 from ..record.schema import RunRecord
+from ..record.served import ServedSpeeds
 from ..record.store import RECORD
 from . import tables
 from .columns import COLUMNS, TITLES
@@ -78,7 +79,7 @@ def page(boards: Sequence[Leaderboard], base: str = ".") -> str:
 
 
 def _board(board: Leaderboard, base: str) -> dict[str, Any]:
-    own = _of_each_run([run for runs in board.runs.values() for run in runs])
+    own = _of_each_run([run for runs in board.runs.values() for run in runs], board.served)
     frames = {kind: getattr(board, kind) for kind in TITLES}
     published = {
         label: bool(p) for frame in frames.values() for label, p in zip(frame["method"], frame["published"], strict=True)
@@ -115,14 +116,14 @@ def _board(board: Leaderboard, base: str) -> dict[str, Any]:
     }
 
 
-def _of_each_run(records: Sequence[RunRecord]) -> dict[Path, dict[str, str]]:
+def _of_each_run(records: Sequence[RunRecord], served: ServedSpeeds) -> dict[Path, dict[str, str]]:
     """What a board would show for each run alone: texts by column, by the run's folder.
 
     A board of one seed is enough, since a run is compared only with runs of its own seed."""
     texts: dict[Path, dict[str, str]] = {}
     for seed in sorted({record.job.seed for record in records}):
         same = [record for record in records if record.job.seed == seed]
-        board = leaderboard(same)
+        board = leaderboard(same, served=served)
         folders = {label: run.job.folder for label, (run,) in configurations(same).items()}
         for kind in TITLES:
             for row in getattr(board, kind).to_dict("records"):

@@ -1,6 +1,8 @@
 """The speed of artifacts as served: a table beside the records, matched to them by the artifact."""
 
+import json
 import math
+import re
 
 import pytest
 from records import individual, rows, run
@@ -9,6 +11,7 @@ from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.errors import UserError
 from benchsuite.record.served import COLUMNS, SERVED, ServedSpeeds, read_served
 from benchsuite.report import tables
+from benchsuite.report.page import page
 
 ONE, OTHER, THIRD = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -67,5 +70,8 @@ def test_a_board_shows_the_speed_of_what_its_records_describe():
     text = tables.to_markdown(board, "parameter_efficiency")
     assert "| Served speed (x dense) |" in text
     assert "Served speed: images per second" in text
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page([board]), re.DOTALL)[1])
+    (row,) = (row for row in data["boards"][0]["rows"] if row["label"] == "finetune")
+    assert [one["values"]["served_speed"] for one in row["runs"]] == ["0.50", "0.70"]
     for none in (leaderboard(pair), leaderboard(pair, served=ServedSpeeds({"d" * 64: 1.0}, "64 images at once"))):
         assert "erved speed" not in tables.to_markdown(none, "parameter_efficiency")
