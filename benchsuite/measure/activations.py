@@ -116,7 +116,9 @@ def main() -> None:
     if arguments.output:
         write_atomic(arguments.output / "activations.md", f"# {__doc__.splitlines()[0]}\n\n{table}")
         write_atomic(arguments.output / "activations.csv", frame.assign(provenance=provenance).to_csv(index=False))
-        for suffix, content in figures.render(figures.by_epsilon(frame, provenance)).items():
+        with figures.style():
+            drawn = figures.render(figures.by_epsilon(frame), "Compressed activations", provenance)
+        for suffix, content in drawn.items():
             write_atomic(arguments.output / f"activations.{suffix}", content)
 
 

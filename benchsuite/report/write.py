@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.ledger import ledger
@@ -33,9 +32,6 @@ from .looks import entry_of
 from .page import page
 from .selection import Selection
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def write_reports(
     results: Path,
@@ -54,6 +50,7 @@ def write_reports(
     Raises UserError, before anything is written, where a selected protocol, tier or row has no records; and at the end, if there
     are records that cannot be used: the reports are written without them, and name them.
     """
+    check_figures(selection.figures or ())
     protocols, tiers = selection.protocols, selection.tiers
     found = boards_with_records(results)
     for words, there, given in (("protocol", {p for p, _ in found}, protocols), ("tier", {t for _, t in found}, tiers)):
@@ -157,12 +154,8 @@ def write_report(
             floats.append(latex.in_document(board, kind, selection))
     if len(board.forms) > len(board.parameter_efficiency):
         files["storage_forms.csv"] = tables.csv(board.forms.assign(protocol=board.protocol, tier=board.tier))
-    captions: dict[str, str] = {}
-    if figures:
-        with drawing.plain_text():
-            for name, (figure, caption) in _draw(board).items():
-                captions[name] = caption
-                files |= {f"{name}.{suffix}": content for suffix, content in drawing.render(figure).items()}
+    captions, drawn = _draw(board, selection) if figures else ({}, {})
+    files |= drawn
 
     title, notes = f"{board.protocol}, tier {board.tier}", tables.notes_of(board)
     files["leaderboard.md"] = "\n".join(
@@ -179,9 +172,10 @@ def write_report(
         chosen = replace(selection, columns={"accuracy": APPENDIX})
         tabular, floating = latex.board_table(board, "accuracy", chosen, others, "two-column")
         appendix = [latex.with_tabular(floating, tabular)]
-    files["report.tex"] = latex.document(title, board.provenance, floats, captions, appendix, notes, wide=drawing.SMALL_MULTIPLES)
+    wide = () if selection.fit == "column" else captions
+    files["report.tex"] = latex.document(title, board.provenance, floats, captions, appendix, notes, wide=wide)
     written = _write(folder, files)
-    old = [f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")]
+    old = [f"{name}.{suffix}" for name in drawing.FIGURES for suffix in ("pdf", "png")]
     old += [f"{kind}{end}.tex" for kind in TITLES for end in ("", "_tabular")]
     for path in (folder / name for name in old if name not in files):
         with suppress(OSError):  # not there, or another command is at the same folder
@@ -220,45 +214,26 @@ def compile_document(source: Path) -> str | None:
     return None
 
 
-FIGURES = (
-    *("accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task", "forgetting_after_each_task"),
-    *("stored_after_each_task", "accuracy_matrices", "rank_growth"),
-)
+def check_figures(names: Collection[str]) -> None:
+    """Raises UserError for a figure that cannot be drawn."""
+    for name in names:
+        if name not in drawing.FIGURES:
+            raise UserError(f"no figure is called {name!r}", suggest(name, drawing.FIGURES))
 
 
-def _draw(board: Leaderboard) -> dict[str, tuple[Figure, str]]:
-    """Every figure that these records allow, with its caption, by the name of its file."""
-    runs, made = board.runs, board.provenance
-    where = f"on {board.protocol}, tier {board.tier}"
-    seeds = [len(group) for group in runs.values()]
-    front = f"{where}; {_averaged(seeds, 'bars')}; dashed: Pareto front of the ranked rows"
-    front += f", without {', '.join(board.elsewhere)} (other tasks or images)." if board.elsewhere else "."
-    several = len(board.forms) > len(board.parameter_efficiency)
-    curves = " A line joins the storage forms of a row: fp32 (large), fp16, int8, int6, int4." if several else ""
-    over = f"{where}, each seed in its own order; "
-    over += f"{_averaged(seeds, 'bands and bars' if len(runs) <= drawing.FEW else 'bars at the last task')}."
-    ranks = _averaged(seeds, "bands")
-    drawn = (
-        (drawing.accuracy_vs_size(board), f"Accuracy against stored size {front}{curves}"),
-        (drawing.accuracy_vs_memory(board), f"Accuracy against training memory {front}"),
-        (drawing.accuracy_after_each_task(runs, made), f"Mean accuracy on the tasks learned so far {over}"),
-        (drawing.forgetting_after_each_task(runs, made), f"Mean forgetting of the tasks learned so far {over}"),
-        (drawing.stored_after_each_task(runs, made), f"Stored size over tasks {over}"),
-        (
-            drawing.accuracy_matrices(runs, made),
-            f"Accuracy matrices {where}: accuracy on task k of each seed's order after t tasks; {_averaged(seeds)}.",
-        ),
-        (drawing.rank_growth(runs, made), f"Components of each layer over tasks {where}; {ranks}."),
-    )
-    return {name: (figure, caption) for name, (figure, caption) in zip(FIGURES, drawn, strict=True) if figure}
-
-
-def _averaged(counts: Collection[int], marks: str = "") -> str:
-    """How rows of so many seeds each are averaged. marks: what shows their intervals."""
-    if max(counts, default=1) == 1:
-        return "one seed, so no intervals" if marks else "one seed"
-    mean = f"mean over n = {tables.span(sorted({*counts}))} seeds"
-    return f"{mean}; {marks}: {tables.confidence_interval(counts)}" if marks else mean
+def _draw(board: Leaderboard, selection: Selection) -> tuple[dict[str, str], dict[str, bytes]]:
+    """The captions of the figures that are selected and that these records allow, by name, and their files."""
+    captions: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    shown, left = len(selection.rows_on(board)), len(selection.others_on(board))
+    some = f" {shown} of {shown + left} rows." if left and not selection.rows else ""
+    with drawing.style(selection.font):
+        for name in drawing.USUAL if selection.figures is None else selection.figures:
+            if drawn := drawing.FIGURES[name](board, selection):
+                captions[name] = f"{drawn.caption}{some}"
+                rendered = drawing.render(drawn.figure, drawn.caption, board.provenance)
+                files |= {f"{name}.{suffix}": content for suffix, content in rendered.items()}
+    return captions, files
 
 
 def _write(folder: Path, files: Mapping[str, bytes | str]) -> list[Path]:

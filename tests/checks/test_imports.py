@@ -185,7 +185,7 @@ def test_figures_and_the_page_mark_it_too(tmp_path):
     assert "magic (unverified)" in text
     from benchsuite.report import figures
 
-    figure, file = figures.accuracy_vs_size(board), io.BytesIO()
+    figure, file = figures.accuracy_vs_size(board).figure, io.BytesIO()
     assert "magic (unverified)" in str([t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text"))])
     figure.savefig(file, format="svg")
     write_report(board, tmp_path, figures=False)
