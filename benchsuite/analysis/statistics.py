@@ -54,6 +54,28 @@ def points_of(runs: list[RunRecord], row: Mapping[str, Any]) -> list[dict[str, A
     return points
 
 
+def per_task(rows: Mapping[str, list[RunRecord]]) -> pd.DataFrame:
+    """The accuracy on each task: one row for each row of runs (`method`) and `task`, counted from 1 in each seed's own order.
+
+    learned: in per cent, right after the task was learned; final: after the last task; change: final minus learned, in points,
+    whose mean over all tasks but the last is backward transfer. Means over seeds with half-widths `x_ci` as everywhere, NaN where
+    not measured. name: of the task, if it is the same for all seeds, else "".
+    """
+    found = []
+    for label, runs in rows.items():
+        R = np.stack([run.R for run in runs])  # seeds x T x T
+        learned, final = R.diagonal(axis1=1, axis2=2), R[:, -1]
+        learned = np.where(np.isnan(learned).any(), np.nan, learned)  # trained at once: no task was learned before another
+        values = {"learned": t_interval(learned), "final": t_interval(final), "change": t_interval(final - learned)}
+        for i in range(R.shape[1]):
+            names = {run.tasks[i].name for run in runs}
+            row = {"method": label, "task": i + 1, "name": names.pop() if len(names) == 1 else "", "n": len(runs)}
+            for name, (mean, half) in values.items():
+                row |= {name: mean[i], f"{name}_ci": half[i]}
+            found.append(row)
+    return pd.DataFrame(found)
+
+
 def fewer_bits(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A row in 8 bits, and in the smallest form that loses at most `MAY_LOSE` points. points: the result of `points_of`."""
     names = ("megabytes", "accuracy")  # their intervals are in `Leaderboard.forms`: a table has no room for them

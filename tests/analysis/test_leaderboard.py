@@ -12,7 +12,7 @@ from records import COMPLETE, changed, individual, joint, memory, rows, run
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.analysis.rows import RECIPE, configurations
 from benchsuite.analysis.significance import pairwise_p
-from benchsuite.analysis.statistics import t_interval
+from benchsuite.analysis.statistics import per_task, t_interval
 from benchsuite.errors import UserError
 from benchsuite.protocol import Published
 from benchsuite.record.store import read_all, read_usable, write
@@ -125,6 +125,24 @@ def test_every_statistic_of_two_seeds():
     assert (row["macs"], row["training_megabytes"]) == (3, 3)
     assert accuracy["individual"]["forward_gain"] == 0
     assert rows(board.parameter_efficiency)["individual"]["ratio"] == 1
+
+
+def test_accuracy_on_each_task_right_after_learning_and_at_the_end():
+    names = ["upright", "90"]
+    tasks = [{"name": name, "dataset": "digits", "classes": [0, 1], "train": 10, "test": 100} for name in names]
+    runs = [run(seed=s, correct=((90, None), (70 + 2 * s, 80)), tasks=tasks if s == 1 else tasks[::-1]) for s in (1, 2)]
+    frame = per_task(configurations([*runs, joint()]))
+    first, second, *others = frame.to_dict("records")
+    half = 12.706 * 2**0.5 / 2**0.5  # t with one degree of freedom, times s / sqrt(n), s = sqrt(2)
+    assert (first["method"], first["task"], first["n"], first["learned"], first["learned_ci"]) == ("finetune", 1, 2, 90, 0)
+    assert (first["final"], first["change"], first["final_ci"]) == (73, -17, pytest.approx(half, rel=1e-3))
+    assert first["change"] == leaderboard(runs).backward_transfer["bwt"].item()  # of two tasks
+    assert (second["task"], second["learned"], second["change"]) == (2, 80, 0)
+    assert first["name"] == second["name"] == ""  # each seed has an order of its own
+    assert [(row["name"], row["final"], np.isnan(row["learned"])) for row in others] == [
+        ("task 0", 95, True),
+        ("task 1", 93, True),
+    ]
 
 
 def test_order_of_rows_and_reasons():

@@ -21,6 +21,7 @@ from benchsuite.catalogue import MARKERS
 from benchsuite.errors import UserError
 from benchsuite.method import Method, methods
 from benchsuite.protocol import Published
+from benchsuite.record.schema import FORMS
 from benchsuite.record.store import read_all, write
 from benchsuite.report import tables
 from benchsuite.report.latex import board_table, latex_text
@@ -73,6 +74,25 @@ def content(html):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
 
 
+def shown_of(made, tier="lite", **options):
+    """What the page has of the board of one tier."""
+    return next(board for board in content(page(made, **options))["boards"] if board["tier"] == tier)
+
+
+def named(labels):
+    """What the page calls rows: the label of the method, and what follows its name."""
+    names = {"er": "ER", "finetune": "Fine-tuning", "hat": "HAT", "individual": "Individual", "joint": "Joint"}
+    return [re.sub(r"^[a-z]+", lambda name: names.get(name[0], name[0]), label) for label in labels]
+
+
+def stored(*correct, size=1_000_000, names=FORMS):
+    """Storage forms of two tasks; each is half as large as the one before."""
+    forms = {}
+    for i, (name, right) in enumerate(zip(names, correct, strict=True)):
+        forms[name] = {"sizes": {"weights": size // 2**i - 1000, "heads": 1000, "masks": 0, "other": 0}, "correct": list(right)}
+    return forms
+
+
 # ---- what is in the page
 
 
@@ -87,7 +107,8 @@ def test_no_torch_is_needed():
 @pytest.mark.parametrize("kind", tables.TITLES)
 def test_tables_hold_the_numbers_of_the_board_and_the_text_of_the_printed_one(kind):
     made = boards()
-    for board, shown in zip(made, content(page(made))["boards"], strict=True):
+    for board in made:
+        shown = shown_of(made, board.tier)
         frame, table = getattr(board, kind), shown["tables"][kind]
         printed = [
             line.strip("| ").split(" | ") for line in tables.to_markdown(board, kind).splitlines() if line.startswith("| ")
@@ -98,6 +119,7 @@ def test_tables_hold_the_numbers_of_the_board_and_the_text_of_the_printed_one(ki
             cells = dict(zip(names, row["cells"], strict=True))
             assert shown["rows"][row["row"]]["label"] == expected["method"] == cells["method"][0]
             texts = [re.sub(r"\*\*|</?ins>", "", text) for text in texts]
+            texts[0] = named([texts[0]])[0]
             # why a number is not there stands below a printed table
             assert [re.sub("^n/a: .*", "n/a", text) for _, text, *_ in row["cells"][:-1]] == [
                 *texts,
@@ -117,14 +139,14 @@ def test_the_best_of_a_column_is_marked_as_in_latex():
     for mark, wrap in (("best", r"\textbf"), ("second", r"\underline")):
         (row,) = (shown["rows"][i]["label"] for i in columns["accuracy"][mark])
         called = labels_of(board)[row]
-        assert re.search(rf"^{re.escape(latex_text(called))} & {re.escape(wrap)}{{", latex, re.MULTILINE)
+        assert re.search(rf"^(\\raggedright )?{re.escape(latex_text(called))} & {re.escape(wrap)}{{", latex, re.MULTILINE)
         assert row != "joint"  # which does not compete
     assert columns["n"]["best"] == columns["n"]["second"] == []
     assert shown["captions"]["accuracy"] == tables.caption(board, "accuracy")
 
 
 def test_behind_each_row_are_its_runs_each_with_its_own_numbers():
-    shown = content(page(boards(), base=".."))["boards"][0]
+    shown = shown_of(boards(), base="..")
     rows = {row["label"]: row for row in shown["rows"]}
     assert set(rows) == set(configurations(records()))
     finetune = rows["finetune"]["runs"]
@@ -144,14 +166,14 @@ def test_behind_each_row_are_its_runs_each_with_its_own_numbers():
 
 
 def test_published_rows_are_marked_and_have_no_runs_of_ours():
-    rows = {row["label"]: row for row in content(page(boards()))["boards"][1]["rows"]}
+    rows = {row["label"]: row for row in shown_of(boards(), "paper")["rows"]}
     assert (rows["CACL (published)"]["families"], rows["CACL (published)"]["runs"]) == (["published"], [])
-    assert rows["A-GEM (published)"]["look"] is None  # without a size it is no point of a figure
+    assert rows["A-GEM (published)"]["look"][1] in STROKES
     assert [label for label, row in rows.items() if row["published"]] == ["CACL (published)", "A-GEM (published)"]
 
 
 def test_a_row_has_the_family_of_its_method_and_a_modifier_adds_one():
-    rows = {row["label"]: row["families"] for row in content(page(boards()))["boards"][0]["rows"]}
+    rows = {row["label"]: row["families"] for row in shown_of(boards())["rows"]}
     assert rows["mine"] == ["other"]
     assert rows["finetune+hosvd"] == ["reference", "compressed activations"]
     assert [families for label, families in rows.items() if label.startswith("hat [")] == [["parameter isolation"]] * 2
@@ -179,7 +201,7 @@ def test_the_page_can_draw_every_marker_and_leaves_none_to_an_older_one():
 
 def test_no_text_of_a_record_ends_the_element_that_it_stands_in():
     html = page(boards())
-    assert any("</script>" in note for note in content(html)["boards"][0]["notes"])
+    assert any("</script>" in note for note in shown_of(boards())["notes"])
     assert html.count("</script>") == 2
 
 
@@ -199,6 +221,109 @@ def test_nothing_to_show_and_two_boards_of_one_tier_are_refused():
         page([])
     with pytest.raises(UserError, match="two boards of split-digits, tier lite; rank their records together"):
         page([boards()[0], boards()[0]])
+
+
+def test_the_most_informative_board_comes_first():
+    partial = {"name": "digits", "digest": "d" * 64, "complete": False, "note": ""}
+
+    def made(tier, *methods, seeds=(1,), **changes):
+        of = [run(method, seed, **changes) for method in methods for seed in seeds]
+        return leaderboard([changed(record, job=changed(record.job, tier=tier)) for record in of])
+
+    ordered = [
+        made("paper", "er", "lwf", seeds=(1, 2)),
+        made("lite", "er", "lwf", "hat"),
+        made("smoke", "er", "lwf", "hat", "ewc", seeds=(1, 2, 3)),
+    ]
+    assert [board["tier"] for board in content(page(ordered[::-1]))["boards"]] == ["paper", "lite", "smoke"]
+    incomplete = made("paper", "er", "lwf", seeds=(1, 2), data=[partial])
+    assert [board["tier"] for board in content(page([incomplete, *ordered[1:]]))["boards"]] == ["lite", "smoke", "paper"]
+
+    def elsewhere(name, board):
+        of = [changed(record, job=changed(record.job, protocol=name)) for group in board.runs.values() for record in group]
+        return leaderboard(of)
+
+    more = [
+        elsewhere("rows", made("lite", "er", "lwf")),
+        elsewhere("seeds", made("lite", "er", seeds=(1, 2))),
+        made("lite", "er"),
+    ]
+    assert [board["protocol"] for board in content(page(more))["boards"]] == ["seeds", "rows", "split-digits"]
+
+
+@cache
+def two_protocols():
+    """lwf is better than er on one of two protocols; hat is on one only."""
+    few = [run(name, correct=((90, None), (last, 80)), forms=stored((last, 80), (last - 5, 80), (last - 5, 70), (0, 0), (0, 0)))
+           for name, last in (("er", 70), ("lwf", 60))]  # fmt: skip
+    other = [run("er", correct=((90, None), (50, 80))), run("lwf", correct=((90, None), (60, 80))), run("hat")]
+    renamed = [changed(record, job=changed(record.job, protocol="<b>other")) for record in other]
+    return [leaderboard(few), leaderboard(renamed)]
+
+
+def test_a_summary_puts_protocols_side_by_side():
+    made = content(page(two_protocols()))
+    summary, boards_of = made["summary"], made["boards"]
+    assert [column["heading"] for column in summary["columns"]][:3] == ["Method", "Average rank", "Accuracy (%)"]
+    assert [column.get("group") for column in summary["columns"]][1:] == [
+        "All",
+        *["<b>other, tier lite"] * 4,
+        *["split-digits, tier lite"] * 4,
+        None,
+    ]
+    cells = {summary["of"][row["row"]]["name"]: [text for _, text, *_ in row["cells"]] for row in summary["rows"]}
+    assert cells["ER"][1:] == ["1.50", "65.00", "-40.00", "1.00", "n/a: no storage forms on record", "75.00", "-20.00", "1.00",
+                               "0.250", "replay"]  # fmt: skip
+    assert [texts[1] for texts in cells.values()] == ["1.50", "1.50", "n/a: no runs on split-digits/lite"]
+    for place, board in enumerate(boards_of):  # where each of its rows is on the boards
+        for said in summary["of"]:
+            assert said["on"].get(str(place)) in (
+                None,
+                *[i for i, row in enumerate(board["rows"]) if row["name"] == said["name"]],
+            )
+    assert content(page([two_protocols()[0]]))["summary"] is None  # control
+
+
+def test_a_row_has_its_size_and_accuracy_in_every_storage_form():
+    board, _ = two_protocols()
+    (shown,) = content(page([board]))["boards"]
+    assert list(shown["forms"]) == list(FORMS)
+    labels = [row["label"] for row in shown["rows"]]
+    size, accuracy = (shown["forms"]["fp16"][name] for name in ("megabytes", "accuracy"))
+    assert (size["heading"], accuracy["heading"]) == ("Size (MB), fp16", "Accuracy (%), fp16")
+    assert {labels[int(i)]: cell for i, cell in size["cells"].items()} == {key: [0.5, "0.500", None] for key in ("er", "lwf")}
+    assert {labels[int(i)]: cell[1] for i, cell in accuracy["cells"].items()} == {"er": "72.50", "lwf": "67.50"}
+    assert ([labels[i] for i in accuracy["best"]], [labels[i] for i in accuracy["second"]]) == (["er"], ["lwf"])
+    (of_run,) = shown["rows"][labels.index("er")]["runs"]
+    assert (of_run["values"]["accuracy fp16"], of_run["values"]["megabytes int8"]) == ("72.50", "0.250")
+    assert shown_of(boards())["forms"] == {}
+
+
+def test_each_task_has_its_accuracy_right_after_learning_and_at_the_end():
+    shown = shown_of(boards())
+    labels = [row["label"] for row in shown["rows"]]
+    texts = {
+        moment: {labels[row["row"]]: [cell[1] for cell in row["cells"]] for row in table["rows"]}
+        for moment, table in shown["tasks"].items()
+    }
+    assert [column["heading"] for column in shown["tasks"]["final"]["columns"]] == [
+        "Method",
+        "Task 1: task 0",
+        "Task 2: task 1",
+        "Family",
+    ]
+    assert texts["learned"]["finetune"] == ["Fine-tuning", "90.00 ± 0.00", "80.00 ± 0.00", "reference"]
+    assert texts["final"]["finetune"][1:3] == ["73.00 ± 12.71", "80.00 ± 0.00"]
+    assert texts["change"]["finetune"][1:3] == ["-17.00 ± 12.71", "0.00 ± 0.00"]
+    assert texts["learned"]["joint"][1:3] == ["n/a: joint training"] * 2 != texts["final"]["joint"][1:3]
+    best = shown["tasks"]["final"]["columns"][1]["best"]
+    assert [labels[i] for i in best] == ["individual"]  # joint training does not compete
+
+
+def test_a_method_of_ones_own_has_the_family_and_label_of_its_record():
+    own = run("anchor", method_source="f" * 64, family="replay", label="Anchor++", marker="*")
+    (row,) = content(page([leaderboard([own])]))["boards"][0]["rows"]
+    assert (row["families"], row["name"], row["look"][1]) == (["replay"], "Anchor++", "*")
 
 
 # ---- in a browser
@@ -279,12 +404,12 @@ def keys(chrome, *names):
 
 def test_a_heading_sorts_and_says_so(browser):
     ranked = column(browser, "Method")
-    assert ranked == boards()[0].accuracy["method"].tolist()
+    assert ranked == named(boards()[0].accuracy["method"])
     states = []
     for _ in range(3):
         press(browser, "Learning accuracy", "thead button")
         assert browser.switch_to.active_element.text.startswith("Learning accuracy")  # ready to be pressed again
-        state = find(browser, "thead th:nth-child(4)")[0].get_attribute("aria-sort")
+        state = find(browser, "#board thead th:nth-child(3)")[0].get_attribute("aria-sort")
         states.append((state, column(browser, "Learning accuracy (%)")))
     (down, largest), (up, smallest), (none, _) = states
     assert (down, up, none) == ("descending", "ascending", "none")
@@ -294,48 +419,56 @@ def test_a_heading_sorts_and_says_so(browser):
     assert largest[-1][:3] == smallest[-1][:3] == "n/a"  # last, whichever way
     assert column(browser, "Method") == ranked
     press(browser, "Method", "thead button")
-    assert column(browser, "Method") == sorted(ranked)
+    assert column(browser, "Method") == named(sorted(boards()[0].accuracy["method"]))
 
 
 def test_the_reason_of_what_is_not_applicable_stands_below(browser):
-    assert find(browser, "#reasons")[0].text == "a n/a: joint training. b n/a: no matching run of individual."
+    assert find(browser, "#board-section .reasons")[0].text == "a n/a: joint training. b n/a: no matching run of individual."
     assert column(browser, "Learning accuracy (%)")[0] == "n/aa"
     find(browser, "#search")[0].send_keys("finetune")  # where nothing needs a reason there is none
-    assert find(browser, "#reasons")[0].text == ""
+    assert find(browser, "#board-section .reasons")[0].text == ""
 
 
 def test_families_and_names_filter_the_table_and_the_figures(browser):
     everything = column(browser, "Method")
     press(browser, "parameter isolation", "#families button")
-    isolated = [name for name in everything if name.startswith("hat")]
+    isolated = [name for name in everything if name.startswith("HAT")]
     assert column(browser, "Method") == isolated
-    assert sorted(points(browser)) == sorted(isolated)
+    assert sorted(named(points(browser))) == sorted(isolated)
     assert find(browser, "#count")[0].text == f"2 of {len(everything)} rows"
     press(browser, "compressed", "#families button")
-    assert set(column(browser, "Method")) == {*isolated, "finetune+hosvd"}
+    assert set(column(browser, "Method")) == {*isolated, "Fine-tuning+hosvd"}
     find(browser, "#search")[0].send_keys("HOSVD")  # capitals make no difference
-    assert column(browser, "Method") == points(browser) == points(browser, 2) == ["finetune+hosvd"]
+    assert points(browser) == points(browser, 2) == ["finetune+hosvd"]
+    assert column(browser, "Method") == ["Fine-tuning+hosvd"]
     press(browser, "Backward transfer", "#kinds button")
-    assert column(browser, "Method") == ["finetune+hosvd"]
+    assert column(browser, "Method") == ["Fine-tuning+hosvd"]
     find(browser, "#search")[0].send_keys("x")
     assert "No row matches these filters." in find(browser, "#board")[0].text
     assert points(browser) == []
+    press(browser, "parameter isolation", "#families button")
+    press(browser, "compressed", "#families button")
+    find(browser, "#search")[0].clear()
+    find(browser, "#search")[0].send_keys("mine, Finetune")  # a whole name is that row alone
+    assert column(browser, "Method") == ["mine", "Fine-tuning"]
+    find(browser, "#search")[0].send_keys("+")
+    assert column(browser, "Method") == ["mine", "Fine-tuning+hosvd"]
 
 
 def test_each_tier_has_tables_of_its_own(browser):
     options = [option.text for option in find(browser, "#tier option")]
-    assert options == ["lite", "paper"]
+    assert options == ["paper", "lite"]
     assert "(published)" not in find(browser, "#board")[0].text
-    find(browser, "#tier option")[1].click()
+    find(browser, "#tier option")[0].click()
     assert "CACL (published)" in column(browser, "Method")
     assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier paper"
     assert find(browser, "#provenance")[0].text == boards()[1].provenance
-    assert [note.text for note in find(browser, "#notes li")] == boards()[1].footnotes
+    assert [note.text for note in find(browser, "#notes li")] == tables.notes_of(boards()[1])
     styles = {
         row.text.split("\n")[0]: row.find_element("css selector", "th").value_of_css_property("font-style")
-        for row in find(browser, "tbody tr")
+        for row in find(browser, "#board tbody tr")
     }
-    assert styles["CACL (published)"] == "italic" != styles["joint"]
+    assert styles["CACL (published)"] == "italic" != styles["Joint"]
     show(browser, view="split-digits/paper/training_memory")  # the address says what is shown
     assert find(browser, "#title")[0].text == "Training memory on split-digits, tier paper"
 
@@ -352,11 +485,15 @@ def test_columns_can_be_shown_and_hidden(browser):
     assert not find(browser, "#columns")[0].is_displayed()
 
 
+LINES = "const r = document.createRange(); r.selectNodeContents(arguments[0]); return r.getClientRects().length"
+
+
 def test_a_cell_opens_the_runs_behind_it(browser):
-    at = column(browser, "Method").index("finetune") + 1
-    find(browser, f"tbody tr:nth-child({at}) td:nth-child(2) button")[0].click()
+    at = column(browser, "Method").index("Fine-tuning") + 1
+    find(browser, f"#board tbody tr:nth-child({at}) td:nth-child(2) button")[0].click()
     panel = find(browser, "#runs")[0]
     assert panel.is_displayed()
+    assert browser.execute_script(LINES, find(browser, "#runs thead th")[0]) == 1  # once it was broken into letters
     assert "Accuracy (%): 76.50 ± 6.35" in panel.text
     assert [row.text.split()[:3] for row in find(browser, "#runs tbody tr")] == [
         ["1", "record.json", "76.00"],
@@ -368,29 +505,29 @@ def test_a_cell_opens_the_runs_behind_it(browser):
     assert not panel.is_displayed()
 
 
-def test_a_run_without_a_partner_of_its_seed_has_a_dash(browser):
+def test_a_run_without_a_partner_of_its_seed_says_so(browser):
     few = [individual(), *(run(seed=seed) for seed in (1, 2))]
     (browser.folder / "few.html").write_text(page([leaderboard(few)]))
     show(browser, view="split-digits/lite/parameter_efficiency", file="few.html")
-    at = column(browser, "Method").index("finetune") + 1
+    at = column(browser, "Method").index("Fine-tuning") + 1
     x = [h.text for h in find(browser, "#board thead th")].index("Size ratio") + 1
-    find(browser, f"tbody tr:nth-child({at}) td:nth-child({x}) button")[0].click()
+    find(browser, f"#board tbody tr:nth-child({at}) td:nth-child({x}) button")[0].click()
     assert [row.text.split()[:3] for row in find(browser, "#runs tbody tr")] == [
         ["1", "record.json", "0.500"],
-        ["2", "record.json", "–"],
+        ["2", "record.json", "n/a:"],
     ]
 
 
 @pytest.mark.parametrize("view", ["%", "split-digits/%zz/accuracy", "no/such/board"])
 def test_an_address_that_cannot_be_read_shows_the_first_board(browser, view):
     show(browser, view=view)
-    assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier lite"
+    assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier paper"
     assert column(browser, "Method")
 
 
 def test_the_text_of_records_is_never_markup(browser):
     at = column(browser, "Method").index("mine") + 1
-    find(browser, f"tbody tr:nth-child({at}) button")[0].click()
+    find(browser, f"#board tbody tr:nth-child({at}) button")[0].click()
     said = [note.text for note in find(browser, "#runs .note")]
     assert "<b>not bold</b></script>" in said
     assert "epochs = 10 (of the paper)" in said  # a note of several rows
@@ -398,14 +535,14 @@ def test_the_text_of_records_is_never_markup(browser):
 
 
 def test_the_keyboard_moves_between_cells_and_opens_them(browser):
-    browser.execute_script("document.querySelector('tbody button').focus()")
+    browser.execute_script("document.querySelector('#board tbody button').focus()")
     keys(browser, "ARROW_UP")  # above the first row there is none
     keys(browser, "ARROW_DOWN", "ARROW_RIGHT", "ENTER")
     assert find(browser, "#runs")[0].is_displayed()
     assert f"{column(browser, 'Accuracy (%)')[1]}" in find(browser, "#runs p")[0].text
     keys(browser, "ESCAPE")
     assert browser.switch_to.active_element.text == column(browser, "Accuracy (%)")[1]
-    assert len(find(browser, "tbody button[tabindex='0']")) == 1
+    assert len(find(browser, "#board tbody button[tabindex='0']")) == 1
 
 
 def test_a_point_has_a_tooltip_for_mouse_and_keyboard_and_opens_its_runs(browser):
@@ -415,17 +552,17 @@ def test_a_point_has_a_tooltip_for_mouse_and_keyboard_and_opens_its_runs(browser
     point = find(browser, "figure:first-child [data-row='finetune']")[0]
     assert not tooltip.is_displayed()
     ActionChains(browser).scroll_to_element(point).move_to_element(point).perform()
-    assert tooltip.text.split("\n") == ["finetune", "Accuracy (%): 76.50 ± 6.35", "Size (MB): 1.00", "n = 2"]
+    assert tooltip.text.split("\n") == ["Fine-tuning", "Accuracy (%): 76.50 ± 6.35", "Size (MB): 1.000", "n = 2"]
     ActionChains(browser).move_to_element(find(browser, "h1")[0]).perform()
     assert not tooltip.is_displayed()
     browser.execute_script("arguments[0].previousSibling.focus()", point)
     keys(browser, "TAB")
     assert browser.switch_to.active_element == point
-    assert tooltip.text.startswith("finetune\n")
+    assert tooltip.text.startswith("Fine-tuning\n")
     keys(browser, "ESCAPE")
     assert not tooltip.is_displayed()
     keys(browser, "ENTER")
-    assert find(browser, "#runs-title")[0].text == "finetune"
+    assert find(browser, "#runs-title")[0].text == "Fine-tuning"
     keys(browser, "ESCAPE")
 
 
@@ -444,7 +581,7 @@ def test_the_figure_draws_the_front_of_the_whole_board(browser):
     front = board[board["pareto"]]
 
     def corners():
-        (path,) = find(browser, "figure:first-child path[stroke-dasharray]")
+        (path,) = find(browser, "figure:first-child path[data-front]")
         return path.get_attribute("d").count("H")
 
     assert corners() == len(front) - 1 > 0
@@ -480,7 +617,7 @@ def test_what_is_shown_can_be_saved(browser):
     names = column(browser, "Method")
     press(browser, "JSON", "#downloads button")
     rows = json.loads(saved(browser, f"{name}.json"))
-    assert [row["method"] for row in rows] == names != sorted(names)
+    assert named(row["method"] for row in rows) == names != sorted(names)
     assert rows[-1]["n"] == 2
     press(browser, "LaTeX", "#downloads button")
     text = saved(browser, f"{name}.tex")
@@ -497,7 +634,8 @@ def test_what_is_shown_can_be_saved(browser):
 def test_the_latex_of_the_page_is_that_of_the_report(browser):
     press(browser, "LaTeX", "#downloads button")
     text = saved(browser, "split-digits-lite-accuracy.tex")
-    expected, _ = board_table(boards()[0], "accuracy", Selection())
+    every = {"accuracy": ("accuracy", "learning_accuracy", "forward_gain")}  # whether they fit or not
+    expected, _ = board_table(boards()[0], "accuracy", Selection(columns=every))
 
     def numbers(table):
         found = table.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
@@ -505,7 +643,7 @@ def test_the_latex_of_the_page_is_that_of_the_report(browser):
 
     assert numbers(text) == numbers(expected)
     assert any("$-$" in number for row in numbers(text) for number in row)
-    assert r"\par\raggedright\footnotesize n/a: joint training (joint)" in text
+    assert r"\par\raggedright\footnotesize n/a: joint training (Joint)" in text
 
 
 def compile_latex(table, folder):
@@ -529,6 +667,146 @@ def test_the_svg_stands_alone(browser):
     assert "split-digits, tier lite" in "".join(tree.itertext())
 
 
+def choose(chrome, select, text):
+    next(option for option in find(chrome, f"#{select} option") if option.text == text).click()
+
+
+@pytest.fixture
+def several(browser):
+    """Two protocols, one of them with storage forms."""
+    (browser.folder / "several.html").write_text(page(two_protocols()))
+    show(browser, view="split-digits/lite/parameter_efficiency", file="several.html")
+    return browser
+
+
+def test_the_storage_form_is_chosen_for_the_table_the_figure_and_the_runs(several):
+    def words():
+        return [point.get_attribute("aria-label") for point in find(several, "figure:first-child [data-row]")]
+
+    assert column(several, "Size (MB)") == ["1.00", "1.00"]
+    assert "Size (MB): 1.00" in words()[0]
+    choose(several, "form", "int8")
+    assert column(several, "Size (MB), int8") == ["0.250", "0.250"]
+    assert dict(zip(column(several, "Method"), column(several, "Accuracy (%), int8"), strict=True)) == {
+        "ER": "67.50",
+        "LwF": "62.50",
+    }
+    assert not {"Size ratio", "Pareto", "8-bit size (MB)"} & {h.text for h in find(several, "#board thead th")}  # of another file
+    assert all("Size (MB), int8: 0.250" in text for text in words())
+    find(several, "#board tbody td button")[0].click()
+    assert find(several, "#runs tbody td")[1].text == "0.250"
+    keys(several, "ESCAPE")
+    press(several, "Accuracy", "#kinds button")
+    assert column(several, "Accuracy (%), int8") == ["67.50", "62.50"]
+    choose(several, "protocol", "<b>other")  # which has no such form
+    assert column(several, "Accuracy (%)") == ["75.00", "70.00", "65.00"]
+    assert not find(several, "#form")[0].is_displayed()
+
+
+def test_a_link_restores_the_view(several):
+    choose(several, "form", "int6")
+    press(several, "Accuracy", "#board thead button")
+    press(several, "Average rank", "#summary thead button")
+    press(several, "regularisation", "#families button")
+    press(several, "replay", "#families button")
+    find(several, "#search")[0].send_keys("lwf, er")
+    find(several, "#choose summary")[0].click()
+    press(several, "Family", "#columns label")
+    press(several, "MACs", "#columns label")
+
+    def view():
+        pressed = [button.text for button in find(several, "button[aria-pressed=true]")]
+        return [table.text for table in find(several, "#board, #summary")], find(several, "#count")[0].text, pressed
+
+    before, address = view(), several.execute_script("return location.hash.slice(1)")
+    assert find(several, "#count")[0].text == "2 rows, sorted by Accuracy (%), int6, largest first"
+    show(several, view=address, file="several.html")
+    assert view() == before
+    assert find(several, "#search")[0].get_attribute("value") == "lwf, er"
+    show(several, view=address.split("?")[0], file="several.html")  # control
+    assert view() != before
+    press(several, "Per task", "#kinds button")
+    choose(several, "moment", "right after learning")
+    before, address = view(), several.execute_script("return location.hash.slice(1)")
+    show(several, view=address, file="several.html")
+    assert view() == before
+    show(several, view="split-digits/lite/toString?form=constructor&sort=-no&family=none&columns=x&moment=y", file="several.html")
+    assert column(several, "Size (MB)" if "Parameter" in find(several, "#title")[0].text else "Accuracy (%)")
+
+
+def test_a_summary_stands_above_the_board_and_opens_runs_of_both(several):
+    assert find(several, "#over-title")[0].text == "Summary over 2 protocols"
+    assert [th.text for th in find(several, "#summary thead th[scope=colgroup]")] == [
+        "All",
+        "<b>other, tier lite",
+        "split-digits, tier lite",
+    ]
+    assert [row.text.split()[0] for row in find(several, "#summary tbody tr")] == ["ER", "LwF", "HAT"]
+    for nth, where, value in ((3, "<b>other", "65.00"), (7, "split-digits", "75.00")):
+        find(several, f"#summary tbody tr:first-child > :nth-child({nth}) button")[0].click()
+        said = find(several, "#runs")[0].text
+        assert where in said
+        assert f"Accuracy (%): {value}" in said
+        keys(several, "ESCAPE")
+    find(several, "#search")[0].send_keys("hat")
+    assert [row.text.split()[0] for row in find(several, "#summary tbody tr")] == ["HAT"]
+
+
+def test_each_task_is_shown_in_a_table_and_a_panel_for_each_row(browser):
+    press(browser, "Per task", "#kinds button")
+    assert column(browser, "Task 1: task 0")[:2] == ["95.00", "90.00 ± 0.00"]
+    panels = {point.get_attribute("data-row"): point.get_attribute("aria-label") for point in find(browser, "figure [data-row]")}
+    assert named(panels) == column(browser, "Method")
+    assert panels["finetune"] == (
+        "Fine-tuning; Task 1: task 0: 90.00 ± 0.00 right after learning, 73.00 ± 12.71 at the end;"
+        " Task 2: task 1: 80.00 ± 0.00 right after learning, 80.00 ± 0.00 at the end"
+    )
+    choose(browser, "moment", "at the end minus right after")
+    assert column(browser, "Task 1: task 0")[column(browser, "Method").index("Fine-tuning")] == "-17.00 ± 12.71"
+    assert find(browser, "figure [data-row='finetune']")[0].get_attribute("aria-label") == panels["finetune"]
+    find(browser, "#search")[0].send_keys("hat")
+    assert len(find(browser, "figure [data-row]")) == 2
+
+
+def test_assistive_technology_is_told_what_the_eye_sees(several):
+    caption = find(several, "#board caption")[0].get_attribute("textContent")
+    assert caption == "Parameter efficiency on split-digits, tier lite: 2 rows"
+    assert {th.get_attribute("scope") for th in find(several, "#board th")} == {"col", "row"}
+    assert find(several, "#count")[0].get_attribute("role") == "status"
+    (svg,) = find(several, "figure:first-child svg[role=group]")
+    says = find(several, f"#{svg.get_attribute('aria-describedby')}")[0].text
+    assert "Pareto front of the whole board (LwF, ER)" in says
+    press(several, "Accuracy", "#kinds button")
+    assert [cell.get_attribute("aria-label") for cell in find(several, "#board tbody td:nth-child(2) button")] == [
+        "75.00, best",
+        "70.00, second",
+    ]
+    unnamed = """
+        const all = document.querySelectorAll("button, select, input, table, svg[role], dialog, section");
+        const named = e => e.textContent.trim() || e.ariaLabel || e.labels?.length || e.getAttribute("aria-labelledby");
+        return [...all].filter(e => e.checkVisibility() && !named(e)).map(e => e.outerHTML);
+    """
+    assert several.execute_script(unnamed) == []
+    several.execute_script(
+        "document.querySelector('#search').parentNode.replaceWith(document.querySelector('#search'))"
+    )  # control
+    assert len(several.execute_script(unnamed)) == 1
+
+
+def test_on_paper_there_are_tables_and_figures_but_no_controls(several):
+    controls = "input, select, #kinds, #families, #downloads, #link, details, #all"
+    assert any(element.is_displayed() for element in find(several, controls))
+    several.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert not any(element.is_displayed() for element in find(several, controls))
+        assert all(
+            element.is_displayed() for element in find(several, "#board, #summary, figure svg[role=group], #notes, #provenance")
+        )
+        assert {box.value_of_css_property("overflow-x") for box in find(several, "main .scroll")} == {"visible"}
+    finally:
+        several.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 CROWDED = """
 // Texts that reach out of their cell, or over a neighbour on an axis.
 const cells = [...document.querySelectorAll("#board button")];
@@ -546,25 +824,28 @@ return found;
 
 @pytest.mark.parametrize("width", [400, 1600])
 def test_nothing_overflows_the_page_sideways(browser, width):
-    for kind in tables.TITLES:
+    for kind in (*tables.TITLES, "tasks"):
         show(browser, width, view=f"split-digits/paper/{kind}")
         for box in find(browser, "#columns input:not(:checked)"):
             browser.execute_script("arguments[0].click()", box)
-        find(browser, "summary")[0].click()  # the open list of columns has to fit as well
+        find(browser, "#choose summary")[0].click()  # the open list of columns has to fit as well
         wide, inner, outer = browser.execute_script(
-            "const box = document.querySelector('.scroll');"
+            "const box = document.querySelector('#board').parentNode;"
             "return [document.documentElement.scrollWidth, box.scrollWidth, box.clientWidth]"
         )
         assert wide <= width
-        if width == 400:
+        if width == 400 and kind != "tasks":
             assert inner > outer  # the table scrolls in its own box
-        browser.execute_script("document.querySelector('tbody td button').click()")
+        browser.execute_script("document.querySelector('#board tbody td button').click()")
         left, right = browser.execute_script(
             "const b = document.getElementById('runs').getBoundingClientRect(); return [b.left, b.right]"
         )
         assert 0 <= left < right <= width
         assert browser.execute_script(CROWDED) == []
-    browser.execute_script("document.querySelector('.scroll').style.overflow = 'visible'")  # control: without the box it would
+    show(browser, width, view="split-digits/paper/accuracy")
+    browser.execute_script(
+        "document.querySelector('#board').parentNode.style.overflow = 'visible'"
+    )  # control: without the box it would
     assert width > 400 or browser.execute_script("return document.documentElement.scrollWidth") > width
 
 
@@ -622,12 +903,18 @@ def test_the_published_records_make_a_page(browser):
     html = page([leaderboard(group) for group in groups.values()], base=results.as_posix())
     (browser.folder / "results.html").write_text(html)
     for width in (400, 1600):
+        show(browser, width, view="split-cifar100/lite/tasks", file="results.html")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert find(browser, "figure [data-row]")
+        show(browser, width, view="", file="results.html")
+        assert find(browser, "#title")[0].text == "Accuracy on rotated-digits, tier paper"  # three seeds, and the larger tier
         show(browser, width, view="split-cifar100/lite/accuracy", file="results.html")
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        assert len(find(browser, "tbody tr")) == len(configurations(groups["split-cifar100", "lite"]))
+        assert browser.execute_script(CROWDED) == []
+        assert len(find(browser, "#board tbody tr")) == len(configurations(groups["split-cifar100", "lite"]))
     press(browser, "rotated-digits", "#protocol option")  # a board that the tier at hand does not have: its own is shown
     assert find(browser, "#title")[0].text == "Accuracy on rotated-digits, tier paper"
-    assert len(find(browser, "tbody tr")) == len(configurations(groups["rotated-digits", "paper"]))
+    assert len(find(browser, "#board tbody tr")) == len(configurations(groups["rotated-digits", "paper"]))
     press(browser, "split-cifar100", "#protocol option")
     assert find(browser, "#title")[0].text == "Accuracy on split-cifar100, tier lite"
     links = [r["record"] for board in content(html)["boards"] for row in board["rows"] for r in row["runs"]]
