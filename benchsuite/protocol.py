@@ -75,7 +75,7 @@ class Recipe:
     backbone: str
     width: float = setting(1.0, neutral=1.0, above=0, most=16)  # times the backbone's channels
     # of the convolutions' weights: "he" draws variance 2 / fan_in for all methods; "default" is PyTorch's 1 / (3 fan_in) for
-    # dense layers and the official or published law of each factorisation
+    # dense layers, whatever a method's official code does, 4 / fan_in for CACL's as in its code, 2 / fan_in for its variants'
     init: Literal["default", "he"] = setting("default", neutral="default")
     # where another seed than the run's decides: the initial weights; the order of tasks and of classes
     init_seed: int | None = setting(None, least=0, neutral=None)

@@ -83,7 +83,7 @@ class CACLCP(CACL):
             protocol="split-cifar100",
             tier="lite",
             values={"energy_drop": 0.05},
-            origin="ours: chosen for its size ratio after one task, at full width and PyTorch's initial law; to be searched again",
+            origin="ours: chosen for its size ratio after one task at full width, PyTorch's initial law; to be searched again",
         ),
         Preset(
             protocol="rotated-digits",

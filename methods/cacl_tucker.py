@@ -50,7 +50,7 @@ class CACLTucker(CACL):
             protocol="split-cifar100",
             tier="lite",
             values={"energy_drop": 0.02},
-            origin="ours: chosen for its size ratio after one task, at full width and PyTorch's initial law; to be searched again",
+            origin="ours: chosen for its size ratio after one task at full width, PyTorch's initial law; to be searched again",
         ),
         Preset(
             protocol="rotated-digits",

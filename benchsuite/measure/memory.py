@@ -111,8 +111,8 @@ def main() -> None:
     print("| method | training (kB) | allocated (kB) | carried (kB) | loaded (kB) |\n|---|---:|---:|---:|---:|")
     for name in arguments.names or methods.all():
         with tempfile.TemporaryDirectory() as folder:
-            *found, _ = compare(name, device, Path(folder))
-        cells = ["–" if n is None else f"{n / 1e3:.3f}" for n in found]
+            training, allocated, carried, loaded, _ = compare(name, device, Path(folder))
+        cells = ["–" if n is None else f"{n / 1e3:.3f}" for n in (training, allocated, carried, loaded)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     where = environment(device, [source_revision()])
     print(f"\nsplit-digits, {TASKS} tasks, {where.device_name}, torch {where.versions['torch']}, revision {where.source}")

@@ -130,6 +130,30 @@ def test_the_memory_of_agem_is_shared_out_in_advance():
 
 
 @pytest.mark.parametrize("method", ["er", "agem"])
+def test_the_network_sees_the_counted_images_of_earlier_tasks_and_no_others(method):
+    """The memory is refilled from the data set, so what it may hold is a matter of trust; here it is seen."""
+    strategy, stream = make(method=method, tasks=3, epochs=4, budget=10 * IMAGE / 1e6, sample_size=32)
+    known = [{sample[0].numpy().tobytes() for sample in experience.dataset} for experience in stream.train]
+    seen = [set(), set(), set()]
+
+    def see(model, given):
+        x, tasks = given
+        for image, task in zip(x, torch.as_tensor(tasks).expand(len(x)).tolist(), strict=True):
+            seen[task].add(image.numpy().tobytes())
+
+    strategy.model.register_forward_pre_hook(see)
+    for t, experience in enumerate(stream.train):
+        for images in seen:
+            images.clear()
+        strategy.train(experience, eval_streams=[])
+        assert IMAGE * sum(map(len, seen[:t])) == strategy.method.memory_bytes, t
+        assert all(one <= all_of_it for one, all_of_it in zip(seen, known, strict=True))
+        assert seen[t] == known[t], "control: all images of the task at hand"
+        assert not any(seen[t + 1 :])
+    assert strategy.method.memory_bytes > 0
+
+
+@pytest.mark.parametrize("method", ["er", "agem"])
 def test_stored_images_count_as_training_state(method, tmp_path):
     from benchsuite.training.runner import run
 

@@ -37,6 +37,7 @@ def test_every_method_starts_in_the_law_of_the_recipe(name):
             strategy.method.before_train_dataset_adaptation(strategy)
         gains = [gain(kernel) for kernel in kernels(strategy.model.backbone)]
         assert len(gains) >= 3
+        # one draw of a factorised kernel varies by 30 %; tests/nn/test_factorised.py averages 200 draws and holds the law to 5 %
         assert sum(gains[1:]) / len(gains[1:]) == pytest.approx(law, rel=0.3 if name.startswith("cacl") else 0.05)
 
 
