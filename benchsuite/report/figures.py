@@ -427,8 +427,19 @@ def critical_difference(board: Leaderboard, selection: Selection = USUALLY) -> D
     frames = {kind: getattr(board, kind) for kind in TITLES}
     shown = {kind: frame[frame["method"].isin(rows)].reset_index(drop=True) for kind, frame in frames.items()}
     ranked = summary([replace(board, **shown, runs={name: row.runs for name, row in rows.items()})])
-    names = dict(zip(ranked.results["row"], ranked.results["method"], strict=True))
-    return ranks_of(ranked, selection, {names[name]: (row.label, row.look) for name, row in rows.items()})
+    return ranks_of(ranked, selection, shown_in(ranked, [board], selection))
+
+
+def shown_in(ranked: Summary, boards: Sequence[Leaderboard], selection: Selection) -> dict[str, tuple[str, Look]]:
+    """Label and look of each configuration of a summary of boards, as on the first board that shows it."""
+    found: dict[str, tuple[str, Look]] = {}
+    for board in boards:
+        own = ranked.results[ranked.results["board"] == f"{board.protocol}/{board.tier}"]
+        names = dict(zip(own["row"], own["method"], strict=True))
+        for row in _rows(board, selection):
+            if row.name in names:
+                found.setdefault(names[row.name], (row.label, row.look))
+    return found
 
 
 def ranks_of(ranked: Summary, selection: Selection, shown: Mapping[str, tuple[str, Look]]) -> Drawing | None:

@@ -99,8 +99,19 @@ def write_reports(
     figures = {name: figures for name, figures in published.items() if not protocols or name in protocols}
     base = Path(os.path.relpath(results, output)).as_posix()
     frame = ledger([run for runs in records.values() for run in runs], figures)
-    tabular, floating = _summary(list(boards.values()), selection)
-    whole = latex.with_tabular(*reversed(_summary(list(boards.values()), replace(selection, fit="two-column"))))
+    largest = _largest(boards.values())
+    ranked = summary(largest, list(dict.fromkeys(row for board in largest for row in selection.rows_on(board))))
+    tabular, floating = latex.summary_table(ranked, largest, selection)
+    whole = latex.with_tabular(*reversed(latex.summary_table(ranked, largest, replace(selection, fit="two-column"))))
+    captions: dict[str, str] = {}
+    drawn: dict[str, bytes] = {}
+    if ranked.over == "boards" and "critical_difference" in (selection.figures or drawing.USUAL):
+        with drawing.style(selection.font):
+            if diagram := drawing.ranks_of(ranked, selection, drawing.shown_in(ranked, largest, selection)):
+                captions["critical_difference"] = diagram.caption
+                made = "\n".join(board.provenance for board in largest)
+                files_of = drawing.render(diagram.figure, diagram.caption, made)
+                drawn = {f"critical_difference.{suffix}": content for suffix, content in files_of.items()}
     ledger_tex = latex.ledger_table(frame)
     written += _write(
         output,
@@ -112,7 +123,10 @@ def write_reports(
             "ledger.tex": ledger_tex,
             "ledger.csv": tables.csv(frame),
             "ledger.parquet": tables.parquet(frame),
-            "report.tex": latex.document("Summary and reproduction ledger", "", [whole], ledger=ledger_tex),
+            "report.tex": latex.document(
+                "Summary and reproduction ledger", "", [whole], captions, ledger=ledger_tex, wide=captions
+            ),
+            **drawn,
         },
     )
     if refused:
@@ -120,13 +134,11 @@ def write_reports(
     return written
 
 
-def _summary(boards: Sequence[Leaderboard], selection: Selection) -> tuple[str, str]:
-    """The summary of one board of each protocol, that of its largest tier: the tabular and the float."""
+def _largest(boards: Collection[Leaderboard]) -> list[Leaderboard]:
+    """One board of each protocol, that of its largest tier."""
     order = list(TIERS)
     largest = {b.protocol: b for b in sorted(boards, key=lambda b: -order.index(b.tier) if b.tier in order else -len(order))}
-    chosen = [board for board in boards if largest[board.protocol] is board]
-    rows = dict.fromkeys(row for board in chosen for row in selection.rows_on(board))
-    return latex.summary_table(summary(chosen, list(rows)), chosen, selection)
+    return [board for board in boards if largest[board.protocol] is board]
 
 
 def write_report(

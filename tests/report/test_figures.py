@@ -13,10 +13,11 @@ from records import run as record
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.errors import UserError
 from benchsuite.protocol import Published
+from benchsuite.record.store import write
 from benchsuite.report import figures
 from benchsuite.report.looks import looks_of
 from benchsuite.report.selection import Row, Selection
-from benchsuite.report.write import check_figures, write_report
+from benchsuite.report.write import check_figures, write_report, write_reports
 
 
 def run(method, seed=1, first=90, last=80, size=1_000_000, tasks=3, **changes):
@@ -279,3 +280,28 @@ def test_labels_are_moved_apart_as_little_as_possible(count):
         assert found[0] >= 5 - 1e-9
         assert found[-1] <= 95 + 1e-9
     assert figures._apart(np.array([20.0, 60.0]), 10, 0, 100).tolist() == [20, 60]
+
+
+def test_ranks_over_protocols_are_drawn_beside_the_summary(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "render", lambda figure, *words: drawn.append((figure, *words)) or {"pdf": b"", "png": b""})
+    for protocol in ("split-digits", "rotated-digits"):
+        for i, method in enumerate(("er", "hat", "mine")):
+            one = run(method, 1, 90, 80 - 9 * i, label="Ours++" if method == "mine" else "")
+            one = changed(
+                one, job=changed(one.job, protocol=protocol, **({"method_source": "f" * 64} if method == "mine" else {}))
+            )
+            write(one, tmp_path / "runs" / one.job.folder / "record.json")
+    chosen = Selection(figures=("critical_difference",))
+    files = {path.name for path in write_reports(tmp_path / "runs", tmp_path / "paper", {}, chosen)}
+    assert {"critical_difference.pdf", "critical_difference.png"} <= files
+    (figure, caption, made) = drawn[-1]
+    assert "over 2 boards (rotated-digits/lite, split-digits/lite)" in caption
+    assert made.count("tier lite") == 2
+    assert {"ER (1.0)", "HAT (2.0)", "Ours++ (3.0)"} <= {text.get_text() for text in texts(figure)}
+    assert "critical_difference" in (tmp_path / "paper" / "report.tex").read_text()
+    before = len(drawn)
+    write_reports(
+        tmp_path / "runs", tmp_path / "one", {}, Selection(figures=("critical_difference",), protocols=("split-digits",))
+    )
+    assert len(drawn) == before  # control: of one protocol with one seed nothing can be tested
