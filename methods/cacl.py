@@ -178,7 +178,13 @@ class CACL(Method):
         Preset(
             protocol="rotated-digits",
             tier="paper",
-            values={"sparsity_weight": 0.1, "orthogonality_weight": 1.0},
+            values={
+                "sparsity_weight": 0.1,
+                "orthogonality_weight": 1.0,
+                "fresh_share": 1.0,
+                "sigma_rate": 1.0,
+                "prune_at": 1.0,
+            },
             origin="tuned: 5 trials of `benchsuite tune`, ACC after the first 3 tasks of seed 1002 on a held-out 10 % of"
             " the training images",
         ),

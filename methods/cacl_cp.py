@@ -88,7 +88,13 @@ class CACLCP(CACL):
         Preset(
             protocol="rotated-digits",
             tier="paper",
-            values={"sparsity_weight": 4.47, "orthogonality_weight": 0.973, "fresh_share": 0.2},
+            values={
+                "sparsity_weight": 0.106,
+                "orthogonality_weight": 7.17,
+                "fresh_share": 0.5,
+                "sigma_rate": 5.0,
+                "prune_at": 0.6,
+            },
             origin="tuned: 5 trials of `benchsuite tune`, ACC after the first 3 tasks of seed 1002 on a held-out 10 % of"
             " the training images",
         ),

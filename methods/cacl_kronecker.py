@@ -31,7 +31,13 @@ class CACLKronecker(CACLCP):
         Preset(
             protocol="rotated-digits",
             tier="paper",
-            values={"sparsity_weight": 0.106, "orthogonality_weight": 7.17, "fresh_share": 0.5},
+            values={
+                "sparsity_weight": 0.106,
+                "orthogonality_weight": 7.17,
+                "fresh_share": 0.5,
+                "sigma_rate": 5.0,
+                "prune_at": 0.6,
+            },
             origin="tuned: 5 trials of `benchsuite tune`, ACC after the first 3 tasks of seed 1002 on a held-out 10 % of"
             " the training images",
         ),

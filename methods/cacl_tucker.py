@@ -55,7 +55,7 @@ class CACLTucker(CACL):
         Preset(
             protocol="rotated-digits",
             tier="paper",
-            values={"sparsity_weight": 4.47, "orthogonality_weight": 0.973, "fresh_share": 0.2},
+            values={"sparsity_weight": 1.0, "orthogonality_weight": 3.68, "fresh_share": 0.1, "prune_at": 0.6},
             origin="tuned: 5 trials of `benchsuite tune`, ACC after the first 3 tasks of seed 1002 on a held-out 10 % of"
             " the training images",
         ),

@@ -1,11 +1,14 @@
 """What is published is what the records say: boards, and the tables of the README."""
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchsuite.analysis.leaderboard import leaderboard
+from benchsuite.method.registered import methods
 from benchsuite.protocol import protocols
 from benchsuite.record.served import read_served
 from benchsuite.record.store import read_all
@@ -42,3 +45,14 @@ def test_the_tables_of_the_readme_are_published_ones():
     assert len(blocks) == README.count("<!-- results/") > 0
     for file, shown in blocks:
         assert shown.splitlines() == rows((ROOT / file).read_text()), file
+
+
+TUNED = [(name, preset) for name in methods.all() for preset in methods.get(name).settings if preset.origin.startswith("tuned: ")]
+
+
+@pytest.mark.parametrize(("name", "preset"), TUNED, ids=lambda part: part if isinstance(part, str) else part.protocol)
+def test_settings_that_were_tuned_are_the_best_of_a_published_search_in_the_present_space(name, preset):
+    study = json.loads((ROOT / "results/tune" / preset.protocol / preset.tier / f"{name}.json").read_text())
+    assert (study["best"]["origin"], study["best"]["values"]) == (preset.origin, preset.values)
+    space = {setting: {"kind": type(space).__name__, **asdict(space)} for setting, space in methods.get(name).space.items()}
+    assert study["space"] == json.loads(json.dumps(space)), "search again, or say which settings were searched"
