@@ -530,6 +530,42 @@ def rank_growth(board: Leaderboard, selection: Selection = USUALLY) -> Drawing |
     return Drawing(figure, f"Components of each layer over tasks {_where(board)}; {averaged(seeds, 'bands')}.")
 
 
+def by_factor(frame: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
+    """Runs that differ from the first row of `frame` (columns factor, settings, accuracy, bytes) in one factor each. Left:
+    accuracy against the bytes of the file (log axis), budgets joined by a line. Right: accuracy minus the first row's.
+    levels: accuracies to compare with, by name, as horizontal lines."""
+    figure = _blank(USUALLY, height=3.6, width=WIDTHS["two-column"])
+    figure.set_layout_engine("constrained")
+    left, right = figure.subplots(1, 2)
+    base, rest = frame.iloc[0], frame[1:]
+    looks = _by_position(list(dict.fromkeys(rest["factor"])))
+    for name, level in levels.items():
+        left.axhline(level, color="0.6", linewidth=0.8, linestyle="--", zorder=1)
+        left.annotate(name, (1, level), xycoords=left.get_yaxis_transform(), ha="right", va="bottom", fontsize=SMALL, color="0.4")
+    for factor, look in looks.items():
+        rows = rest[rest["factor"] == factor]
+        if factor == "budget":
+            line = frame[frame["factor"].isin([factor, base["factor"]])].sort_values("bytes")
+            left.plot(line["bytes"] / 1000, line["accuracy"], color=look["color"], linewidth=0.9, zorder=2)
+        dots = {**look, "linestyle": "", "markersize": 4, "zorder": 3}
+        left.plot(rows["bytes"] / 1000, rows["accuracy"], label=factor, **dots)
+        right.plot(rows["accuracy"] - base["accuracy"], rows.index, **dots)
+    left.plot(base["bytes"] / 1000, base["accuracy"], "k*", markersize=8, label=base["factor"], zorder=4)
+    left.set_xscale("log")
+    _plain_ticks(left.xaxis, *left.get_xlim())
+    left.set_xlabel("stored for all tasks (kB)", fontsize=FONT)
+    left.set_ylabel("accuracy (%)", fontsize=FONT)
+    left.legend(fontsize=SMALL, **LEGEND | {"frameon": True, "framealpha": 0.8, "edgecolor": "none"})
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set_yticks(rest.index, rest["settings"])
+    right.invert_yaxis()
+    right.set_xlabel(f"accuracy minus that of {base['factor']} (points)", fontsize=FONT)
+    for axes in (left, right):
+        _plain(axes)
+    right.tick_params(axis="y", labelsize=SMALL)
+    return figure
+
+
 def by_epsilon(frame: pd.DataFrame) -> Figure:
     """What compressing all activations does at each epsilon: relative gradient error; step time, bytes held and peak relative to
     the unmodified step. A line for each family of `frame` (columns family, epsilon, error, time, held, formula, peak in MB; the
