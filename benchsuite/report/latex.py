@@ -415,16 +415,23 @@ def document(
     notes: Sequence[str] = (),
     *,
     ledger: str = "",
-    wide: Collection[str] = (),
+    fit: str = "page",
 ) -> str:
     """A document that compiles by itself: tables, then the figures beside it with their captions, what is in the appendix, and
     the notes last. Nothing floats, so that no page is left half empty.
 
-    tables, appendix, ledger: LaTeX. figures: the caption of each, by the name of its file. Tables that fit a column, and figures
-    that are not `wide`, stand two in a row."""
+    tables, appendix, ledger: LaTeX. figures: the caption of each, by the name of its file. Tables that fit a column stand two in
+    a row. fit: the selection's, for which the figures were drawn: those of a column stand two in a row, too, and those of a page
+    have their captions beside them."""
 
     def drawn(name: str) -> str:
-        return f"\\centering\\includegraphics{{{{{name}}}.pdf}}\\captionof{{figure}}{{{latex_text(figures[name])}}}"
+        graph, caption = f"\\includegraphics{{{{{name}}}.pdf}}", f"\\captionof{{figure}}{{{latex_text(figures[name])}}}"
+        if fit != "page":
+            return rf"\centering{graph}{caption}"
+        return (
+            f"\\begin{{minipage}}[t]{{0.69\\linewidth}}\\vspace{{0pt}}{graph}\\end{{minipage}}\\hfill"
+            f"\\begin{{minipage}}[t]{{0.29\\linewidth}}\\vspace{{0pt}}\\captionsetup{{skip=0pt}}{caption}\\end{{minipage}}"
+        )
 
     def in_rows(parts: Sequence[str], halves: Collection[str]) -> list[str]:
         rows: list[list[str]] = []
@@ -438,14 +445,14 @@ def document(
             "\\hfill\n".join(box.format(0.49 if len(row) == 2 else 1, part) for part in row) + "\\par\\bigskip" for row in rows
         ]
 
-    graphs = {name: drawn(name) for name in (*(n for n in figures if n not in wide), *(n for n in figures if n in wide))}
+    graphs = [drawn(name) for name in figures]
     narrow = [table for table in tables if r"\begin{table*}" not in table]
     listed = "".join(f"\\item {latex_text(note)}\n" for note in notes)
     parts = [
         *([rf"\noindent{{\footnotesize {latex_text(provenance)}\par}}\bigskip"] if provenance else []),
         *in_rows(tables, narrow),
         ledger,
-        *in_rows(list(graphs.values()), [text for name, text in graphs.items() if name not in wide]),
+        *in_rows(graphs, graphs if fit == "column" else ()),
         *([r"\section*{Appendix: the other rows}", *in_rows(appendix, ())] if appendix else []),
         *(
             [

@@ -124,7 +124,7 @@ def write_reports(
             "ledger.csv": tables.csv(frame),
             "ledger.parquet": tables.parquet(frame),
             "report.tex": latex.document(
-                "Summary and reproduction ledger", "", [whole], captions, ledger=ledger_tex, wide=captions
+                "Summary and reproduction ledger", "", [whole], captions, ledger=ledger_tex, fit=selection.fit
             ),
             **drawn,
         },
@@ -184,8 +184,7 @@ def write_report(
         chosen = replace(selection, columns={"accuracy": APPENDIX})
         tabular, floating = latex.board_table(board, "accuracy", chosen, others, "two-column")
         appendix = [latex.with_tabular(floating, tabular)]
-    wide = () if selection.fit == "column" else captions
-    files["report.tex"] = latex.document(title, board.provenance, floats, captions, appendix, notes, wide=wide)
+    files["report.tex"] = latex.document(title, board.provenance, floats, captions, appendix, notes, fit=selection.fit)
     written = _write(folder, files)
     old = [f"{name}.{suffix}" for name in drawing.FIGURES for suffix in ("pdf", "png")]
     old += [f"{kind}{end}.tex" for kind in TITLES for end in ("", "_tabular")]

@@ -190,8 +190,14 @@ def test_a_document_has_results_first_and_notes_last():
     order = [text.index(word) for word in ("made here", "}A\\end", "}B\\end", "curve", "Appendix", "}C\\end", "a note")]
     assert order == sorted(order)
     assert "\\clearpage" not in text
-    boxes = re.findall(r"\\begin\{minipage\}\[t\]\{(\S+)\\linewidth\}", text)
-    assert boxes == ["0.49", "0.49", "1", "1"]  # narrow tables in pairs
+
+    def boxes(text):
+        return re.findall(r"\\begin\{minipage\}\[t\]\{([\d.]+)\\linewidth\}", text)
+
+    assert boxes(text) == ["0.49", "0.49", "1", "0.69", "0.29", "1"]  # narrow tables in pairs, captions beside figures
+    curves = {"one": "1", "two": "2"}
+    assert boxes(latex.document("T", "", [], curves, fit="column")) == ["0.49", "0.49"]
+    assert boxes(latex.document("T", "", [], curves, fit="two-column")) == ["1", "1"]
     assert "Appendix" not in latex.document("T", "", parts)
     before, _, _ = latex.document("T", "", parts, ledger="LEDGER").partition("LEDGER")
     assert before.count("\\begin{minipage}") == before.count("\\end{minipage}") == 2  # which may break, begins on this page
