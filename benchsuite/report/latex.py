@@ -61,13 +61,15 @@ LETTERS = {  # widths in Computer Modern at 10 pt; Times is narrower
 
 @dataclass(frozen=True)
 class Printed:
-    """A column in LaTeX. width: of its widest cell or line of the heading, in points at 10 pt. spec: r, l or S[...]."""
+    """A column in LaTeX. width: of its widest cell or line of the heading, in points at 10 pt. spec: r, l or S[...]. piece: the
+    width of the widest part of a cell that cannot be broken."""
 
     name: str
     heading: str
     cells: list[str]
     width: float
     spec: str = "r"
+    piece: float = 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def _names(rows: Sequence[tuple[str, bool]], ours: Sequence[bool], heading: str 
     cells = [latex_text(label) + (latex_text(TOLD) if told else "") for label, told in rows]
     cells = [rf"\textbf{{{cell}}}" if own else cell for cell, own in zip(cells, ours, strict=True)]
     width = max(letters(label) * (1.15 if own else 1) + 4.5 * told for (label, told), own in zip(rows, ours, strict=True))
-    return Printed("method", heading, cells, max(width, letters(heading)), "l")
+    piece = max(letters(part) * 1.15 for label, _ in rows for part in re.split(r"(?<=[ _=-])", label)) + 4.5
+    return Printed("method", heading, cells, max(width, letters(heading)), "l", piece)
 
 
 def _printed(column: Column, texts: Sequence[str], marks: Sequence[str], siunitx: bool = False) -> Printed:
@@ -214,38 +217,32 @@ def _fit(
     dropped: Sequence[str],
     groups: Sequence[tuple[str, Collection[str]]] = (),
 ) -> LatexTable:
-    """The table as it fits: in the largest type; else without columns of `dropped`; else in tiny type, with the names in several
-    lines, across two columns, or without its last columns."""
+    """The table as it fits: in the largest type; else with long names in several lines; else without columns of `dropped`; else
+    in tiny type, across two columns, or without its last columns."""
     room, star = ROOM[fit], fit == "two-column"
     sets = [columns]
     for name in dropped:
         rest = [column for column in sets[-1] if column.name.split()[-1] != name]
         if 0 < len(rest) < len(sets[-1]):
             sets.append(rest)
-    tries = [(chosen, kind, room, star) for chosen in sets for kind in TYPES]
-    if dropped:  # rather fewer columns than a name in two lines
-        last = sets[-1]
-    else:
-        last = columns
-        tries += [(columns, TINY, room, star)]
-        if fit in ("column", "half"):
-            tries += [(columns, kind, ROOM["two-column"], True) for kind in (*TYPES, TINY)]
-    for chosen, (size, share, gap), there, wide in tries:
-        width = share * sum(column.width for column in (names, *chosen)) + 2 * gap * (len(chosen) + any(ours))
+    tries = [(chosen, kind, room, star, broken) for chosen in sets for broken in (False, True) for kind in TYPES]
+    if not dropped and fit in ("column", "half"):
+        tries += [(columns, kind, ROOM["two-column"], True, broken) for broken in (False, True) for kind in TYPES]
+    *_, (_, _, room, star, _) = tries
+    tries += [(sets[-1][:n], TINY, room, star, True) for n in range(len(sets[-1]), 0, -1)]
+    for chosen, (size, share, gap), there, wide, broken in tries:
+        first = names
+        if broken and (line := max(there / 3, share * names.piece + 1)) < share * names.width:
+            cells = [r"\raggedright " + re.sub(r"\\_|=", r"\g<0>\\allowbreak{}", cell) for cell in names.cells]
+            first = replace(names, spec=rf"p{{{line:.0f}pt}}", cells=cells, width=(line + 1) / share)
+        width = share * sum(column.width for column in (first, *chosen)) + 2 * gap * (len(chosen) + any(ours))
         for text, members in groups:
             below = [column.width for column in chosen if column.name in members]
             width += max(0, share * (letters(text) - sum(below)) - 2 * gap * (len(below) - 1)) if below else 0
+        table = _built(first, chosen, columns, ours, size, gap, there, width, wide, groups)
         if width <= there:
-            return _built(names, chosen, columns, ours, size, gap, there, width, wide, groups)
-    if fit in ("column", "half") and not dropped:
-        room, star = ROOM["two-column"], True
-    size, share, gap = TINY
-    while True:
-        left = room - share * sum(column.width for column in last) - 2 * gap * (len(last) + any(ours))
-        if left >= 60 or len(last) == 1:
-            broken = replace(names, spec=rf"p{{{max(left, 60) - 1:.0f}pt}}", cells=[rf"\raggedright {c}" for c in names.cells])
-            return _built(broken, last, columns, ours, size, gap, room, room, star, groups)
-        last = last[:-1]
+            break
+    return table
 
 
 def _built(

@@ -140,6 +140,15 @@ def test_columns_that_were_asked_for_stay_and_the_table_spans_both_columns():
     assert "\\begin{table}" in floating(board, fit="column", columns={"accuracy": asked[:2]})  # control
 
 
+def test_a_long_name_is_broken_before_a_column_is_left_out():
+    long = "individual [precision=bf16, width=0.5, init=orthogonal]"
+    board = leaderboard([individual(s) for s in (1, 2, 3)] + five())
+    table = tabular(board, rows=(Row(name="er", label=long), Row(name="lwf"), Row(name="ewc")))
+    assert "@{}p{" in table
+    assert r"\raggedright individual [precision=\allowbreak{}bf16, width=\allowbreak{}0.5, " in table
+    assert latex.LEFT_OUT not in table
+
+
 def test_siunitx_columns():
     board = leaderboard([*five(), joint()])
     table = tabular(board, siunitx=True)
