@@ -448,8 +448,8 @@ def document(
     parts = [
         *([rf"\noindent{{\footnotesize {latex_text(provenance)}\par}}\bigskip"] if provenance else []),
         *in_rows(tables, narrow),
-        ledger,
         *in_rows(graphs, graphs if fit == "column" else ()),
+        ledger,
         *([r"\section*{Appendix: the other rows}", *in_rows(appendix, ())] if appendix else []),
         *(
             [
