@@ -32,7 +32,9 @@ from . import tables
 from .columns import COLUMNS, TITLES, Column
 from .latex import LATEX, latex_heading
 from .looks import Look, entry_of, labels_of, looks_of
+from .selection import Selection
 
+SELECTED = "selected"  # a further family of the rows of a selection
 MODIFIED = "compressed activations"  # a further family of `method+modifier`
 PER_TASK = {"learned": "accuracy", "final": "accuracy", "change": "bwt"}  # what each column of `per_task` is of a single task
 AS_LEFT = (  # columns that speak of the file that a run left, and of no other storage form
@@ -59,11 +61,12 @@ FIGURES = [
 ]
 
 
-def page(boards: Sequence[Leaderboard], base: str = ".") -> str:
+def page(boards: Sequence[Leaderboard], base: str = ".", selection: Selection = Selection()) -> str:  # noqa: B008 (frozen)
     """The page with every board. Rows are filtered by family; one under a modifier is also in "compressed activations".
 
     It opens on the first board by `_rank`, below a summary of the first board of each protocol if there are several.
     base: the results folder as seen from the page: links lead to base/<job folder>/record.json.
+    selection: its rows have its labels and are a family of their own, "selected", which the page opens with.
     The same boards give the same text. Raises UserError without boards, and for two of one protocol and tier.
     """
     if not boards:
@@ -73,12 +76,13 @@ def page(boards: Sequence[Leaderboard], base: str = ".") -> str:
         raise UserError(f"two boards of {twice[0]}", "rank their records together, or write a page for each")
     boards = sorted(boards, key=_rank)
     columns = [column for kind in TITLES for column in COLUMNS[kind]]
-    shown = [_board(board, base) for board in boards]
+    shown = [_board(board, base, selection) for board in boards]
     data = {
         "titles": {**TITLES, "tasks": "Accuracy on each task"},
         "headings": {column.name: column.heading for column in columns},
         "hidden": sorted({column.name for column in columns if not column.screen}),
         "as_left": AS_LEFT,
+        "opens_with": [SELECTED] if selection.rows else [],
         "latex": {chr(code): text for code, text in LATEX.items()},
         "figures": FIGURES,
         "boards": shown,
@@ -102,25 +106,28 @@ def _rank(board: Leaderboard) -> tuple[Any, ...]:
     return not complete, tier, -max(map(len, runs)), -len(runs), board.protocol, board.tier
 
 
-def _board(board: Leaderboard, base: str) -> dict[str, Any]:
+def _board(board: Leaderboard, base: str, selection: Selection) -> dict[str, Any]:
     own = _of_each_run([run for runs in board.runs.values() for run in runs], board.served)
     frames = {kind: getattr(board, kind) for kind in TITLES}
     published = {
         label: bool(p) for frame in frames.values() for label, p in zip(frame["method"], frame["published"], strict=True)
     }
     looks, names = looks_of(board), labels_of(board)
+    selected = selection.rows_on(board) if selection.rows else {}
+    names |= {label: row.label for label, row in selected.items()}
     rows = []
     for label, is_published in published.items():
         group = board.runs.get(label, [])
         families = _families(group[0]) if group else ["unverified" if label in board.unverified else "published"]
+        style = "published" if is_published else "reference" if families == ["reference"] else ""
         rows.append(
             {
                 "label": label,
                 "name": names[label],
                 "series": series(label),
                 "published": is_published,
-                "families": families,
-                "style": "published" if is_published else "reference" if families == ["reference"] else "",
+                "families": families + [SELECTED] * (label in selected),
+                "style": "ours" if label in selected and selected[label].ours else style,
                 "look": _look(looks[label]),
                 "settings": _settings(group[0]) if group else "",
                 "runs": [_run(run, own[run.job.folder], base) for run in group],
@@ -186,7 +193,10 @@ def _summary(boards: Sequence[Leaderboard], shown: Sequence[Mapping[str, Any]]) 
         " ranked on every one of these boards; ties share the mean of their ranks. Rows that lack a board have none."
     )
     said = {"title": f"Summary over {len(places)} protocols", "caption": " ".join([caption, *made.notes]), "of": of}
-    return said | _framed([column for column, _ in found], rows_of, of)
+    framed = _framed([column for column, _ in found], rows_of, of)
+    for cells in (framed["columns"], *(row["cells"] for row in rows_of)):  # no room for families
+        cells.pop()
+    return said | framed
 
 
 def _look(look: Look) -> list[str]:
@@ -268,7 +278,8 @@ def _framed(
     """A table with the columns that every one has, the method's first and its family's last. told: rows that know the number of
     tasks in advance."""
     for row in rows:
-        said, families = of[row["row"]], ", ".join(of[row["row"]]["families"])
+        said = of[row["row"]]
+        families = ", ".join(family for family in said["families"] if family != SELECTED)
         mark = f" {tables.TOLD}" if row["row"] in told else ""
         row["cells"] = [[said["label"], said["name"] + mark], *row["cells"], [families, families]]
     first, last = ({"name": name, "heading": name.capitalize(), "text": True} for name in ("method", "family"))

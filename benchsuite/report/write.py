@@ -116,7 +116,7 @@ def write_reports(
     written += _write(
         output,
         {
-            "index.html": page(list(boards.values()), base),
+            "index.html": page(list(boards.values()), base, selection),
             "summary_tabular.tex": tabular,
             "summary.tex": latex.taking_in(floating, "summary_tabular"),
             "ledger.md": tables.ledger_markdown(frame),

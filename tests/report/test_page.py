@@ -27,7 +27,7 @@ from benchsuite.report import tables
 from benchsuite.report.latex import board_table, latex_text
 from benchsuite.report.looks import STROKES, labels_of
 from benchsuite.report.page import page
-from benchsuite.report.selection import Selection
+from benchsuite.report.selection import Row, Selection
 
 PUBLISHED = [
     Published(method="CACL", accuracy=86.58, megabytes=1.5, source="its README"),
@@ -269,11 +269,10 @@ def test_a_summary_puts_protocols_side_by_side():
         "All",
         *["<b>other, tier lite"] * 4,
         *["split-digits, tier lite"] * 4,
-        None,
     ]
     cells = {summary["of"][row["row"]]["name"]: [text for _, text, *_ in row["cells"]] for row in summary["rows"]}
     assert cells["ER"][1:] == ["1.50", "65.00", "-40.00", "1.00", "n/a: no storage forms on record", "75.00", "-20.00", "1.00",
-                               "0.250", "replay"]  # fmt: skip
+                               "0.250"]  # fmt: skip
     assert [texts[1] for texts in cells.values()] == ["1.50", "1.50", "n/a: no runs on split-digits/lite"]
     for place, board in enumerate(boards_of):  # where each of its rows is on the boards
         for said in summary["of"]:
@@ -791,6 +790,25 @@ def test_assistive_technology_is_told_what_the_eye_sees(several):
         "document.querySelector('#search').parentNode.replaceWith(document.querySelector('#search'))"
     )  # control
     assert len(several.execute_script(unnamed)) == 1
+
+
+def test_a_selection_is_a_filter_that_the_page_opens_with(browser):
+    rows = (Row(name="hat", label="HAT*"), Row(name="mine", label="Our method", ours=True))
+    (browser.folder / "selected.html").write_text(page(boards(), selection=Selection(rows=rows)))
+    show(browser, view="", file="selected.html")
+    assert [name.split(" ")[0] for name in column(browser, "Method")] == ["HAT*", "HAT*", "Our"]
+    weights = [
+        row.find_element("css selector", "th").value_of_css_property("font-weight") for row in find(browser, "#board tbody tr")
+    ]
+    assert weights == ["400", "400", "600"]
+    address = browser.execute_script("return location.hash.slice(1)")
+    press(browser, "selected", "#families button")
+    assert len(column(browser, "Method")) > 3
+    everything = browser.execute_script("return location.hash.slice(1)")
+    for view, several in ((address, False), (everything, True)):
+        show(browser, view=view, file="selected.html")
+        assert (len(column(browser, "Method")) > 3) == several
+    assert "selected" not in column(browser, "Family")
 
 
 def test_on_paper_there_are_tables_and_figures_but_no_controls(several):
