@@ -2,7 +2,7 @@
 
 Each candidate learns the first tasks in an order that no published record uses, with a tenth of the training images held out. It
 gets one line: for every task its hold-out accuracy before pruning, after pruning and at its end, and the size so far relative to
-individual networks, heads left out. Test images are never read.
+individual networks. Heads are left out: on split-cifar100 the size ratio of a board is 0.02 higher. Test images are never read.
 
 Without --energy-drops the candidates are those in CANDIDATES. With it there is one for each e, and --set changes the presets of
 all. Lines are appended to --output; what has a line there is not run again.
@@ -30,25 +30,27 @@ from ..training.stream import build_stream
 from ..training.watch import Watch
 from . import script
 
-PAPER = {"sparsity_weight": 0.1, "orthogonality_weight": 1.0}
-SIGMA = {**PAPER, "sigma_rate": 20.0}  # 200 epochs of the paper over 10 of `lite`
-TRAIN_ON = {"fresh_share": 0.2, "prune_at": 0.6}  # at the first milestone
-BOTH = {**SIGMA, **TRAIN_ON, "exact_vectors": "both"}
+SHORT = {  # ours, see methods/cacl.py
+    "orthogonality_weight": 1.0,
+    "sigma_rate": 20.0,  # 200 epochs of the paper over 10 of `lite`
+    "fresh_share": 0.2,
+    "prune_at": 0.6,  # at the first milestone
+    "exact_vectors": "both",
+}
+LIGHT, MIDDLE = {**SHORT, "sparsity_weight": 0.01}, {**SHORT, "sparsity_weight": 0.03, "energy_drop": 0.03}
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {},  # the presets
-    {**SIGMA, "energy_drop": 3e-5},
-    {**SIGMA, "energy_drop": 0.01},
-    {**SIGMA, "fresh_share": 0.2, "energy_drop": 0.001},
-    {**PAPER, **TRAIN_ON, "exact_vectors": "both", "energy_drop": 0.1},
-    {**PAPER, **TRAIN_ON, "energy_drop": 0.1},
-    {**PAPER, **TRAIN_ON, "exact_vectors": "both", "prune_at": 1.0, "energy_drop": 0.1},
-    *({**BOTH, "energy_drop": e} for e in (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1)),
-    # the middle one of these, with one thing changed
-    {**BOTH, "energy_drop": 0.02, "exact_vectors": "first"},
-    {**BOTH, "energy_drop": 0.02, "exact_vectors": "never"},
-    {**BOTH, "energy_drop": 0.02, "sigma_rate": 5.0},
-    {**BOTH, "energy_drop": 0.02, "fresh_share": 1.0},
-    {**BOTH, "energy_drop": 0.02, "prune_at": 1.0},
+    *({**SHORT, "sparsity_weight": 0.1, "energy_drop": e} for e in (0.001, 0.01, 0.02, 0.03, 0.05, 0.1)),
+    *({**MIDDLE, "energy_drop": e} for e in (0.01, 0.03, 0.1)),
+    *({**LIGHT, "energy_drop": e} for e in (0.05, 0.1)),
+    {**SHORT, "sparsity_weight": 0.0, "orthogonality_weight": 0.0, "energy_drop": 0.1},
+    {**LIGHT, "energy_drop": 0.1, "prune_at": 0.3},
+    # the middle one, with one thing changed
+    {**MIDDLE, "fresh_share": 1.0},
+    {**MIDDLE, "sigma_rate": 5.0},
+    {**MIDDLE, "exact_vectors": "first"},
+    {**MIDDLE, "exact_vectors": "never"},
+    {**MIDDLE, "prune_at": 1.0},
 )
 
 
