@@ -47,6 +47,26 @@ def test_the_tables_of_the_readme_are_published_ones():
         assert shown.splitlines() == rows((ROOT / file).read_text()), file
 
 
+def test_the_default_board_tells_methods_apart():
+    """What `rotated-digits` is for (issue 18): a wide range, room above, and most rows told from the best by three seeds."""
+    records = read_all(ROOT / "results/rotated-digits/paper")
+    plain = [r for r in records if "+" not in r.job.method and "width" not in r.job.settings]
+
+    def told(runs):
+        """The share of the rows that are told from the best, and the board."""
+        board = leaderboard(runs).accuracy
+        others = board["competes"] & (board["accuracy"] < board.loc[board["competes"], "accuracy"].max())
+        return (board.loc[others, "accuracy_p"] <= 0.05).mean(), board.set_index("method")
+
+    share, board = told(plain)
+    ranked = board.loc[board["competes"], "accuracy"]
+    assert ranked.max() - ranked.min() >= 20
+    assert board.at["joint", "accuracy"] < 97
+    assert share >= 0.75
+    alone, _ = told([r for r in plain if r.job.seed == 1])
+    assert alone == 0, "control: one seed tells nothing"
+
+
 TUNED = [(name, preset) for name in methods.all() for preset in methods.get(name).settings if preset.origin.startswith("tuned: ")]
 
 

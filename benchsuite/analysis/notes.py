@@ -18,6 +18,8 @@ from .rows import NEUTRAL, RECIPE, common_forms, reference_name, setting_of
 
 NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # a number of its own: not the 2 of conv2, not a version
 
+AT_CHANCE = "cannot be told from chance right after learning (binomial test, 1 %)"  # a statement on so many test images
+
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -108,7 +110,7 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
 
 
 def at_chance(run: RunRecord) -> list[str]:
-    """The tasks on which accuracy right after learning (at the end, for joint training) is no better than chance: at most the
+    """The tasks on which accuracy right after learning (at the end, for joint training) cannot be told from chance: at most the
     99 % point of how many images a guess of one of the task's classes gets right, which is binomially distributed."""
     rows = run.correct if len(run.iterations) == len(run.tasks) else run.correct[-1:] * len(run.tasks)
     found = []
@@ -120,14 +122,14 @@ def at_chance(run: RunRecord) -> list[str]:
 
 
 def _learning_notes(rows: dict[str, list[RunRecord]]) -> list[str]:
-    """Which accuracies say nothing: of tasks with one class, and no better than chance."""
+    """Which accuracies say nothing: of tasks with one class, and such as guessing gives."""
     single = dict.fromkeys(task.name for runs in rows.values() for run in runs for task in run.tasks if len(task.classes) == 1)
     words = []
     for label, runs in rows.items():
         if failed := sum(len(at_chance(run)) for run in runs):
             words.append(f"{label} ({failed} of {sum(len(run.tasks) for run in runs)} tasks)")
     notes = [f"100 % on tasks of one class ({', '.join(single)}) says nothing of a method"] if single else []
-    return notes + ([f"no better than chance right after learning (binomial, 99 %): {', '.join(words)}"] if words else [])
+    return notes + ([f"{AT_CHANCE}: {', '.join(words)}"] if words else [])
 
 
 def _recipe_notes(rows: dict[str, list[RunRecord]]) -> list[str]:
@@ -148,12 +150,13 @@ def _recipe_notes(rows: dict[str, list[RunRecord]]) -> list[str]:
 
 def tuning_of(rows: dict[str, list[RunRecord]]) -> list[str]:
     """Which rows were tuned, which were not, and which have nothing to tune. Where the values of a search come from says with
-    which budget (`execution.tune.Study.origin`)."""
-    groups: dict[str, list[str]] = {"tuned": [], "settings not tuned": [], "nothing to tune": []}
+    which budget (`execution.tune.Study.origin`). A row under a modifier has the values that were found without it."""
+    kinds = ("tuned", "tuned without the modifier", "settings not tuned", "nothing to tune")
+    groups: dict[str, list[str]] = {kind: [] for kind in kinds}
     for label, runs in rows.items():
         job = runs[0].job
         if any(origin.startswith("tuned: ") for origin in job.origins.values()):
-            groups["tuned"].append(label)
+            groups["tuned without the modifier" if job.base != job.method else "tuned"].append(label)
         else:
             groups["settings not tuned" if job.settings.keys() - set(RECIPE) else "nothing to tune"].append(label)
     return ["; ".join(f"{words}: {', '.join(labels)}" for words, labels in groups.items() if labels)]

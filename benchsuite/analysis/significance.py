@@ -18,8 +18,9 @@ def pairwise_p(values: np.ndarray, apart: np.ndarray | None = None, exact: np.nd
     at most (n - 1)(m - 2) / 2, n the smallest number of shared seeds. Two rows alone give the plain paired t.
 
     Why all pairs: the best row is picked from the same data, so its comparisons are not m - 1 tests chosen in advance. Holm's
-    correction over all pairs covers every choice. `benchsuite.measure.significance` simulates errors and power: at most 2.4 % of
-    boards of equal rows have an error if noise is normal, up to 16 % at ten seeds if it is exponential and rows vary unequally.
+    correction over all pairs covers every choice. `benchsuite.measure.significance` simulates errors and power: with a size
+    reference, so two families, at most 5.5 % of boards of equal rows have an error if noise is normal, up to 20 % at ten seeds if
+    it is exponential and rows vary unequally.
 
     Rows with the same values count once; they and other pairs without any difference have p = 1. So has every pair if nothing
     measures a spread, because all differences are constant.

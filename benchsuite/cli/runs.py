@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def command_run(arguments: argparse.Namespace) -> int:
     overrides = parse_settings(arguments)
-    from ..analysis.notes import at_chance
+    from ..analysis.notes import AT_CHANCE, at_chance
     from ..execution.progress import Display
     from ..method.registered import methods
     from ..protocol import protocols
@@ -64,7 +64,7 @@ def command_run(arguments: argparse.Namespace) -> int:
         return 1
     transfer = "n/a" if record.bwt != record.bwt else f"{record.bwt:z.2f}"
     if failed := at_chance(record):
-        print(f"benchsuite: note: right after learning no better than chance: task {', '.join(failed)}", file=sys.stderr)
+        print(f"benchsuite: note: {AT_CHANCE}: task {', '.join(failed)}", file=sys.stderr)
     print(f"{job}: ACC {record.accuracy:.2f} %, BWT {transfer}, {record.megabytes:.3f} MB")
     print(RunFolder(arguments.results / job.folder).record)
     if earlier and record.job.config == earlier.job.config and record.job.seed == earlier.job.seed:

@@ -506,12 +506,14 @@ def test_a_note_says_which_rows_were_tuned():
         run("finetune"),
         run("ewc", settings={"epochs": 10, "strength": 3.0}, origins={"strength": search}),
         run("er", settings={"epochs": 10, "budget": 4.0}, origins={"sample_size": search}),
+        run("er+hosvd", settings={"epochs": 10, "budget": 4.0, "epsilon": 0.8}, origins={"sample_size": search}),
         run("si", settings={"epochs": 10, "strength": 0.1}),
         run("mas", settings={"epochs": 10, "strength": 0.1}, origins={"strength": "ours: a guess"}),
     ]
     notes = leaderboard(runs).footnotes
-    assert "tuned: er, ewc; settings not tuned: mas, si; nothing to tune: finetune" in notes
-    assert f"er: sample_size as by default ({search})" in notes
+    tuned = "tuned: er, ewc; tuned without the modifier: er+hosvd; settings not tuned: mas, si; nothing to tune: finetune"
+    assert tuned in notes
+    assert f"er, er+hosvd: sample_size as by default ({search})" in notes
 
 
 def five(method, *accuracies, size=1_000_000, **changes):

@@ -5,7 +5,7 @@ from records import run
 from scipy.stats import binom
 
 from benchsuite.analysis.leaderboard import leaderboard
-from benchsuite.analysis.notes import at_chance
+from benchsuite.analysis.notes import AT_CHANCE, at_chance
 
 POINT = int(binom.ppf(0.99, 100, 0.5))  # 62 of 100 test images, two classes
 
@@ -18,7 +18,7 @@ def notes(*runs):
 def test_an_accuracy_that_guessing_gives_is_noticed(right, found):
     one = run(correct=((right, None), (90, 90)))  # what it is later does not matter
     assert at_chance(one) == found
-    assert any(note.endswith("(binomial, 99 %): finetune (1 of 2 tasks)") for note in notes(one)) is bool(found)
+    assert (f"{AT_CHANCE}: finetune (1 of 2 tasks)" in notes(one)) is bool(found)
 
 
 def test_more_classes_have_a_lower_chance():

@@ -89,8 +89,8 @@ revision abcdef0; 2026-01-02
 
 - n/a: joint training (joint)
 - nothing to tune: fine_tune, individual, joint
-- Of †: in simulations the chance of any error in a column was at most 2.4 % with normal noise; \
-with skewed noise and rows that vary unequally it was up to 7 % at five seeds and 16 % at ten.
+- Of †: in simulations with a size reference the chance of any error in a column was at most 5.5 % with normal noise; \
+with skewed noise and rows that vary unequally it was up to 12 % at five seeds and 20 % at ten.
 """
     )
     text = tables.to_markdown(board, "parameter_efficiency")
