@@ -50,8 +50,7 @@ class CACLTucker(CACL):
             protocol="split-cifar100",
             tier="lite",
             values={"energy_drop": 0.02},
-            origin="ours: chosen for its size ratio on a held-out part of the training images of another order"
-            " (benchsuite.measure.cacl_lite)",
+            origin="ours: chosen for its size ratio after one task, at full width and PyTorch's initial law; to be searched again",
         ),
         Preset(
             protocol="rotated-digits",

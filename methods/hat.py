@@ -41,6 +41,7 @@ from benchsuite.method import Choice, Method, Preset, Range, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.nn.backbones import Units
 from benchsuite.nn.bits import pack_bits, unpack_bits
+from benchsuite.nn.computed import uncounted
 from benchsuite.nn.conditional import TaskConditional, replace_modules
 from benchsuite.nn.multihead import MultiHead
 from benchsuite.nn.sliced import slice_network
@@ -224,6 +225,7 @@ class HAT(Method):
                     where = where & self.gates[reads].used().view(1, -1, *[1] * (p.dim() - 2))
                 yield f"backbone.{layer}.{leaf}", where
 
+    @uncounted()
     def _gap(self, strategy: Any, task: int) -> float:
         """Accuracy (%) on at most 512 training images with the steepest gate minus that with the hard gate."""
         images = strategy.experience.images

@@ -39,8 +39,7 @@ class MAS(Method):
             protocol="split-cifar100",
             tier="lite",
             values={"strength": 0.0316},
-            origin="tuned: 5 trials of `benchsuite tune` with precision=bf16, ACC after the first 3 tasks of seed 1002"
-            " on a held-out 10 % of the training images",
+            origin="ours: from an earlier search at full width and PyTorch's initial law; to be searched again",
         ),
         Preset(
             protocol="rotated-digits",

@@ -16,6 +16,7 @@ import argparse
 import gc
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from ..method.registered import methods
+from ..record.schema import RunRecord
 from ..training.accounting import between_steps, bytes_of, made_since, tensors_in
 from ..training.device import device_named
 from ..training.environment import environment, source_revision
+from ..training.events import Event, Note
 from ..training.runner import CARRIED, run
 from ..training.settings import resolve
 from . import script
@@ -53,17 +56,22 @@ class Given:
 
 
 class Compare(SupervisedPlugin):
-    """Both counts at the end of a run's last training."""
+    """Both counts at the end of a run's last training.
+
+    They are made where the run reports an epoch, right after its own count: around an onlooker's hook, a copy of the state of the
+    random generators is alive."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.given, self.counted, self.allocated = Given(device), 0, 0
 
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        last = strategy.method.trains_jointly or strategy.experience.current_experience == TASKS - 1
-        if last and strategy.clock.train_exp_epochs + 1 == strategy.train_epochs:
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        self.strategy = weakref.ref(strategy)  # what an onlooker itself holds is not counted
+
+    def reported(self, event: Event | Note) -> None:
+        if isinstance(event, Event) and (event.stage + 1, event.epoch) == (event.stages, event.epochs):
             given = self.given.stop()
-            counted, left_out = between_steps(strategy)
+            counted, left_out = between_steps(self.strategy())
             self.counted = sum(counted.values())
             self.allocated = given - sum(n for place, n in left_out.items() if place in self.own())
 
@@ -73,23 +81,25 @@ class Compare(SupervisedPlugin):
         return {(t.device, t.data_ptr()) for t in tensors if t.untyped_storage().resizable()}
 
 
-def compare(name: str, device: torch.device, results: Path) -> tuple[int, int, int | None, int | None]:
-    """Bytes of one method: training, allocated, carried, loaded (see the module); the last two are None for joint training."""
+def compare(name: str, device: torch.device, results: Path) -> tuple[int, int, int | None, int | None, RunRecord]:
+    """Bytes of one method: training, allocated, carried, loaded (see the module), and its record. Carried and loaded are None for
+    joint training."""
     job = resolve("split-digits", "smoke", name, 1, overrides=TINY)
     seen, checkpoint, kept = Compare(device), results / job.folder / "checkpoint.pt", results / "checkpoint.pt"
 
-    def keep(event: Any) -> None:
+    def keep(event: Event | Note) -> None:
+        seen.reported(event)
         if getattr(event, "stage", 0) == TASKS - 1 and checkpoint.exists() and not kept.exists():
             shutil.copy(checkpoint, kept)
 
-    run(job, results=results, device=device.type, plugins=[seen], report=keep)
+    record = run(job, results=results, device=device.type, plugins=[seen], report=keep)
     if not kept.exists():
-        return seen.counted, seen.allocated, None, None
+        return seen.counted, seen.allocated, None, None, record
     gc.collect()
     given = Given(device)
     content = torch.load(kept, map_location=device, weights_only=True)
     loaded = given.stop()
-    return seen.counted, seen.allocated, bytes_of(tensors_in([content.get(part) for part in CARRIED])), loaded
+    return seen.counted, seen.allocated, bytes_of(tensors_in([content.get(part) for part in CARRIED])), loaded, record
 
 
 def main() -> None:
@@ -101,7 +111,7 @@ def main() -> None:
     print("| method | training (kB) | allocated (kB) | carried (kB) | loaded (kB) |\n|---|---:|---:|---:|---:|")
     for name in arguments.names or methods.all():
         with tempfile.TemporaryDirectory() as folder:
-            found = compare(name, device, Path(folder))
+            *found, _ = compare(name, device, Path(folder))
         cells = ["–" if n is None else f"{n / 1e3:.3f}" for n in found]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     where = environment(device, [source_revision()])

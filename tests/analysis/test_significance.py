@@ -134,11 +134,12 @@ def test_holm_by_hand():
 
 @pytest.mark.parametrize("deviations", ["1", "0.3 to 3"])
 def test_few_boards_of_equal_rows_have_an_error(deviations):
-    errors, uncorrected, _ = shares(3, 20, deviations=deviations, draws=150)
+    errors, referred, uncorrected, _ = shares(3, 20, deviations=deviations, draws=150)
     assert errors <= significance.ALPHA
+    assert errors < referred <= significance.ALPHA, "pairs with a size reference are a second family of tests"
     assert uncorrected > 0.5, "control: every pair at 5 %"
 
 
 def test_a_lead_of_five_deviations_is_found_by_three_seeds():
-    assert shares(3, 20, draws=40, lead=5.0)[2] > 0.75
-    assert shares(3, 20, draws=40)[2] < 0.05, "control"
+    assert shares(3, 20, draws=40, lead=5.0)[3] > 0.75
+    assert shares(3, 20, draws=40)[3] < 0.05, "control"

@@ -139,6 +139,7 @@ N = IMAGES * 3 * 2  # of three tasks and two epochs
         ("ewc", {"fisher": "exact"}, N + 3 * 3 * IMAGES, N + 2 * 3 * IMAGES),  # two classes
         ("lwf", {}, N + N * 2 // 3, N),  # the teacher
         ("packnet", {}, N, N),
+        ("hat", {}, N, N),  # its diagnostic is no part of the method
         ("delta-svd", {"whiten": False}, N, N),
         ("delta-svd", {}, N + 2 * IMAGES, N),  # the moments of the inputs
         ("delta-svd", {"reference": "nearest"}, N + (2 + 1 + 2) * IMAGES, N),  # and features of the first and of two networks
