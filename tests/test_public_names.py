@@ -42,7 +42,8 @@ def test_a_name_that_a_type_checker_misses_is_found(line):
 
 def test_a_type_checker_does_not_see_the_import_on_use():
     """It would take any name for a public one."""
-    assert [n.name for n in ast.parse(SOURCE).body if isinstance(n, ast.FunctionDef)] == ["__dir__"]
+    functions = [n.name for n in ast.parse(SOURCE).body if isinstance(n, ast.FunctionDef)]
+    assert [name for name in functions if name.startswith("__")] == ["__dir__"]
 
 
 def test_dir_and_tab_completion_show_the_public_names_only():

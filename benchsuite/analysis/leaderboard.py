@@ -22,7 +22,7 @@ from ..record.store import no_collection
 from ..text import clean
 from .notes import footnotes_of, size_notes_of
 from .provenance import provenance
-from .rows import RECIPE, check_names, configurations, names_of, on_other_data, one_version_each, reference_name
+from .rows import RECIPE, check_names, configurations, names_of, on_other_data, one_version_each, reference_name, rows_called
 from .significance import pairwise_p
 from .statistics import fewer_bits, plain_network, points_of, statistics_by_row, summarise, t_interval
 
@@ -173,7 +173,7 @@ def leaderboard(
     board["competes"] &= ~board["method"].isin(elsewhere)
     called = names_of(rows) | {label: {label} for label in foreign}
     check_names(compare, set().union(*called.values()))
-    chosen = [label for label, names in called.items() if names & set(compare)]
+    chosen = [label for name in compare for label in rows_called(name, called)]
     board["compared"] = board["competes"] & (board["method"].isin(chosen) | (not compare))
     board["asked"] = board["method"].isin([label for label in chosen if label in foreign])  # unverified, and tested all the same
     board["reference"] = board["method"].isin([label for label, runs in rows.items() if runs[0].size_reference])

@@ -83,6 +83,11 @@ def names_of(rows: Mapping[str, list[RunRecord]]) -> dict[str, set[str]]:
     return {label: {label, runs[0].job.method} for label, runs in rows.items()}
 
 
+def rows_called(name: str, called: Mapping[str, set[str]]) -> list[str]:
+    """The rows that a name means: the row with that label, or else every row that may be called so (`names_of`)."""
+    return [name] if name in called else [label for label, names in called.items() if name in names]
+
+
 def check_names(names: Iterable[str], known: Collection[str]) -> None:
     """Raises UserError for a name that no row has."""
     for name in names:

@@ -93,11 +93,13 @@ def merge(source: Path, results: Path, say: Callable[[str], None], refuse: Calla
         try:
             result = imported.read(path)
             imports.check(result)
+            count["added" if imported.write(result, results) else "here already"] += 1
         except UserError as error:
             count["refused"] += 1
             refuse(_line(path, error))
-        else:
-            count["added" if imported.write(result, results) else "here already"] += 1
+        except OSError as error:
+            count["refused"] += 1
+            refuse(f"{path}: cannot be brought in: {error.strerror}")
     return count
 
 

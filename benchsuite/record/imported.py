@@ -6,6 +6,7 @@ They are no records and lie in files of another name, so that nothing can take o
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -124,14 +125,21 @@ def table_of(group: Iterable[Imported]) -> pd.DataFrame:
 
 
 def write(result: Imported, results: Path) -> bool:
-    """Put a result into a results folder. False if it is there already."""
+    """Put a result into a results folder. False if it is there already. Raises UserError for another one in its place."""
     path = results / result.folder / IMPORTED
     if path.exists():
         read(path)
         return False
+    for other in files.named_below(path.parents[1], IMPORTED) if path.parents[1].exists() else ():
+        if _identity(read(other)) == _identity(result):
+            raise UserError(f"{other}: is another result of this method, source and seed", "move it away first")
     content = {"schema": SCHEMA, **msgspec.to_builtins(result)}
     files.write_atomic(path, json.dumps({**content, "digest": digest(content)}, indent=1) + "\n")
     return True
+
+
+def _identity(result: Imported) -> tuple[str, str, int]:
+    return result.method, result.config, result.seed
 
 
 def read(path: Path) -> Imported:
@@ -151,13 +159,17 @@ def read(path: Path) -> Imported:
 
 def read_board(folder: Path) -> tuple[list[Imported], dict[Path, str]]:
     """The imported results of a protocol and tier, and why others cannot be used. folder: that of the board."""
-    found, refused = [], {}
+    found: dict[Path, Imported] = {}
+    refused: dict[Path, str] = {}
     for path in files.named_below(folder, IMPORTED):
         try:
             result = read(path)
             if path.absolute().parts[-5:] != (*result.folder.parts, IMPORTED):
                 raise UserError(f"{path}: does not belong in this folder", f"move it to {result.folder / IMPORTED}, or away")
-            found.append(result)
+            found[path] = result
         except UserError as error:
             refused[path] = str(error)
-    return found, refused
+    times = Counter(map(_identity, found.values()))
+    twins = [path for path, result in found.items() if times[_identity(result)] > 1]
+    refused |= dict.fromkeys(twins, "there are several results of this method, source and seed; move all but one away")
+    return [result for path, result in found.items() if path not in refused], refused

@@ -29,8 +29,8 @@ NAME = re.compile(r"(?!\.)[^/\\]{1,100}")
 LONGEST = 200  # bytes of a name: file systems take 255, some 143 characters
 LONGEST_LABEL = 60  # characters of what tables and figures call a method, and of its family
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # sums of them still fit into 64 bits
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Duration = Annotated[float, msgspec.Meta(ge=0, le=1e10)]  # seconds: three centuries, so that sums are finite
 Components = Annotated[list[Count], msgspec.Meta(min_length=1, max_length=2)]
 

@@ -116,7 +116,7 @@ COLUMNS = {
             optional=True,
             word="smallest_form",
             says=f"the smallest storage form (fp32, fp16, int8, int6, int4) whose mean accuracy is at most {MAY_LOSE} points"
-            " below fp32's",
+            " below fp32's; native: codes of the method's own, in place of all of them",
         ),
         Column("At matched size (%)", "matched_accuracy", 2, optional=True, says="accuracy of the rows of about one size"),
         Column("Pareto", "pareto", says="no ranked row dominates it in size and accuracy, in whatever storage form"),

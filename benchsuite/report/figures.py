@@ -25,7 +25,7 @@ from ..analysis.summary import Summary, summary
 from ..record import metrics
 from ..record.schema import MB, RunRecord
 from .columns import TITLES
-from .looks import COLOURS, FILLS, LINES, MARKERS, Look, entry_of, looks_of
+from .looks import COLOURS, FAMILIES, FILLS, LINES, MARKERS, Look, entry_of, looks_of
 from .selection import Selection
 from .tables import confidence_interval, span
 
@@ -81,7 +81,7 @@ def accuracy_vs_size(board: Leaderboard, selection: Selection = USUALLY) -> Draw
     frame = board.parameter_efficiency.rename(columns=names)
     figure = _trade_off(frame, board.forms.rename(columns=names), "stored for all tasks (MB)", board, selection)
     several = len(board.forms) > len(board.parameter_efficiency)
-    forms = " A curve joins the storage forms of a row: fp32 (large), fp16, int8, int6, int4." if several else ""
+    forms = " A curve joins the storage forms of a row: fp32 or native (large), fp16, int8, int6, int4." if several else ""
     return _of(figure, f"Accuracy against stored size {_where(board)}.{forms}{_front_says(board, selection)}")
 
 
@@ -176,10 +176,10 @@ def _corners(front: list[tuple[float, float]]) -> Iterable[np.ndarray]:
 
 
 def _fanned(sizes: np.ndarray, accuracy: np.ndarray, halves: np.ndarray) -> np.ndarray:
-    """Factors on sizes that put rows of one size (within 2 %) whose intervals overlap side by side."""
+    """Factors on sizes that put rows of one size (within 2 %) whose intervals overlap side by side, smaller ones on the left."""
     step = max(1.012, (sizes.max() / sizes.min()) ** 0.016)
     places = np.zeros(len(sizes))
-    order = np.argsort(-accuracy, kind="stable")
+    order = np.lexsort((-accuracy, sizes))
     for position, i in enumerate(order):
         crowd = [
             j
@@ -187,7 +187,8 @@ def _fanned(sizes: np.ndarray, accuracy: np.ndarray, halves: np.ndarray) -> np.n
             if abs(np.log(sizes[i] / sizes[j])) < 0.02 and abs(accuracy[i] - accuracy[j]) < halves[i] + halves[j]
         ]
         taken = {places[j] for j in crowd}
-        places[i] = next(place for place in (0, 1, -1, 2, -2, 3, -3, *range(4, 99)) if place not in taken)
+        beyond = max((places[j] for j in crowd if sizes[j] < sizes[i]), default=-99)
+        places[i] = next(place for place in (0, 1, -1, 2, -2, 3, -3, *range(4, 99)) if place > beyond and place not in taken)
     return step**places
 
 
@@ -290,7 +291,8 @@ def _by_family(
 
     joined: lines with bands; otherwise points with bars."""
     families: dict[str, list[_Row]] = {}
-    for row in found:
+    order = [*FAMILIES]
+    for row in sorted(found, key=lambda row: order.index(row.family) if row.family in order else len(order)):
         families.setdefault(row.family if len(found) > FEW else "", []).append(row)
     best = {family: max(rows, key=lambda row: np.mean([run.accuracy for run in row.runs])) for family, rows in families.items()}
     figure, panels = _panels(selection, [family.capitalize() for family in families], max(len(row.label) for row in found))
@@ -315,7 +317,8 @@ def _by_family(
             known = np.flatnonzero(~np.isnan(mean))
             axes.plot(
                 k + shift, mean, markersize=3.2, markeredgewidth=0.6, linewidth=0.9 if joined else 0.4,
-                markevery=[*known[::-every]] if joined else None, zorder=3, label=row.label, **row.look.style,
+                markevery=[*known[::-every]] if joined else None, zorder=3, label=row.label,
+                **row.look.style | ({} if joined else {"linestyle": ""}),
             )  # fmt: skip
             if joined and np.isfinite(half).sum() > 1:
                 under, over = np.clip([mean - half, mean + half], *((low, high) if scale == "log" else (max(low, 0), high)))
@@ -339,7 +342,7 @@ def _by_family(
     _shared_labels(figure, panels, below, heading)
     single = len(families) == 1
     grey = "" if single else " One frame for each family; grey: the most accurate row of each other family."
-    marks = "bands" if joined else "bars"
+    marks = ("bands" if joined else "bars") + (", cut at 0 and 100 %" if scale == "per cent" else "")
     seeds = averaged([len(row.runs) for row in found], marks)
     return Drawing(figure, f"{caption}; {seeds}.{grey}")
 
@@ -489,7 +492,8 @@ def ranks_of(ranked: Summary, selection: Selection, shown: Mapping[str, tuple[st
     return Drawing(
         figure,
         f"Critical-difference diagram: average ranks by accuracy over {blocks} ({', '.join(ranked.blocks)}), the best on the"
-        f" left. {joined} (moderated paired t-test of accuracies, Holm's correction over all pairs, p > 0.05).",
+        f" left. {joined} (moderated paired t-test of accuracies, Holm's correction over all pairs of these rows,"
+        " references apart, p > 0.05).",
     )
 
 
@@ -749,7 +753,7 @@ def _plain_ticks(axis: Any, low: float, high: float) -> None:
 
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
-    dense = [*(1 + 0.2 * i for i in range(6)), *(2 + 0.5 * i for i in range(16))]  # 1, 2, 5 would leave one tick or none
+    dense = [*(1 + 0.2 * i for i in range(5)), *(2 + 0.5 * i for i in range(16))]  # 1, 2, 5 would leave one tick or none
     steps = ((2.5, dense), (5, [1, 1.5, 2, 3, 4, 5, 7]), (200, [1, 2, 5]))
     axis.set_major_locator(LogLocator(subs=next((subs for ratio, subs in steps if high < ratio * low), [1])))
 

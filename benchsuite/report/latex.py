@@ -346,13 +346,13 @@ def summary_table(found: Summary, boards: Sequence[Leaderboard], selection: Sele
             ]
             printed = _printed(column, texts, [marks.get((i, column.heading), "") for i in range(len(order))], selection.siunitx)
             columns.append(replace(printed, name=f"{key} {column.name}"))
-        groups.append((board.protocol, [f"{key} {column.name}" for column in here]))
+        groups.append((f"{board.protocol} ({board.tier})", [f"{key} {column.name}" for column in here]))
     rank = Column("Average rank", "average_rank", 2)
     fit = "two-column" if selection.fit == "column" and len(keys) > 1 else selection.fit
     ranks = found.ranks.set_index("method").reindex(order).reset_index()
     texts = [cell_text(row, rank) for row in ranks.to_dict("records")]
-    lowest = ranks["average_rank"].min()
-    firsts = ["best" if value == lowest else "" for value in ranks["average_rank"]]
+    marked = dict(zip(sorted(ranks["average_rank"].dropna().unique()), ("best", "second"), strict=False))
+    firsts = [marked.get(value, "") for value in ranks["average_rank"]]
     columns.append(_printed(rank, [text.partition(":")[0] for text in texts], firsts, selection.siunitx))
     table = _fit(names, columns, ours, fit, ("int8_megabytes", "bwt", "megabytes"), [*groups, ("", [rank.name])])
     kept = {name.split()[-1] for name in table.columns}

@@ -1,4 +1,4 @@
-"""Colour, marker, filling and line of each row, the same in every figure, in tables and on the page. Needs no matplotlib.
+"""Colour, marker, filling and line of each row, the same in every figure and on the page. Needs no matplotlib.
 
 A look follows from a method's own name, family and marker, never from the rows beside it: the family gives the hue, the marker
 tells its methods apart, and variants of a method differ in filling and line.

@@ -64,7 +64,7 @@ FIGURES = [
 def page(boards: Sequence[Leaderboard], base: str = ".", selection: Selection = Selection()) -> str:  # noqa: B008 (frozen)
     """The page with every board. Rows are filtered by family; one under a modifier is also in "compressed activations".
 
-    It opens on the first board by `_rank`, below a summary of the first board of each protocol if there are several.
+    It opens on the first board by `informative`, below a summary of the first board of each protocol if there are several.
     base: the results folder as seen from the page: links lead to base/<job folder>/record.json.
     selection: its rows have its labels and are a family of their own, "selected", which the page opens with.
     The same boards give the same text. Raises UserError without boards, and for two of one protocol and tier.
@@ -74,7 +74,7 @@ def page(boards: Sequence[Leaderboard], base: str = ".", selection: Selection = 
     names = [f"{board.protocol}, tier {board.tier}" for board in boards]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two boards of {twice[0]}", "rank their records together, or write a page for each")
-    boards = sorted(boards, key=_rank)
+    boards = sorted(boards, key=informative)
     columns = [column for kind in TITLES for column in COLUMNS[kind]]
     shown = [_board(board, base, selection) for board in boards]
     data = {
@@ -98,7 +98,7 @@ def page(boards: Sequence[Leaderboard], base: str = ".", selection: Selection = 
     return html.replace("{{data}}", text.replace("<", r"\u003c"))  # no text of a record may close the element that it is in
 
 
-def _rank(board: Leaderboard) -> tuple[Any, ...]:
+def informative(board: Leaderboard) -> tuple[Any, ...]:
     """Sorts boards, the most informative first: complete data, then the largest tier, the most seeds, the most rows."""
     runs = list(board.runs.values())
     complete = all(entry.complete for group in runs for run in group for entry in run.data)
@@ -233,10 +233,6 @@ def _settings(run: RunRecord) -> str:
 
 def _run(run: RunRecord, values: dict[str, str], base: str) -> dict[str, Any]:
     environment = run.environment
-    for form, stored in run.forms.items():
-        right = [correct / task.test for correct, task in zip(stored.correct, run.tasks, strict=True)]
-        point = {"megabytes": stored.sizes.total / MB, "accuracy": 100 * sum(right) / len(right)}
-        values |= {f"{column.name} {form}": tables.cell_text(point, column) for column in _size_and_accuracy()}
     for form, stored in run.forms.items():
         right = [correct / task.test for correct, task in zip(stored.correct, run.tasks, strict=True)]
         point = {"megabytes": stored.sizes.total / MB, "accuracy": 100 * sum(right) / len(right)}

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 import pandas as pd
 
 from ..analysis.leaderboard import Leaderboard
-from ..analysis.rows import names_of
+from ..analysis.rows import names_of, rows_called
 from ..errors import UserError
 from ..fields import convert
 from ..record.schema import RunRecord
@@ -85,8 +85,7 @@ class Selection:
             return {label: Row(name=label, label=labels[label]) for label in default_rows(board)}
         found: dict[str, Row] = {}
         for row in self.rows:
-            same = [row.name] if row.name in called else [label for label, names in called.items() if row.name in names]
-            for label in same:
+            for label in rows_called(row.name, called):
                 shown = row.label + label.removeprefix(row.name) if row.label else labels[label]
                 found.setdefault(label, Row(name=label, label=shown, ours=row.ours))
         return found

@@ -119,10 +119,12 @@ def caption(
     tested = sorted(n for n in compared if n > 1)
     few = dict.fromkeys(row for n in compared if n < 2 for row in compared[n])
     if tested:
+        family = int(getattr(board, kind)["competes"].sum())
+        pairs = "these rows" if board.compared or family == len(rivals) else f"the {family} ranked rows of the whole board"
         text += (
             f"{DAGGER} not significantly different from the best{_of(board.compared, rivals, named)} (p > {ALPHA}), which does"
             f" not mean equal: moderated t-test of differences paired by seed, {span(tested)} shared seeds, Holm's correction"
-            " over all pairs of these rows (those with a reference apart). "
+            f" over all pairs of {pairs} (those with a reference apart). "
         )
     if few and n[-1] > 1:
         text += "No difference can be tested without two seeds shared with the best"

@@ -14,11 +14,11 @@ from types import MappingProxyType
 
 from ..analysis.leaderboard import Leaderboard, leaderboard
 from ..analysis.ledger import ledger
-from ..analysis.rows import check_names, configurations, names_of
+from ..analysis.rows import check_names, configurations, names_of, rows_called
 from ..analysis.summary import summary
 from ..errors import UserError
 from ..files import write_atomic
-from ..protocol import TIERS, Published
+from ..protocol import Published
 from ..record import imported as imports
 from ..record.served import read_served
 from ..record.store import boards_with_records, not_ranked, read_usable
@@ -29,7 +29,7 @@ from . import figures as drawing
 from . import latex, tables
 from .columns import TITLES
 from .looks import entry_of
-from .page import page
+from .page import informative, page
 from .selection import Selection
 
 
@@ -80,14 +80,14 @@ def write_reports(
                 called[key] |= {row: {row} for row in imports.rows_of(made_elsewhere[key][0])}
     known = {name for rows in called.values() for names in rows.values() for name in names}
     check_names(selection.compare, known)
-    family = {*(selection.compare or (row.name for row in selection.rows))}
+    family = selection.compare or [row.name for row in selection.rows]
     boards = {
         key: leaderboard(
             runs,
             published.get(key[0], ()),
             files=files,
             stale=stale,
-            compare=[row for row, names in called[key].items() if names & family],
+            compare=list(dict.fromkeys(row for name in family for row in rows_called(name, called[key]))),
             refused=read[key][1] | made_elsewhere[key][1],
             imported=made_elsewhere[key][0],
             served=read_served(results.joinpath(*key)),
@@ -135,9 +135,8 @@ def write_reports(
 
 
 def _largest(boards: Collection[Leaderboard]) -> list[Leaderboard]:
-    """One board of each protocol, that of its largest tier."""
-    order = list(TIERS)
-    largest = {b.protocol: b for b in sorted(boards, key=lambda b: -order.index(b.tier) if b.tier in order else -len(order))}
+    """One board of each protocol, the most informative one, as on the page."""
+    largest = {board.protocol: board for board in sorted(boards, key=informative, reverse=True)}
     return [board for board in boards if largest[board.protocol] is board]
 
 

@@ -10,7 +10,7 @@ import pytest
 from records import COMPLETE, changed, individual, joint, memory, rows, run
 
 from benchsuite.analysis.leaderboard import leaderboard
-from benchsuite.analysis.rows import RECIPE, configurations
+from benchsuite.analysis.rows import RECIPE, configurations, rows_called
 from benchsuite.analysis.significance import pairwise_p
 from benchsuite.analysis.statistics import per_task, t_interval
 from benchsuite.errors import UserError
@@ -630,3 +630,11 @@ def test_a_board_shows_itself_in_a_notebook():
     assert "<b>own" not in html
     assert "&lt;b&gt;own" in html
     assert "NaN" not in html
+
+
+def test_a_name_means_the_row_of_that_label_or_else_all_rows_of_the_method():
+    called = {"er": {"er"}, "er [lr=1]": {"er [lr=1]", "er"}}
+    called |= {"hat [a=1]": {"hat [a=1]", "hat"}, "hat [a=2]": {"hat [a=2]", "hat"}}
+    assert rows_called("er", called) == ["er"]
+    assert rows_called("hat", called) == ["hat [a=1]", "hat [a=2]"]
+    assert rows_called("ewc", called) == []

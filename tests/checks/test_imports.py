@@ -178,6 +178,22 @@ def test_results_that_may_not_be_averaged_have_rows_of_their_own():
     assert "other tasks than most rows" in " ".join(board_of(result(tasks=("a", "b"))).footnotes)
 
 
+def test_two_results_of_one_seed_are_left_out_by_name_and_a_second_is_not_brought_in(tmp_path):
+    first, second, other = (
+        result(accuracy=((a, None), (90.0, 98.0)), seed=seed) for a, seed in ((99.0, 1), (99.0, 2), (98.0, 1))
+    )
+    assert imported.write(first, tmp_path)
+    assert not imported.write(first, tmp_path)
+    with pytest.raises(UserError, match="is another result of this method, source and seed"):
+        imported.write(other, tmp_path)
+    assert imported.write(second, tmp_path)
+    imported.write(other, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / other.folder).rename(tmp_path / other.folder)  # as a copy by hand would
+    found, refused = imported.read_board(tmp_path / first.folder.parent.parent)
+    assert [one.seed for one in found] == [2]
+    assert {path.parent.name for path in refused} == {first.folder.name, other.folder.name}
+
+
 def test_figures_and_the_page_mark_it_too(tmp_path):
     board = board_of(result(stored_bytes=10_000, artifact_sha256="b" * 64))
     text = page([board])

@@ -614,7 +614,7 @@ def test_a_method_that_breaks_a_rule_fails_the_check(folder, forked_serving, cap
     assert "the logits of task 1 changed while task 2 was learnt; use self.guard.freeze" in why
     assert "a zero gradient does not stop momentum" in why
     assert "optimizer=sgd, lr=0.01, momentum=0.9" in why
-    assert lines[-1] == "masked: 1 of 12 rules broken"
+    assert lines[-1] == "masked: 1 of 14 rules broken"
 
 
 def test_a_method_that_cannot_run_fails_the_check_at_once(folder, capsys):

@@ -79,6 +79,7 @@ SPOILT = {
     "a task of many image sets": put(["tasks", 0, "dataset"], ["digits"]),
     "no tasks": put(["tasks"], []),
     "negative bytes": put(["stored", 1, "heads"], -20),
+    "bytes whose sum no table can hold": put(["stored", 1, "heads"], 2**63 - 1),
     "half a byte": put(["stored", 1, "heads"], 0.5),
     "a part too many": put(["stored", 1, "extra"], 1),
     "nothing stored": put(["stored", 1], None),

@@ -97,12 +97,12 @@ def test_rows_are_shown_in_the_order_and_by_the_names_of_the_selection(many):
 def test_many_rows_have_a_frame_for_each_family_with_the_best_of_the_others_in_grey(many):
     drawing = figures.accuracy_after_each_task(many)
     titles = [axes.get_title(loc="left") for axes in drawing.figure.axes]
-    assert titles == ["Replay", "Regularisation", "Parameter isolation", "Factorised", "Reference"]
+    assert titles == ["Reference", "Factorised", "Parameter isolation", "Regularisation", "Replay"]  # the same in every figure
     assert len({axes.get_ylim() for axes in drawing.figure.axes}) == 1
     for axes in drawing.figure.axes:
         grey = [line for line in axes.lines if line.get_color() == "0.8"]
         assert len(grey) == len(titles) - 1
-    assert drawing.figure.axes[1].lines[0].get_ydata().tolist() == pytest.approx(
+    assert drawing.figure.axes[0].lines[len(titles) - 2].get_ydata().tolist() == pytest.approx(
         np.mean([r.R[-1].mean() for r in many.runs["er"]]) + 0 * np.arange(3), abs=4
     )
     assert "grey: the most accurate row of each other family" in drawing.caption
@@ -127,6 +127,8 @@ def test_rows_of_one_size_stand_side_by_side_and_no_others_move():
     factors = figures._fanned(sizes, accuracy, np.full(5, 1.0))
     assert len({*factors[:3]}) == 3
     assert factors[3] == factors[4] == 1
+    near = np.array([1.004, 1.0, 1.002])  # fanned, and in the order of their sizes
+    assert np.argsort(near * figures._fanned(near, np.array([80.0, 79.9, 80.1]), np.full(3, 1.0))).tolist() == [1, 2, 0]
     assert np.abs(np.log(factors)).max() < 0.05
 
 

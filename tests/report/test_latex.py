@@ -172,7 +172,7 @@ def test_the_summary_has_sizes_and_ranks_of_several_boards():
         other_protocol(of("er", 60) + of("lwf", 70) + of("ewc", 50)),
     ]
     table, around = latex.summary_table(summary(boards), boards, Selection())
-    assert r"\multicolumn{4}{c}{split-digits} & \multicolumn{3}{c}{split-x}" in table
+    assert r"\multicolumn{4}{c}{split-digits (lite)} & \multicolumn{3}{c}{split-x (paper)}" in table
     assert r"\cmidrule(lr){2-5}\cmidrule(lr){6-8}" in table
     dash = r"\multicolumn{1}{c}{--}"
     assert rows(table)["ER"] == [
