@@ -84,9 +84,22 @@ def listed(folder: Path) -> tuple[list[str], list[str]]:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        where = error.filename or folder
-        raise UserError(f"{where}: cannot be read: {error.strerror}", "make it readable, or move it away") from None
+        raise _unreadable(error, folder) from None
     return sorted(folders), sorted(files)
+
+
+def _unreadable(error: OSError, folder: Path) -> UserError:
+    return UserError(f"{error.filename or folder}: cannot be read: {error.strerror}", "make it readable, or move it away")
+
+
+def all_below(top: Path) -> list[Path]:
+    """Every file at any depth below `top`, in sorted order. Links to folders are not followed. Raises UserError as `listed` does."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise _unreadable(error, top) from None
+
+    return sorted(Path(at, name) for at, _, names in os.walk(top, onerror=fail) for name in names)
 
 
 def folders_below(top: Path, depth: int) -> list[Path]:

@@ -177,7 +177,7 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
         if stored := [run.memory_bytes for run in runs if run.memory_bytes]:
             notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
     if changed := [words for label, runs in rows.items() if (words := _changed_answers(label, runs))]:
-        notes.append(f"rows that forget nothing, but answer differently in fewer bits: {'; '.join(changed)}")
+        notes.append(f"test images answered differently in fewer bits, of rows whose accuracies never changed after learning: {'; '.join(changed)}")
     measured = board.loc[~board["published"]].set_index("method")
     if (absent := measured["held"].isna()).any():
         which = "of any row" if absent.all() else f"of {', '.join(measured.index[absent])}, not ranked by it"
@@ -189,7 +189,8 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
 
 
 def _changed_answers(label: str, runs: list[RunRecord]) -> str:
-    """For how many test images a row that forgets nothing predicts another class in each storage form; "" if for none."""
+    """For how many test images a row predicts another class in each storage form; "" if for none, or if its accuracy on any task
+    changed after it had learnt it."""
     lasting = all(set(column) <= {last, None} for run in runs for *column, last in zip(*run.correct, strict=True))
     if not lasting or any(row[i] is None for run in runs for i, row in enumerate(run.correct)):
         return ""

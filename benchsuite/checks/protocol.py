@@ -75,7 +75,7 @@ def examine(protocol: Protocol, data_dir: Path | None) -> Iterator[Finding]:
         else:
             sound.append(tier)
             recipe = protocol.recipe(tier)
-            yield Finding(True, f"tier {tier}: {recipe.backbone}, {recipe.epochs} epochs")
+            yield Finding(True, f"tier {tier}: {recipe.backbone}, {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}")
     if sound:
         yield trained(protocol, "smoke" if "smoke" in sound else sound[-1], data_dir)
 

@@ -120,7 +120,7 @@ def check_protocol(name: str, arguments: argparse.Namespace) -> int:
     for finding in examine(protocols.get(name), arguments.data_dir):
         failed += finding.holds is False
         print({True: "  holds  ", False: "  FAILS  ", None: "  note   "}[finding.holds] + finding.what, flush=True)
-    print(f"{name}: {failed} checks failed" if failed else f"{name}: sound")
+    print(f"{name}: {failed} check{'s' * (failed > 1)} failed" if failed else f"{name}: sound")
     return 1 if failed else 0
 
 

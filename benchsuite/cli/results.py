@@ -26,6 +26,8 @@ def command_report(arguments: argparse.Namespace) -> None:
     if arguments.example:
         if arguments.example.exists():
             raise UserError(f"{arguments.example}: exists already", "choose another file with --example")
+        if arguments.output:
+            raise UserError(f"--example writes {arguments.example} and no report", f"leave {arguments.output} out")
         write_atomic(arguments.example, EXAMPLE.read_text(encoding="utf-8"))
         print(f"{arguments.example}: a selection to change; then `benchsuite report DIR --select {arguments.example}`")
         return

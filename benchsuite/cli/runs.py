@@ -123,6 +123,10 @@ def command_leaderboard(arguments: argparse.Namespace) -> int:
     if arguments.no_run:
         board = finished(arguments)
     else:
+        from ..execution import server
+
+        if arguments.ray is None and server.can_fork(arguments.device):
+            server.start()
         plan = planned(arguments)
         from ..execution.plan import NotRun
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from ..files import ELSEWHERE, locked, write_atomic
+from ..files import ELSEWHERE, locked, read, write_atomic
 
 READERS = 2  # raise it when the output of a reader changes: older entries are then decoded again
 
@@ -90,7 +90,7 @@ def lookup(name: str, key: str) -> Entry | None:
     """The entry decoded from files with this fingerprint; None if there is none or its content is not what its digest says."""
     folder = root() / "arrays" / name
     try:
-        found = json.loads((folder / "index" / f"{key}.json").read_text())
+        found = json.loads(read(folder / "index" / f"{key}.json"))
         arrays = _open(folder / found["digest"][:16], found["digest"])
         if arrays is None or _content(arrays) != found["digest"]:
             return None
@@ -146,9 +146,12 @@ def _meta(arrays: Arrays, whole: str) -> dict[str, Any]:
 
 def _open(folder: Path, whole: str) -> Arrays | None:
     """The memory-mapped arrays if every file exists with the size and shape in meta.json, else None."""
+    found = [folder / f"{field}.npy" for field in Arrays._fields]
     try:
-        arrays = Arrays(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Arrays._fields))
-        return arrays if json.loads((folder / "meta.json").read_text()) == _meta(arrays, whole) else None
+        if not all(file.is_file() for file in found):
+            return None
+        arrays = Arrays(*(np.load(file, mmap_mode="r") for file in found))
+        return arrays if json.loads(read(folder / "meta.json")) == _meta(arrays, whole) else None
     except (OSError, ValueError, EOFError, AttributeError):
         return None
 

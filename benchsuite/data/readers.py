@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import inspect
 import io
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import UserError, printable
+from ..files import all_below
 from . import pickles
 from .cache import Arrays, check_regular
 from .declared import Reader, Source
@@ -166,7 +167,8 @@ class Parquet:
 
     def __call__(self, folder: Path) -> Source | None:
         for place in (folder / name for name in self.within):
-            parts = [sorted(place.glob(pattern)) for pattern in (self.train, self.test)]
+            found = listed(place) if place.is_dir() else []
+            parts = [[file for file in found if fnmatch(file.name, pattern)] for pattern in (self.train, self.test)]
             if not parts[0]:
                 continue
 
@@ -218,7 +220,7 @@ class Torchvision:
         return f"the files of torchvision.datasets.{self.name}"
 
     def __call__(self, folder: Path) -> Source | None:
-        files = sorted(Path(at, name) for at, _, names in os.walk(folder) for name in names)
+        files = all_below(folder)
         return Source(place=folder, files=files, read=partial(self._read, folder), settings=repr(self)) if files else None
 
     def fetch(self, folder: Path) -> None:
@@ -307,11 +309,11 @@ def decode_image(
 
     file: for messages. size: as for `ImageFolder`; with `exact` an image of another size is a UserError. formats: of Pillow, by
     default those of photographs and scans."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     known = tuple(formats) or tuple(dict.fromkeys(FORMATS.values()))
     try:
-        with decoding(file, "an image"), Image.open(io.BytesIO(raw), formats=known) as image:
+        with decoding(file, "an image"), _opened(raw, known) as image:
             if exact and size is not None and image.size != _pair(size)[::-1]:
                 pixels, found = None, image.size
             else:
@@ -322,6 +324,15 @@ def decode_image(
         height, width = _pair(size)
         raise UserError(f"{file}: is {found[0]}x{found[1]}, expected {width}x{height}", "resize the images to that size first")
     return pixels
+
+
+def _opened(raw: bytes, formats: Sequence[str]) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(raw), formats=formats)
+    except UnidentifiedImageError:  # it names the buffer
+        raise ValueError(f"it is none of {', '.join(formats)}") from None
 
 
 def in_size(image: Any, file: Path, size: Size, mode: Mode) -> np.ndarray:

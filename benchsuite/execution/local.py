@@ -7,15 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
-from multiprocessing import connection, resource_tracker
+from contextlib import contextmanager, suppress
+from multiprocessing import connection
 from threading import Lock, Thread
 from types import ModuleType, TracebackType
 from typing import Any
 
-from ..method.registered import methods
-from ..protocol import protocols
 from ..record.schema import Job
+from . import server
 from .messages import Ending, Killed, Message
 from .worker import RunContext, outcome
 
@@ -27,17 +26,10 @@ class Local:
 
     def __init__(self, slots: int, context: RunContext) -> None:
         self.slots, self.context = slots, context
-        # A server that has imported everything forks the processes, which is fast. A process that has used a GPU cannot fork.
-        forks = context.device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
-        self.processing: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        forks = server.can_fork(context.device)
         if forks:
-            from multiprocessing import forkserver
-
-            ours = [*protocols.modules(), *methods.modules()]
-            self.processing.set_forkserver_preload(["benchsuite.training.runner", "sklearn.datasets", *ours])
-            # The server imports from its working folder, where a source tree would shadow the installed package.
-            with _deaf(), chdir(os.sep):
-                forkserver.ensure_running()
+            server.start()
+        self.processing: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         self.processes: dict[Any, Any] = {}
 
     def __enter__(self) -> Local:
@@ -47,7 +39,7 @@ class Local:
         reader, writer = self.processing.Pipe(duplex=False)
         process = self.processing.Process(target=_work, args=(writer, dict(os.environ), job, self.context))
         try:
-            with _deaf(), _without_main():
+            with server.deaf(), _without_main():
                 process.start()
                 self.processes[reader] = process
         finally:
@@ -93,17 +85,6 @@ def _without_main() -> Iterator[None]:
             yield
         finally:
             sys.modules["__main__"] = main
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C, which a terminal sends to all of them: only this process handles it."""
-    resource_tracker.ensure_running()  # before the mask is set: starting the tracker changes the mask
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _work(pipe: Any, environment: dict[str, str], job: Job, context: RunContext) -> None:

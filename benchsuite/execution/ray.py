@@ -30,7 +30,7 @@ import numpy as np
 
 from ..data import cache, sets
 from ..errors import UserError, one_line
-from ..files import ELSEWHERE, read, write_atomic
+from ..files import ELSEWHERE, all_below, read, write_atomic
 from ..record.folder import ARTIFACT, FAILURE, PREDICTIONS, PROGRESS, RunFolder
 from ..record.schema import Job
 from ..record.store import RECORD, record_paths
@@ -340,7 +340,7 @@ def on_node(
         yield message
     if not shared:
         logs = context.results / LOGS / job.folder
-        written = [str(path.relative_to(logs)) for path in logs.rglob("*") if path.is_file() and not path.is_symlink()]
+        written = [str(path.relative_to(logs)) for path in all_below(logs) if path.is_file() and not path.is_symlink()]
         yield Files(_content(folder, *FILES[1:]), _content(logs, *written))
     yield message
 

@@ -16,6 +16,7 @@ from ..analysis.leaderboard import Leaderboard
 from ..analysis.rows import names_of, rows_called
 from ..errors import UserError
 from ..fields import convert
+from ..files import read
 from ..record.schema import RunRecord
 from ..registry import suggest
 from .columns import COLUMNS, TITLES
@@ -117,10 +118,12 @@ def read_selection(path: Path) -> Selection:
 
     Raises UserError, with the name of the file, for a file that cannot be read, an unknown key, and a value that cannot be."""
     try:
-        return _selection(tomllib.loads(path.read_text(encoding="utf-8")))
+        return _selection(tomllib.loads(read(path).decode()))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "`benchsuite report --example paper.toml` writes one to start from") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "name a file that you may read") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot be read as TOML: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error.problem}", error.remedy) from None

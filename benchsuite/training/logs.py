@@ -8,6 +8,7 @@ on the test set of every task so far, and their mean. A resumed run goes on afte
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ from msgspec import to_builtins
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import read, write_atomic
 from ..record.schema import Job
 from ..registry import suggest
 
@@ -101,15 +103,17 @@ class Csv:
 
     def open(self, folder: Path, job: Job, step: int) -> None:
         path = folder / "log.csv"
-        kept: list[list[str]] = []
+        kept = [["step", "name", "value"]]
         if step and path.exists():
-            with path.open(newline="", errors="replace") as file, suppress(csv.Error):  # a crash may leave anything in it
-                for row in csv.reader(file):
+            with suppress(csv.Error):  # a crash may leave anything in it
+                for row in csv.reader(io.StringIO(read(path).decode(errors="replace"), newline="")):
                     if len(row) == 3 and re.fullmatch(r"[0-9]{1,18}", row[0]) and int(row[0]) <= step:
                         kept.append(row)
-        self.file = path.open("w", newline="")
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(kept)
+        write_atomic(path, text.getvalue())
+        self.file = path.open("a", newline="")
         self.rows = csv.writer(self.file)
-        self.rows.writerows([["step", "name", "value"], *kept])
 
     def write(self, name: str, value: float, step: int) -> None:
         self.rows.writerow([step, name, value])
@@ -163,8 +167,8 @@ class WandB:
 
     def open(self, folder: Path, job: Job, step: int) -> None:
         known = folder / "id"
-        own = known.read_text().strip() if step and known.exists() else secrets.token_hex(4)
-        known.write_text(own)
+        own = read(known).decode(errors="replace").strip() if step and known.exists() else secrets.token_hex(4)
+        write_atomic(known, own)
         settings = self.wandb.Settings(silent=True, console="off")
         try:
             self.run = self.wandb.init(

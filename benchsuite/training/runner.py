@@ -147,9 +147,11 @@ def identify(job: Job, data_dir: Path | None, images: Images | None = None, resu
 def _finished(job: Job, results: Path) -> Job | None:
     """The job of the latest valid record that differs from this one in nothing but its images."""
     found: list[RunRecord] = []
-    for path in (results / job.folder.parent).glob(f"*-seed{job.seed}/{RECORD}"):
-        with suppress(UserError):
-            found.append(read(path))
+    beside = results / job.folder.parent
+    for name in files.listed(beside)[0]:
+        if name.endswith(f"-seed{job.seed}") and (path := beside / name / RECORD).exists():
+            with suppress(UserError):
+                found.append(read(path))
     same = [r for r in found if structs.replace(r.job, data="").config == job.config and not source.stale(r)]
     return max(same, key=lambda r: r.environment.date).job if same else None
 

@@ -134,7 +134,7 @@ def test_the_template_is_sound_and_runs(own, tmp_path, monkeypatch, capsys):
     assert "new-protocol" not in text
     (tmp_path / "other.py").write_text(text.replace("my-digits", "other").replace("(1, 8, 8)", "(1, 8, 9)"))
     assert main(["check", "./other.py"]) == 1
-    assert "other: 1 checks failed" in capsys.readouterr().out
+    assert "other: 1 check failed" in capsys.readouterr().out
 
 
 def test_the_photos_of_the_template_work_as_its_comment_says(own, tmp_path, monkeypatch):

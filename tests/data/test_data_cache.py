@@ -78,7 +78,7 @@ def test_same_content_elsewhere_shares_the_entry(mnist, cache_dir, tmp_path, wri
     assert entry(cache_dir)
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "not an array", "other shape", "no meta", "cut meta", "index"])
+@pytest.mark.parametrize("damage", ["missing", "short", "not an array", "other shape", "no meta", "cut meta", "index", "pipe", "pipe for meta"])
 def test_damaged_entry_is_rebuilt(mnist, cache_dir, decoded, damage):
     good = load("mnist", mnist, partial=True)
     expected = np.array(good.train_x)
@@ -92,10 +92,15 @@ def test_damaged_entry_is_rebuilt(mnist, cache_dir, decoded, damage):
         file.write_bytes(b"garbage")
     elif damage == "other shape":
         np.save(file, np.zeros((3, 28, 28, 1), np.uint8))
+    elif damage == "pipe":
+        os.mkfifo(file)
     elif damage != "missing":
         file.write_bytes(raw)
     if damage == "no meta":
         (folder / "meta.json").unlink()
+    if damage == "pipe for meta":
+        (folder / "meta.json").unlink()
+        os.mkfifo(folder / "meta.json")
     if damage == "cut meta":
         (folder / "meta.json").write_text('{"digest": "')
     if damage == "index":

@@ -1,5 +1,6 @@
 """Data sets of one's own: declared in a file, read by the readers that come along, never run, never taken for official ones."""
 
+import errno
 import io
 import os
 from dataclasses import replace
@@ -184,7 +185,8 @@ def test_postscript_in_an_image_file_is_not_given_to_ghostscript(own, tmp_path, 
         folder = tmp_path / "data"
         photos(folder / "miniImageNet", {f"n{i:08}": 2 for i in range(100)}, size=(84, 84))
         (folder / "miniImageNet" / "n00000000" / "0.png").write_bytes(EPS)
-    assert "cannot be read as an image" in reason(name, folder, partial=name != "own")
+    said = reason(name, folder, partial=name != "own")
+    assert "cannot be read as an image (it is none of " in said and "BytesIO" not in said
     assert started == []
     Image.open(io.BytesIO(EPS)).load()  # control: Pillow would
     assert len(started) == 1
@@ -202,6 +204,30 @@ def test_a_named_pipe_in_place_of_a_data_file_is_refused(own, tmp_path):
     (tmp_path / "miniImageNet").mkdir()
     os.mkfifo(tmp_path / "miniImageNet" / "split.csv")
     assert "split.csv: is not an ordinary file" in reason("miniimagenet", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["own", "parquet", "torchvision", "miniimagenet", "notmnist"])
+def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(name, own, tmp_path, monkeypatch):
+    own(Parquet() if name == "parquet" else Torchvision("MNIST") if name == "torchvision" else ImageFolder())
+    hidden = tmp_path / {"own": "a", "parquet": "data", "torchvision": "MNIST/raw"}.get(name, name)
+    if name == "miniimagenet":
+        photos(hidden := tmp_path / "miniImageNet", {f"n{i:08}": 2 for i in range(100)}, size=(84, 84))
+    elif name == "notmnist":
+        photos(tmp_path / "notMNIST_small", {letter: 2 for letter in "ABCDEFGHIJ"})
+        hidden = tmp_path / "notMNIST_small" / "C"
+    else:
+        photos(tmp_path, {"a": 2, "b": 2})
+        hidden.mkdir(parents=True, exist_ok=True)
+    for look in (os.listdir, os.scandir):
+
+        def refusing(path=".", look=look):
+            if Path(path) == hidden:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return look(path)
+
+        monkeypatch.setattr(os, look.__name__, refusing)
+    said = reason(name if name in ("miniimagenet", "notmnist") else "own", tmp_path, partial=True)
+    assert f"{hidden}: cannot be read: Permission denied" in said
 
 
 def test_names_of_files_need_not_be_utf8(own, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import re
 
 import pytest
@@ -73,6 +74,14 @@ def test_what_is_wrong_with_a_file_is_one_line_with_its_name(tmp_path, text, sai
         read_selection(path)
     assert str(error.value).startswith(f"{path}: {said}")
     assert "\n" not in str(error.value)
+
+
+def test_a_pipe_or_folder_in_place_of_a_selection_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(UserError, match=r"pipe\.toml: cannot be read: Not a regular file"):
+        read_selection(tmp_path / "pipe.toml")
+    with pytest.raises(UserError, match="cannot be read: Is a directory|cannot be read: Not a regular file"):
+        read_selection(tmp_path)
 
 
 def test_a_file_that_is_not_there_can_be_made(tmp_path):

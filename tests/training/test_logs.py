@@ -1,6 +1,7 @@
 """Logs of a run: what they hold, where they lie, and how they go on after an interruption."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -121,3 +122,14 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "logs").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         run(job(), results=tmp_path, loggers=["csv"])
+
+
+def test_a_pipe_in_place_of_a_log_is_not_waited_for(tmp_path):
+    log = tmp_path / "log.csv"
+    os.mkfifo(log)
+    with pytest.raises(OSError, match="Not a regular file"):
+        logs.Csv().open(tmp_path, job(), 2)
+    writer = logs.Csv()
+    writer.open(tmp_path, job(), 0)
+    writer.close()
+    assert log.read_text().splitlines() == ["step,name,value"]

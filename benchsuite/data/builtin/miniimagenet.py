@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import UserError
 from ..cache import Arrays
 from ..declared import DataSet, Official, Source, declare
-from ..readers import decode_image, decoding, labels, pickled, read_bytes, split_classes, two_files
+from ..readers import decode_image, decoding, labels, listed, pickled, read_bytes, split_classes, two_files
 from .notmnist import FORMATS, images_in
 
 HOW_TO = (
@@ -35,17 +35,17 @@ def _miniimagenet(folder: Path) -> Source | None:
             rows = [(place / "images" / r["filename"], r["label"]) for t in tables for r in _table(t, ("filename", "label"))]
             return _mini_source(place, sorted(rows, key=lambda row: (row[1], row[0].name)), tables, None)
         if (table := place / "split.csv").exists():
-            listed = _table(table, ("filename", "label", "split"))
-            for r in listed:
+            lines = _table(table, ("filename", "label", "split"))
+            for r in lines:
                 if Path(r["filename"]).parent.name != r["label"] or r["split"] not in ("train", "test"):
                     raise UserError(
                         f"{table}: line for {r['filename']!r} says label {r['label']!r}, split {r['split']!r}",
                         "expected the label to be the image's folder and the split to be train or test",
                     )
-            listed.sort(key=lambda r: r["filename"])
-            rows = [(place / r["filename"], r["label"]) for r in listed]
-            return _mini_source(place, rows, [table], np.array([r["split"] == "train" for r in listed]))
-        wnids = sorted(f.name for f in place.iterdir() if f.is_dir() and re.fullmatch(r"n\d{8}", f.name))
+            lines.sort(key=lambda r: r["filename"])
+            rows = [(place / r["filename"], r["label"]) for r in lines]
+            return _mini_source(place, rows, [table], np.array([r["split"] == "train" for r in lines]))
+        wnids = sorted(f.name for f in listed(place) if f.is_dir() and re.fullmatch(r"n\d{8}", f.name))
         return _mini_source(place, [(file, file.parent.name) for file in images_in(place, wnids)], [], None)
     return None
 

@@ -13,7 +13,7 @@ from ...errors import UserError
 from ..cache import Arrays
 from ..declared import DataSet, Official, Source, declare
 from ..fetch import Remote
-from ..readers import Unreadable, decode_image, decoding, read_bytes, split_classes
+from ..readers import Unreadable, decode_image, decoding, listed, read_bytes, split_classes
 
 LETTERS = "ABCDEFGHIJ"
 FORMATS = ("PNG", "JPEG")
@@ -71,7 +71,7 @@ def images_in(place: Path, folders: Sequence[str]) -> list[Path]:
     for folder in folders:
         if not (place / folder).is_dir():
             raise UserError(f"{place}: has no folder {folder}", "extract the archive again")
-    return [file for folder in folders for file in sorted((place / folder).iterdir()) if is_image(file)]
+    return [file for folder in folders for file in listed(place / folder) if is_image(file)]
 
 
 def _letters(images: Images, place: Path) -> tuple[np.ndarray, np.ndarray, list[str], str]:
