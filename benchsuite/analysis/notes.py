@@ -18,6 +18,7 @@ from .rows import NEUTRAL, RECIPE, common_forms, reference_name, setting_of
 
 NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # a number of its own: not the 2 of conv2, not a version
 
+MANY = 5  # more rows than this that share a value are "all others"
 AT_CHANCE = "cannot be told from chance right after learning (binomial test, 1 %)"  # a statement on so many test images
 
 
@@ -50,20 +51,28 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
                     who.setdefault(value, {})[label] = None
         if len(who) < 2:
             return []
-        return [f"{title}: " + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in sorted(who.items()))]
+        groups = {value: ", ".join(labels) for value, labels in sorted(who.items())}
+        most = max(who, key=lambda value: len(who[value]))
+        others = {label for value, labels in who.items() if value != most for label in labels}
+        if len(who[most]) > MANY and who[most].keys() == rows.keys() - others:
+            groups[most] = "all others"
+        return [f"{title}: " + "; ".join(f"{value} ({labels})" for value, labels in groups.items())]
 
-    same: dict[str, list[str]] = {}  # the rows of each note
+    chosen: dict[str, dict[str, dict[str, None]]] = {}  # settings in words, by where they come from and by row
     for label, runs in rows.items():
-        origins: dict[str, dict[str, None]] = {}  # what was chosen, by where it comes from
         for run in runs:
             for name, origin in run.job.origins.items():
                 there = name in run.job.settings
                 words = f"{name} = {_short(run.job.settings[name])}" if there else f"{name} as by default"
-                origins.setdefault(origin, {})[words] = None
-        if origins:
-            text = "; ".join(f"{', '.join(chosen)} ({origin})" for origin, chosen in origins.items())
-            same.setdefault(text, []).append(label)
-    notes = [f"{', '.join(labels)}: {text}" for text, labels in same.items()]
+                chosen.setdefault(origin, {}).setdefault(label, {})[words] = None
+    notes = []
+    for origin, of_rows in chosen.items():
+        alike: dict[str, list[str]] = {}
+        for label, settings in of_rows.items():
+            alike.setdefault(", ".join(settings), []).append(label)
+        notes.append(
+            f"settings, {origin}: " + "; ".join(f"{', '.join(labels)} ({settings})" for settings, labels in alike.items())
+        )
     notes += tuning_of(rows)
     for name in dict.fromkeys(name for r in records for name in r.job.settings):
         if name in NEUTRAL or all(name in r.job.settings for r in records):  # of other settings it is not known
@@ -165,6 +174,8 @@ def tuning_of(rows: dict[str, list[RunRecord]]) -> list[str]:
 def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
     """What a reader must know about stored sizes and memory."""
     notes = []
+    counted: dict[str, list[str]] = {}  # rows and their MB, by the way of counting
+    images: list[str] = []
     for label, runs in rows.items():
         sizes: dict[str, list[int]] = {}
         for run in runs:
@@ -172,12 +183,23 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
                 sizes.setdefault(name, []).append(size)
         here = f"{np.mean([run.stored_bytes for run in runs]) / MB:.3f}"
         said = {name: f"{np.mean(s) / MB:.3f}" for name, s in sizes.items()}
-        if others := [f"{size} MB as {name}" for name, size in said.items() if size != here]:
-            notes.append(f"{label}: {', '.join(others)}")
+        for name, size in said.items():
+            if size != here:
+                counted.setdefault(name, []).append(f"{label} {size}")
         if stored := [run.memory_bytes for run in runs if run.memory_bytes]:
-            notes.append(f"{label}: training MB includes {np.mean(stored) / MB:.3f} MB of stored images")
-    if changed := [words for label, runs in rows.items() if (words := _changed_answers(label, runs))]:
-        notes.append(f"test images answered differently in fewer bits, of rows whose accuracies never changed after learning: {'; '.join(changed)}")
+            images.append(f"{label} {np.mean(stored) / MB:.3f}")
+    notes += [f"stored MB as {name}: {', '.join(of_rows)}" for name, of_rows in counted.items()]
+    notes += [f"training MB includes stored images, in MB: {', '.join(images)}"] if images else []
+    changed: dict[str, list[str]] = {}  # rows, by the number of test images
+    for label, runs in rows.items():
+        if words := _changed_answers(runs):
+            tested = np.mean([sum(task.test for task in run.tasks) for run in runs])
+            changed.setdefault(f"{tested:.6g}", []).append(f"{label} ({words})")
+    for tested, of_rows in changed.items():
+        notes.append(
+            f"of {tested} test images so many are answered differently in fewer bits (mean over seeds; rows whose accuracies never "
+            f"changed after learning): {', '.join(of_rows)}"
+        )
     measured = board.loc[~board["published"]].set_index("method")
     if (absent := measured["held"].isna()).any():
         which = "of any row" if absent.all() else f"of {', '.join(measured.index[absent])}, not ranked by it"
@@ -188,17 +210,15 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
     return notes
 
 
-def _changed_answers(label: str, runs: list[RunRecord]) -> str:
+def _changed_answers(runs: list[RunRecord]) -> str:
     """For how many test images a row predicts another class in each storage form; "" if for none, or if its accuracy on any task
     changed after it had learnt it."""
     lasting = all(set(column) <= {last, None} for run in runs for *column, last in zip(*run.correct, strict=True))
     if not lasting or any(row[i] is None for run in runs for i, row in enumerate(run.correct)):
         return ""
-    means = {form: np.mean([run.forms[form].changed for run in runs]) for form in common_forms(runs)}
-    said = ", ".join(f"{form} {mean:.4g}" for form, mean in means.items() if mean)
-    return (
-        f"{label} ({said} of {np.mean([sum(task.test for task in run.tasks) for run in runs]):.6g} test images)" if said else ""
-    )
+    means = {form: float(np.mean([run.forms[form].changed for run in runs])) for form in common_forms(runs)}
+    words = {form: f"{mean:.1f}".removesuffix(".0") if mean >= 0.05 else "<0.1" for form, mean in means.items() if mean}
+    return ", ".join(f"{form} {number}" for form, number in words.items())
 
 
 def ranged(remarks: Iterable[str]) -> list[str]:

@@ -194,8 +194,12 @@ def parser() -> Parser:
     paper.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="results folder (default: ./runs)")
     paper.add_argument("--select", type=Path, metavar="FILE", help="what to show, as TOML; other options go before it")
     paper.add_argument("--example", type=Path, metavar="FILE", help="only write such a file, with comments, to start from")
-    paper.add_argument("--protocol", nargs="+", default=(), metavar="P", help="only these (default: all that have records)")
-    paper.add_argument("--tier", nargs="+", default=(), metavar="T", help="only these (default: all that have records)")
+    paper.add_argument(
+        "--protocol", nargs="+", action="extend", default=[], metavar="P", help="only these (default: all that have records)"
+    )
+    paper.add_argument(
+        "--tier", nargs="+", action="extend", default=[], metavar="T", help="only these (default: all that have records)"
+    )
     paper.add_argument(
         "--row",
         dest="rows",
@@ -205,7 +209,9 @@ def parser() -> Parser:
         help="a row to show, as LABEL; repeatable, in the order of the tables (default: at most 12; the others in an appendix)",
     )
     paper.add_argument("--ours", action="append", default=[], metavar="NAME", help="a row to mark as your own; repeatable")
-    paper.add_argument("--boards", nargs="+", default=(), metavar="BOARD", help="only these tables (default: all four)")
+    paper.add_argument(
+        "--boards", nargs="+", action="extend", default=[], metavar="BOARD", help="only these tables (default: all four)"
+    )
     paper.add_argument(
         "--columns",
         action="append",
@@ -221,7 +227,9 @@ def parser() -> Parser:
     )
     paper.add_argument("--font", choices=("serif", "sans"), help="of the figures (default: serif)")
     paper.add_argument("--siunitx", action="store_true", help="numbers in S columns of the LaTeX package siunitx")
-    paper.add_argument("--figures", nargs="+", default=(), metavar="NAME", help="only these figures (default: the usual ones)")
+    paper.add_argument(
+        "--figures", nargs="+", action="extend", default=[], metavar="NAME", help="only these figures (default: the usual ones)"
+    )
     paper.add_argument("--no-pdf", action="store_true", help="do not compile report.tex")
     long = commands.add_parser(
         "table", help="write all accuracies, sizes, settings and other numbers of finished runs as one table"
@@ -352,7 +360,12 @@ def parser() -> Parser:
         "--data-dir", type=Path, metavar="DIR", help="folder that holds the image sets (default: the download cache)"
     )
     timed.add_argument(
-        "--methods", nargs="+", default=[], metavar="METHOD", help="methods to measure (default: all that learn task after task)"
+        "--methods",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METHOD",
+        help="methods to measure (default: all that learn task after task)",
     )
     timed.add_argument(
         "--relative-to", default="finetune", metavar="METHOD", help="the method whose step is the unit (default: finetune)"
@@ -363,11 +376,14 @@ def parser() -> Parser:
     timed.add_argument(
         "--sections",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SECTION",
         help="any of: loop methods evaluation data settings profile (default: all)",
     )
-    timed.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="skip measurements whose name starts with NAME")
+    timed.add_argument(
+        "--skip", nargs="+", action="extend", default=[], metavar="NAME", help="skip measurements whose name starts with NAME"
+    )
     timed.add_argument("--precision", default="fp32", help="fp32 (default) or bf16 autocast")
     timed.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     timed.add_argument("--rounds", type=int, default=7, help="number of rounds; each measures every contender once (default: 7)")

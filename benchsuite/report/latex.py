@@ -36,7 +36,7 @@ from .tables import (
 )
 
 # points: of article, which is narrower than NeurIPS and IEEE; half a line of `document`
-ROOM = {"column": 229.0, "page": 345.0, "two-column": 469.0, "half": 237.0}
+ROOM = {"column": 229.0, "page": 345.0, "two-column": 469.0, "half": 246.0}
 TYPES = (("small", 0.925, 6), ("footnotesize", 0.85, 6), ("footnotesize", 0.85, 4))  # size, share of 10 pt, half a gap in points
 TINY = ("scriptsize", 0.8, 3)  # where nothing else helps
 DROPPED = (  # what is left out first, where a table is too wide and the selection names no columns
@@ -126,6 +126,10 @@ def board_table(
     said = caption(board, kind, frame, kept, labels)
     said = said.replace("; underlined: second best", "") if selection.siunitx else said  # S columns underline nothing
     said += "".join(f" {reason} ({', '.join(dict.fromkeys(who))})." for reason, who in reasons.items())
+    if rows is not None:  # they stand below the tables of the selection
+        said = (
+            f"The other rows on {board.protocol}, tier {board.tier}. Columns, intervals and marks are those of the tables above."
+        )
     place = f"{board.protocol}-{board.tier}{'-others' if rows else ''}"
     return _files(table, said, f"{kind.replace('_', '-')}-{place}", board.provenance)
 
@@ -225,7 +229,8 @@ def _fit(
         rest = [column for column in sets[-1] if column.name.split()[-1] != name]
         if 0 < len(rest) < len(sets[-1]):
             sets.append(rest)
-    tries = [(chosen, kind, room, star, broken) for chosen in sets for broken in (False, True) for kind in TYPES]
+    types = (*TYPES, TINY) if fit == "half" else TYPES
+    tries = [(chosen, kind, room, star, broken) for chosen in sets for broken in (False, True) for kind in types]
     if not dropped and fit in ("column", "half"):
         tries += [(columns, kind, ROOM["two-column"], True, broken) for broken in (False, True) for kind in TYPES]
     *_, (_, _, room, star, _) = tries
@@ -439,21 +444,21 @@ def document(
                 rows.append([part])
         box = "\\noindent\\begin{{minipage}}[t]{{{}\\linewidth}}\\vspace{{0pt}}{}\\end{{minipage}}"
         return [
-            "\\hfill\n".join(box.format(0.49 if len(row) == 2 else 1, part) for part in row) + "\\par\\bigskip" for row in rows
+            "\\hfill\n".join(box.format(0.49 if len(row) == 2 else 1, part) for part in row) + "\\par\\medskip" for row in rows
         ]
 
     graphs = [drawn(name) for name in figures]
     narrow = [table for table in tables if r"\begin{table*}" not in table]
     listed = "".join(f"\\item {latex_text(note)}\n" for note in notes)
     parts = [
-        *([rf"\noindent{{\footnotesize {latex_text(provenance)}\par}}\bigskip"] if provenance else []),
+        *([rf"\noindent{{\footnotesize {latex_text(provenance)}\par}}\medskip"] if provenance else []),
         *in_rows(tables, narrow),
         *in_rows(graphs, graphs if fit == "column" else ()),
         ledger,
-        *([r"\section*{Appendix: the other rows}", *in_rows(appendix, ())] if appendix else []),
+        *([r"\subsection*{Appendix: the other rows}", *in_rows(appendix, ())] if appendix else []),
         *(
             [
-                r"\begin{multicols}{2}[\section*{Notes}]\scriptsize\raggedright\begin{itemize}\setlength{\itemsep}{0pt}\setlength{\parskip}{0pt}",
+                r"\begin{multicols}{2}[\subsection*{Notes}]\scriptsize\raggedright\begin{itemize}\setlength{\itemsep}{0pt}\setlength{\parskip}{0pt}",
                 listed + r"\end{itemize}\end{multicols}",
             ]
             if notes
@@ -464,7 +469,7 @@ def document(
     return (
         "\\documentclass{article}\n\\usepackage{array,booktabs,caption,colortbl,graphicx,longtable,multicol}\n"
         + ("\\usepackage{siunitx}\n" if any("S[" in table for table in (*tables, *appendix)) else "")
-        + "\\usepackage[margin=1.9cm]{geometry}\n\\captionsetup{font=footnotesize}\n\\sloppy\\raggedbottom\n"
+        + "\\usepackage[margin=1.6cm]{geometry}\n\\captionsetup{font=scriptsize}\n\\sloppy\\raggedbottom\n"
         "\\renewcommand{\\labelitemi}{$\\bullet$}\n"
         + "".join(f"\\renewenvironment{{{name}}}[1][]{{\\captionsetup{{type=table}}}}{{\\par}}\n" for name in ("table", "table*"))
         + f"\\begin{{document}}\n\\begin{{center}}\\Large {latex_text(title)}\\end{{center}}\n{body}\n\\end{{document}}\n"

@@ -396,7 +396,7 @@ def test_footnotes():
         ]
     )
     assert board.footnotes == [
-        "cacl: energy = 0.01 (found on lite)",
+        "settings, found on lite: cacl (energy = 0.01)",
         "settings not tuned: cacl; nothing to tune: finetune",
         "settings differ: epochs: 10 (finetune); 20 (cacl)",
         "notmnist: 10 of 459 images; not the published benchmark",
@@ -404,7 +404,7 @@ def test_footnotes():
         "devices differ: cpu (Model X) (finetune); cuda (Model Y) (cacl)",
         "torch versions differ: 2.6.0 (finetune); 2.7.0 (cacl)",
         "made from uncommitted code: cacl",
-        "cacl: 2.500 MB as kernels",  # as factors it is as large as the table says
+        "stored MB as kernels: cacl 2.500",  # as factors it is as large as the table says
         "no measurement of training memory of any row",
     ]
     assert board.size_notes == board.footnotes[-2:]
@@ -495,9 +495,9 @@ def test_the_plain_network_is_the_same_for_all_methods():
 
 def test_long_fractions_are_cut_short_in_the_notes():
     one = run("a", settings={"epochs": 10, "share": 1 / 3}, origins={"share": "tuned"})
-    assert "a: share = 0.3333 (tuned)" in leaderboard([one]).footnotes
+    assert "settings, tuned: a (share = 0.3333)" in leaderboard([one]).footnotes
     alike = [changed(one, job=changed(one.job, method=name)) for name in "bc"]
-    assert leaderboard([one, *alike, run("d")]).footnotes[0] == "a, b, c: share = 0.3333 (tuned)"  # said once
+    assert leaderboard([one, *alike, run("d")]).footnotes[0] == "settings, tuned: a, b, c (share = 0.3333)"  # said once
 
 
 def test_a_note_says_which_rows_were_tuned():
@@ -513,7 +513,7 @@ def test_a_note_says_which_rows_were_tuned():
     notes = leaderboard(runs).footnotes
     tuned = "tuned: er, ewc; tuned without the modifier: er+hosvd; settings not tuned: mas, si; nothing to tune: finetune"
     assert tuned in notes
-    assert f"er, er+hosvd: sample_size as by default ({search})" in notes
+    assert f"settings, {search}: er, er+hosvd (sample_size as by default); ewc (strength = 3)" in notes
 
 
 def five(method, *accuracies, size=1_000_000, **changes):
@@ -621,6 +621,17 @@ def test_many_revisions_are_counted_in_the_line_and_named_in_a_note():
     board = leaderboard([made(k) for k in range(4)])
     assert "4 revisions (see the notes);" in board.provenance
     assert any(note.startswith("source revisions differ: 0bcdef0 (m0)") for note in board.footnotes)
+
+
+def test_most_rows_are_all_others_in_a_note_on_what_differs():
+    def differing(n, *more):
+        notes = leaderboard(
+            [run(f"m{k}", settings={"width": 1.0}) for k in range(n)] + [run("x", settings={"width": 0.5}), *more]
+        )
+        return [note for note in notes.footnotes if note.startswith("settings differ: width")]
+
+    assert differing(6) == ["settings differ: width: 0.5 (x); 1.0 (all others)"]
+    assert differing(5) == ["settings differ: width: 0.5 (x); 1.0 (m0, m1, m2, m3, m4)"]  # control: few are named
 
 
 def test_a_board_shows_itself_in_a_notebook():

@@ -78,7 +78,9 @@ def test_same_content_elsewhere_shares_the_entry(mnist, cache_dir, tmp_path, wri
     assert entry(cache_dir)
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "not an array", "other shape", "no meta", "cut meta", "index", "pipe", "pipe for meta"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "short", "not an array", "other shape", "no meta", "cut meta", "index", "pipe", "pipe for meta"]
+)
 def test_damaged_entry_is_rebuilt(mnist, cache_dir, decoded, damage):
     good = load("mnist", mnist, partial=True)
     expected = np.array(good.train_x)

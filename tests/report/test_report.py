@@ -476,7 +476,11 @@ def test_notes_on_sizes_stand_under_the_boards_of_sizes():
         [changed(run("a", diagnostics=diagnostics, last=90), memory={}, memory_bytes=500_000), run("b"), run("c", last=60)]
     )
     about = {kind: tables.to_markdown(board, kind) for kind in tables.TITLES}
-    for note in ("a: 2.500 MB as kernels", "a: training MB includes 0.500 MB", "no measurement of training memory"):
+    for note in (
+        "stored MB as kernels: a 2.500",
+        "training MB includes stored images, in MB: a 0.500",
+        "no measurement of training memory",
+    ):
         assert [kind for kind, text in about.items() if note in text] == list(tables.ABOUT_SIZES), note
     assert "MB as factors" not in str(board.footnotes)  # the size that stands in the table
     (line,) = (line for line in about["training_memory"].splitlines() if line.startswith("| a |"))
