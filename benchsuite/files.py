@@ -93,7 +93,7 @@ def _unreadable(error: OSError, folder: Path) -> UserError:
 
 
 def all_below(top: Path) -> list[Path]:
-    """Every file at any depth below `top`, in sorted order. Links to folders are not followed. Raises UserError as `listed` does."""
+    """Every file at any depth below `top`, sorted. Links to folders are not followed. Raises UserError as `listed` does."""
 
     def fail(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):

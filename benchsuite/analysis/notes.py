@@ -197,8 +197,8 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
             changed.setdefault(f"{tested:.6g}", []).append(f"{label} ({words})")
     for tested, of_rows in changed.items():
         notes.append(
-            f"of {tested} test images so many are answered differently in fewer bits (mean over seeds; rows whose accuracies never "
-            f"changed after learning): {', '.join(of_rows)}"
+            f"of {tested} test images so many are answered differently in fewer bits (mean over seeds; rows whose accuracies "
+            f"never changed after learning): {', '.join(of_rows)}"
         )
     measured = board.loc[~board["published"]].set_index("method")
     if (absent := measured["held"].isna()).any():

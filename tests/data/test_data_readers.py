@@ -186,7 +186,8 @@ def test_postscript_in_an_image_file_is_not_given_to_ghostscript(own, tmp_path, 
         photos(folder / "miniImageNet", {f"n{i:08}": 2 for i in range(100)}, size=(84, 84))
         (folder / "miniImageNet" / "n00000000" / "0.png").write_bytes(EPS)
     said = reason(name, folder, partial=name != "own")
-    assert "cannot be read as an image (it is none of " in said and "BytesIO" not in said
+    assert "cannot be read as an image (it is none of " in said
+    assert "BytesIO" not in said
     assert started == []
     Image.open(io.BytesIO(EPS)).load()  # control: Pillow would
     assert len(started) == 1
@@ -213,7 +214,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(name, own, tm
     if name == "miniimagenet":
         photos(hidden := tmp_path / "miniImageNet", {f"n{i:08}": 2 for i in range(100)}, size=(84, 84))
     elif name == "notmnist":
-        photos(tmp_path / "notMNIST_small", {letter: 2 for letter in "ABCDEFGHIJ"})
+        photos(tmp_path / "notMNIST_small", dict.fromkeys("ABCDEFGHIJ", 2))
         hidden = tmp_path / "notMNIST_small" / "C"
     else:
         photos(tmp_path, {"a": 2, "b": 2})
