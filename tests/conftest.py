@@ -8,7 +8,9 @@ import tempfile
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import util
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from processes import forked
@@ -16,9 +18,24 @@ from processes import forked
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks: what is the same to the bit is so on the CPU
 
 
+METHODS = {path.stem.replace("_", "-") for path in Path(__file__).parents[1].joinpath("methods").glob("[a-z]*.py")}
+NONE = SimpleNamespace(params={})  # of a test without parameters
+QUICK = {"finetune", "er", "hat", "cacl"}  # shared network, stored images, masks, factors
+
+
 @pytest.hookimpl(tryfirst=True)  # the plugin reads the marks at its own turn
 def pytest_collection_modifyitems(items):
-    """The tests of a file share fixtures, and run in one process. What starts Chromium, Ray or pip is slow."""
+    """The tests of a file share fixtures, and run in one process. What starts Chromium, Ray or pip is slow. So is what a rule
+    says of most methods, where it is tested for many of them."""
+    cases: dict[Any, list[Any]] = {}
+    for item in items:
+        cases.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
+    for alike in cases.values():
+        names = [{v for v in getattr(i, "callspec", NONE).params.values() if isinstance(v, str)} & METHODS for i in alike]
+        if len(set().union(*names)) > 2 * len(QUICK):
+            for item, own in zip(alike, names, strict=True):
+                if own and not own & QUICK:
+                    item.add_marker(pytest.mark.slow)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.path.name))
         if {"chromium", "nodes", "wheel"} & set(item.fixturenames):

@@ -43,6 +43,7 @@ def test_every_modifier_is_listed_as_an_import_shows_it():
         ("@register\n", ""),
     ],
 )
+@pytest.mark.slow
 def test_a_source_that_differs_from_what_was_imported_is_found(old, new, monkeypatch, tmp_path):
     """Control: the file of finetune is changed after its import."""
     find, changed = catalogue.find_source, tmp_path / "finetune.py"

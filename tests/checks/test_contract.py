@@ -440,6 +440,7 @@ CONTROLS = [
 
 
 @pytest.mark.parametrize(("rule", "cls", "settings", "said"), CONTROLS)
+@pytest.mark.slow
 def test_a_method_that_breaks_the_rule_is_found_out(rule, cls, settings, said, own_bench):
     register(cls)
     with pytest.raises(Broken, match=said) as error:

@@ -79,6 +79,7 @@ def test_the_process_is_left_as_it_was():
     assert before == (torch.get_default_dtype(), torch.get_num_threads(), backbones.BACKBONES, list(golden.protocols.all()))
 
 
+@pytest.mark.slow
 def test_a_constant_of_one_method_voids_its_rows_alone(copied):
     copied("ewc", ("self.strength", "1.001 * self.strength"))
     assert set(golden.compare(["method ewc"])) == {name for name in NAMES if source.subject(name) == "method ewc"}
@@ -130,6 +131,7 @@ def test_another_backbone_voids_no_method(monkeypatch):
     assert set(golden.compare(["backbone digits", "method finetune"])) == {"backbone digits"}
 
 
+@pytest.mark.slow
 def test_a_method_that_moves_or_gets_a_setting_stays_as_it_was(copied):
     job = resolve("split-digits", "smoke", "ewc", 1)
     before = made_by(job)
@@ -148,6 +150,7 @@ def test_a_setting_that_is_off_by_default_counts_where_a_preset_has_it_on():
     assert "sample_size" not in golden.cases_of("method er")[0]
 
 
+@pytest.mark.slow
 def test_another_default_or_preset_is_a_case_more_and_voids_nothing(copied, own_file):
     before = made_by(resolve("split-digits", "smoke", "ewc", 1))
     copied("ewc", ('values={"strength": 100.0}', 'values={"strength": 99.0}'))
@@ -157,6 +160,7 @@ def test_another_default_or_preset_is_a_case_more_and_voids_nothing(copied, own_
     assert made_by(resolve("split-digits", "smoke", "ewc", 1)).keys() - before.keys() == {"method ewc 6"}
 
 
+@pytest.mark.slow
 def test_updating_rewrites_what_differs_with_its_reason(monkeypatch, own_file, capsys):
     whole = own_file.read_bytes()
     made = made_by(resolve("split-digits", "smoke", "finetune", 1))

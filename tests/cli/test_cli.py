@@ -332,6 +332,7 @@ def test_an_exported_artifact_serves_raw_images_with_the_accuracy_on_record(meth
     assert (folder / "served.safetensors").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_board_is_shown_without_a_record_that_cannot_be_used_and_says_so(folder, capsys):
     for method in ("finetune", "joint"):
         assert call("run", *TINY, "--method", method) == 0
@@ -435,6 +436,7 @@ def test_a_path_that_is_not_permitted_is_one_line(folder, capsys, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_is_no_reason_to_fail(folder, capsys):
     results = os.fsdecode(b"runs-\xff")
     assert call("run", *TINY, "--method", "finetune", "--results", results) == 0
@@ -665,6 +667,7 @@ print(sorted({"torch", "avalanche", "matplotlib"} & set(sys.modules)))
 
 
 @pytest.mark.parametrize("match", [[], ["--match-size", "cacl"]], ids=str)
+@pytest.mark.slow
 def test_records_are_ranked_without_torch_and_drawn_only_if_asked_for(match, tmp_path):
     results = Path(__file__).parents[2] / "results"
     command = [sys.executable, "-c", NO_RUN, results, *match]

@@ -33,12 +33,14 @@ print("imported:", *sorted(set(sys.argv[1].split(",")) & set(sys.modules)))
 
 
 @pytest.mark.parametrize(("command", "heavy"), COMMANDS.items(), ids=COMMANDS)
+@pytest.mark.slow
 def test_a_command_imports_only_what_it_needs(command, heavy, tmp_path):
     words = [sys.executable, "-c", CODE, ",".join(heavy), *command.split()]
     answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1].split() == ["imported:"], answer.stderr
 
 
+@pytest.mark.slow
 def test_a_home_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path):
     """Avalanche makes a folder there when it is imported."""
     code = "import benchsuite, avalanche; print(avalanche.benchmarks.datasets.default_dataset_location('x'))"

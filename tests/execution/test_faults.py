@@ -77,6 +77,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("where", [*TRAINING, *EVALUATION, *VERBS])
+@pytest.mark.slow
 def test_a_method_that_raises_in_a_hook_fails_alone(where, faulty, undisturbed, tmp_path):
     faulty.setattr(Faulty, "where", where)
     job = job_of("faulty", tasks=1)

@@ -23,6 +23,7 @@ def job_of(name, **settings):
 
 
 @pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.slow
 def test_the_computed_size_is_the_one_that_a_run_ends_with(name, tmp_path):
     quick = {"calibration_batches": 5} if name == "lance" else {}
     for settings in ({"tasks": 2, **quick}, {"width": 0.5, "tasks": 3, **quick}):
@@ -37,6 +38,7 @@ def test_methods_whose_size_is_learnt_say_so(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["individual-svd", "individual-tucker"])
+@pytest.mark.slow
 def test_ranks_by_ratio_follow_from_shapes_and_others_do_not(name, tmp_path):
     for rule, learnt in (("ratio", False), ("energy", True), ("evbmf", True)):
         assert method_of(name, {"rank_by": rule}).size_is_learnt is learnt
@@ -48,6 +50,7 @@ def test_ranks_by_ratio_follow_from_shapes_and_others_do_not(name, tmp_path):
 
 
 @pytest.mark.parametrize("target", [20_000, 60_000, 120_000])
+@pytest.mark.slow
 def test_the_width_is_the_widest_that_fits(target):
     def at(width):
         return job_of("finetune", width=width)

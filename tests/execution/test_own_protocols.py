@@ -72,6 +72,7 @@ def place(tmp_path, monkeypatch, forget):
 RUN = ["--protocol", "./split_photos.py"]
 
 
+@pytest.mark.slow
 def test_own_photos_three_methods_one_board(place, capsys, forget):
     """In fewer than 40 lines of the user's, each run in a process of its own, nothing edited elsewhere."""
     assert len(PHOTOS.splitlines()) < 40
@@ -198,6 +199,7 @@ def test_what_is_wrong_with_a_file_is_one_line_that_names_it(place, capsys, old,
     assert protocols.find("split_photos.py") == "split-photos"
 
 
+@pytest.mark.slow
 def test_every_command_takes_a_file(place, capsys):
     """Those that train are tested above."""
     assert main(["data", "verify", "split_photos.py"]) == 0

@@ -198,6 +198,7 @@ def test_no_trial_reads_a_test_image(tmp_path, monkeypatch):
         runner.run(reported, results=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_command_reads_what_is_done_and_goes_on(own_methods, trained, tmp_path):
     class Stopped(Method):
         """Its user stops it in the second task of the third trial."""
@@ -259,6 +260,7 @@ def test_the_sampler_alone_decides_what_comes_next(toy, pretend, tmp_path, monke
 
 
 @pytest.mark.parametrize(("name", "value"), [("rate", 500.0), ("kind", "c"), ("rate", 60.0)])
+@pytest.mark.slow
 def test_present_values_outside_of_the_space_compete_and_teach_the_sampler_nothing(name, value, toy, pretend, tmp_path):
     setattr(toy, name, value)
     toy.__dataclass_fields__[name].default = value
@@ -333,6 +335,7 @@ def test_a_trial_that_fails_is_shown_and_ends_nothing(own_methods, tmp_path, mon
     assert json.loads((tmp_path / "runs/tune/split-digits/smoke/prickly.json").read_text())["best"] is None
 
 
+@pytest.mark.slow
 def test_several_methods_are_searched_in_turn_and_a_second_call_reads_what_is_done(
     own_methods, trained, tmp_path, monkeypatch, capsys
 ):
@@ -357,6 +360,7 @@ def test_several_methods_are_searched_in_turn_and_a_second_call_reads_what_is_do
     assert trained == []
 
 
+@pytest.mark.slow
 def test_without_a_method_every_space_is_searched(own_methods, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     searched = []

@@ -16,6 +16,7 @@ class Hides(Method):
 
 
 @pytest.mark.parametrize("method", ["cacl", "er", "ewc", "hides"])
+@pytest.mark.slow
 def test_counted_bytes_are_the_allocators(method, own_methods, tmp_path, monkeypatch):
     register(Hides)
     training, allocated, carried, loaded, record = compare(method, torch.device("cpu"), tmp_path)

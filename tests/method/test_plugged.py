@@ -63,6 +63,7 @@ def interrupted(job, results, stage=1):
 
 
 @pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.slow
 def test_it_trains_and_resumes_to_the_same_numbers(name, own_methods, tmp_path):
     if name == "GEMPlugin" and "quadprog" not in qpsolvers.available_solvers:
         pytest.skip("quadprog is not installed")
@@ -234,6 +235,7 @@ def test_mistakes_are_told_when_the_method_is_made(own_methods):
         ("EWCPlugin", {"ewc_lambda": 50.0}, "ewc", {"strength": 50.0, "fisher": "empirical"}),
     ],
 )
+@pytest.mark.slow
 def test_it_comes_close_to_our_own(plugin, arguments, ours, settings, own_methods, tmp_path):
     made("plugged", getattr(plugins, plugin), **arguments)
     size = {"train_per_class": 40, "test_per_class": 40, "epochs": 4, "tasks": 5}

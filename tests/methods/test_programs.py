@@ -40,6 +40,7 @@ def served(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.slow
 def test_every_kind_of_served_network_is_exported_to_torch_with_the_same_logits(name, served):
     network, _ = served(name)
     content, error = exported(network, 1, "torch")
@@ -78,6 +79,7 @@ def test_every_kind_of_served_network_is_exported_to_onnx_with_the_same_logits(s
 
 
 @pytest.mark.parametrize("policy", ["per_task", "batch_stats"])
+@pytest.mark.slow
 def test_networks_with_batch_normalisation_are_exported(policy):
     model = MultiHead.build("resnet10", image=(1, 8, 8), classes=[2, 2], batchnorm=policy, width=0.125)
     for task in (0, 1):

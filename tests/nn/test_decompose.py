@@ -239,6 +239,7 @@ def test_many_sweeps_are_for_small_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["individual-svd", "individual-tucker", "individual-cp"])
+@pytest.mark.slow
 def test_factors_are_what_is_trained_in_the_recovery_and_what_is_stored(method):
     strategy, stream = make(method=method, epochs=4, recovery=0.5, ratio=0.25)
     for experience in stream.train[:2]:
@@ -274,6 +275,7 @@ def test_without_recovery_the_factors_are_those_of_the_dense_kernel(monkeypatch)
         assert torch.allclose(layer.prefix(0).double(), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_kernel_without_a_sound_cp_fit_stays_dense_and_is_on_record(monkeypatch):
     def diagnostics():
         return trained(method="individual-cp", epochs=2)[0].method.diagnostics()

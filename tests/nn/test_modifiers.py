@@ -232,6 +232,7 @@ class Stopped(BaseException):
 
 
 @pytest.mark.parametrize("method", ["finetune+asi", "finetune+hosvd", "cacl+asi"])
+@pytest.mark.slow
 def test_a_run_that_is_resumed_is_the_undisturbed_one(method, tmp_path, monkeypatch):
     job = resolve("split-digits", "smoke", method, 1, overrides=TINY | {"tasks": 3, "dropout": 0.3})
 
@@ -285,6 +286,7 @@ def test_exact_modifiers_change_no_bit_and_hold_less(exact, method, monkeypatch)
     ("batchnorm", "segments"),
     [("per_task", 1), ("per_task", 2), ("per_task", 20), ("frozen_after_first", 3), ("batch_stats", 3), ("shared", 3)],
 )
+@pytest.mark.slow
 def test_recomputation_keeps_weights_and_running_statistics_of_a_residual_network(batchnorm, segments):
     held, found = [], []
     for name in ("finetune", "finetune+checkpointing"):

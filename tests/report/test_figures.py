@@ -57,6 +57,7 @@ def overlaps(figure, names):
 
 @pytest.mark.parametrize("fit", ["column", "page", "two-column"])
 @pytest.mark.parametrize("name", ["accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task", "accuracy_of_each_task"])
+@pytest.mark.slow
 def test_labels_stand_in_the_figure_and_do_not_cover_one_another(name, fit, many):
     labels = [row.label for row in Selection().rows_on(many).values()]
     assert len(labels) == 12
@@ -217,6 +218,7 @@ def test_ranks_of_banks_and_of_single_networks_are_drawn_on_request():
             run("c", tasks=2, diagnostics={"ranks": wrong})
 
 
+@pytest.mark.slow
 def test_text_is_of_three_sizes_and_provenance_is_in_the_metadata_and_not_on_the_plot(many):
     for name in figures.USUAL:
         with figures.style("sans"):
@@ -284,6 +286,7 @@ def test_labels_are_moved_apart_as_little_as_possible(count):
     assert figures._apart(np.array([20.0, 60.0]), 10, 0, 100).tolist() == [20, 60]
 
 
+@pytest.mark.slow
 def test_ranks_over_protocols_are_drawn_beside_the_summary(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "render", lambda figure, *words: drawn.append((figure, *words)) or {"pdf": b"", "png": b""})

@@ -96,6 +96,7 @@ def stored(*correct, size=1_000_000, names=FORMS):
 # ---- what is in the page
 
 
+@pytest.mark.slow
 def test_no_torch_is_needed():
     code = (
         "import sys, benchsuite.report.page\n"
@@ -105,6 +106,7 @@ def test_no_torch_is_needed():
 
 
 @pytest.mark.parametrize("kind", tables.TITLES)
+@pytest.mark.slow
 def test_tables_hold_the_numbers_of_the_board_and_the_text_of_the_printed_one(kind):
     made = boards()
     for board in made:

@@ -152,6 +152,7 @@ def test_no_cell_of_a_csv_is_a_formula():
     assert tables.csv(numbers).splitlines()[1:] == list(numbers["text"])
 
 
+@pytest.mark.slow
 def test_dollars_in_a_name_are_drawn_as_they_are(tmp_path):
     board = leaderboard([run("$a_{$"), run(r"a$b$"), run("ewc")])
     assert (tmp_path / "accuracy_vs_size.png") in write_report(board, tmp_path)
@@ -222,6 +223,7 @@ def test_report_writes_every_file(report):
     assert all(f"({name}.png)" in page for name in figures)
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_not_drawn_again_goes(tmp_path, undrawn):
     write_report(leaderboard(DRAWN), tmp_path)
     assert (tmp_path / "accuracy_vs_memory.pdf").exists()
@@ -406,6 +408,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(figures, "render", lambda *words: {"pdf": b"", "png": b""})
 
 
+@pytest.mark.slow
 def test_rows_to_compare_may_be_missing_on_some_boards(tmp_path, undrawn):
     one, two = run("ewc"), run("lwf")
     for record in (one, two, changed(one, job=changed(one.job, tier="smoke"))):
@@ -415,6 +418,7 @@ def test_rows_to_compare_may_be_missing_on_some_boards(tmp_path, undrawn):
         write_reports(tmp_path / "runs", tmp_path / "paper", {}, Selection(compare=("lwff",)))
 
 
+@pytest.mark.slow
 def test_reports_of_several_protocols_and_tiers(tmp_path, undrawn):
     for record in (run("a"), run("b"), run("a", tier="paper")):
         write(record, tmp_path / "runs" / record.job.folder / "record.json")
@@ -490,6 +494,7 @@ def test_notes_on_sizes_stand_under_the_boards_of_sizes():
     assert "| <0.001 | 0 |" in tables.to_markdown(leaderboard([tiny]), "parameter_efficiency")
 
 
+@pytest.mark.slow
 def test_a_figure_that_another_command_has_removed_meanwhile_is_no_error(tmp_path, undrawn, monkeypatch):
     write_report(leaderboard([run("a")]), tmp_path)
     old = tmp_path / "accuracy_vs_memory.png"

@@ -224,6 +224,7 @@ STORED = {"er": 20 * 64, "agem": 20 // 5 * 64}  # bytes of the first task's imag
         *STORED,  # refilled from the data set, see also tests/methods/test_replay.py
     ],
 )
+@pytest.mark.slow
 def test_what_is_carried_is_all_that_is_needed_and_all_of_it_is_needed(method, tmp_path):
     settings = {"calibration_batches": 2} if method == "lance" else {}
     job = job_of(method, epochs=1, reset_optimizer=method not in ("finetune", "ewc"), **settings)

@@ -106,6 +106,7 @@ def test_an_unknown_logger_is_told_the_nearest():
         logs.check_loggers(["tensorbord"])
 
 
+@pytest.mark.slow
 def test_wandb_asks_for_a_login_or_logs_to_a_folder(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -75,6 +75,7 @@ def other_process():
     other.pipe.close()
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_run(other_process, tmp_path):
     job, mine, events = job_of("cacl"), [], []
     other_process.start(job, tmp_path)
@@ -119,6 +120,7 @@ def test_a_killed_run_goes_on_where_it_was(other_process, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["cacl", "packnet", "hat", "agem", "ewc"])
+@pytest.mark.slow
 def test_the_first_tasks_alone_are_the_beginning_of_the_whole_sequence(method, tmp_path):
     """What tuning and a first look rely on: a method that shares something out does so for the whole sequence."""
     lite = {"train_per_class": 16, "test_per_class": 20, "epochs": 2, "batch_size": 16}

@@ -322,6 +322,7 @@ class Stop(SupervisedPlugin):
 
 
 @pytest.mark.parametrize("name", ["cosine", "one_cycle", "patience"])
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit(name, tmp_path):
     own = {"lr_schedule": name, "epochs": 8}
     own |= {"validation": 0.25, "lr_patience": 1, "lr_min": 0.004} if name == "patience" else {}
