@@ -136,6 +136,10 @@ class Registry(Generic[T]):
         self.all()
         return self._origins.get(name, "").startswith(f"{self.package}.")
 
+    def is_typed_in(self, name: str) -> bool:
+        """Whether it was registered in this session: by a notebook's cell, or by the script that is run."""
+        return self._origins.get(name) == "__main__"
+
     def modules(self) -> list[str]:
         """The modules of our own package, by their full names."""
         path = importlib.import_module(self.package).__path__

@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from ..analysis.leaderboard import Leaderboard, leaderboard
+from ..data.declared import datasets
 from ..data.sets import Images, MissingData, load_all
 from ..errors import UserError
 from ..fields import field_types
@@ -197,12 +198,14 @@ class Plan:
             raise UserError(f"cpus-per-run must be positive, got {cpus}")
         if not (gpus is None or gpus >= 0):
             raise UserError(f"gpus-per-run must not be negative, got {gpus}")
-        for name in self.settings:
-            if registered.get(name).__module__ == "__main__":
-                raise UserError(
-                    f"{name} is defined in this session, and runs are processes of their own",
-                    "put it in a file and name that file, or run its jobs here with benchsuite.run",
-                )
+        typed_in = [name for name in self.settings if registered.get(name).__module__ == "__main__"]
+        typed_in += [self.protocol.name] if protocols.is_typed_in(self.protocol.name) else []
+        typed_in += filter(datasets.is_typed_in, dict.fromkeys(task.dataset for task in self.protocol.tasks))
+        for name in typed_in:
+            raise UserError(
+                f"{name} is defined in this session, and runs are processes of their own",
+                "put it in a file and name that file, or run its jobs here with benchsuite.run",
+            )
 
     def _run(
         self,

@@ -123,8 +123,8 @@ COLUMNS = {
         SEEDS,
     ],
     "training_memory": [
-        Column("Held (MB)", "held", says="for the backward pass"),
-        Column("Peak (MB)", "peak", says="most alive at once in a training step"),
+        Column("Held (MB)", "held", says="for the backward pass, made in the step or before it"),
+        Column("Peak (MB)", "peak", says="most alive at once in a step, beyond what was there before it"),
         # what a paper counts: never without the other two
         Column("Formula (MB)", "formula", optional=True, says="what papers count"),
         TRAINING,

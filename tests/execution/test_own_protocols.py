@@ -216,6 +216,13 @@ def test_every_command_takes_a_file(place, capsys):
     assert main(["verify", str(record), *RUN]) == 0
     assert "seed 1: identical" in capsys.readouterr().out
     assert main(["run", "--from", str(record), *RUN, "--results", "again"]) == 0
+    (place / "R.csv").write_text("90,\n80,70\n")
+    told = ["--matrix", "R.csv", "--unit", "percent", "--method", "theirs", "--source", "https://example.org", "--by", "Doe 2024"]
+    assert main(["import", *RUN, *told]) == 0
+    assert main(["tune", *RUN, "--tier", "paper", "--method", "ewc", "--trials", "1", "--set", "epochs=1"]) == 0
+    assert main(["check", "split_photos.py"]) == 0
+    assert main(["bench", *RUN, "--sections", "methods", "--methods", "ewc", "--rounds", "1", "--steps", "1", "--tasks", "1", "2"]) == 0
+    assert "split-photos" in capsys.readouterr().out
     other = place / "other.py"
     other.write_text(PHOTOS.replace("split-photos", "other").replace("my-photos", "other-photos"))
     assert main(["verify", str(record), "--protocol", "other.py"]) == 2

@@ -6,10 +6,12 @@ import sys
 import pytest
 
 import benchsuite
+from benchsuite.data import datasets
 from benchsuite.errors import UserError
 from benchsuite.execution import plan as plans
 from benchsuite.execution.messages import Begun
 from benchsuite.method import Method, register
+from benchsuite.protocol import protocols
 from benchsuite.training.events import Note
 from benchsuite.training.runner import run
 
@@ -102,6 +104,15 @@ def test_a_method_of_this_session_is_refused_before_anything_runs(engines, own_m
     assert engines == []
     assert small(tmp_path, ["finetune", "theirs"]).run() == {}  # control
     assert len(engines) == 1
+
+
+@pytest.mark.parametrize(("where", "name"), [(protocols, "split-digits"), (datasets, "digits")])
+def test_what_else_is_of_this_session_is_refused_too(engines, where, name, tmp_path, monkeypatch):
+    where.all()
+    monkeypatch.setattr(where, "_origins", {**where._origins, name: "__main__"})
+    with pytest.raises(UserError, match=f"^{name} is defined in this session"):
+        small(tmp_path, ["finetune"]).run()
+    assert engines == []
 
 
 def test_sizes_are_matched_once_the_reference_has_a_record(engines, tmp_path):
