@@ -145,12 +145,15 @@ class Registry(Generic[T]):
         path = importlib.import_module(self.package).__path__
         return [module.name for module in pkgutil.iter_modules(path, f"{self.package}.")]
 
+    def import_ours(self) -> None:
+        for module in self.modules():
+            importlib.import_module(module)
+
     def all(self) -> dict[str, T]:
         """Every registered item by name, in alphabetical order."""
         if not self._discovered:
             self._discovered = True
-            for module in self.modules():
-                importlib.import_module(module)
+            self.import_ours()
             for entry in entry_points(group=f"benchsuite.{self.kind.replace(' ', '')}s"):
                 entry.load()
         return dict(sorted(self._known.items()))

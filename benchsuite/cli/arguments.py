@@ -356,6 +356,7 @@ def parser() -> Parser:
         default=PROTOCOL,
         help=f"a registered protocol or a Python file that defines one (default: {PROTOCOL}, which needs no download)",
     )
+    timed.add_argument("--tier", default="lite", help="lite (default), paper or another tier of the protocol")
     timed.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder that holds the image sets (default: the download cache)"
     )

@@ -63,6 +63,7 @@ def command_bench(arguments: argparse.Namespace) -> None:
         return
     bench = Bench(
         protocol=arguments.protocol,
+        tier=arguments.tier,
         data_dir=arguments.data_dir,
         methods=names,
         relative_to=methods.find(arguments.relative_to),

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pkgutil
 import signal
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
-from importlib.util import find_spec
 from multiprocessing import resource_tracker
 
-WANTED = ("benchsuite.training.runner", "sklearn.datasets")
-PACKAGES = ("benchsuite.protocols", "benchsuite.methods")
+WANTED = ("benchsuite.execution.wanted", "sklearn.datasets")
 
 
 def can_fork(device: str) -> bool:
@@ -29,16 +26,10 @@ def start() -> None:
     """Start the server, unless it runs already."""
     from multiprocessing import forkserver
 
-    ours = [module.name for package in PACKAGES for module in pkgutil.iter_modules(_places(package), f"{package}.")]
-    multiprocessing.get_context("forkserver").set_forkserver_preload([*WANTED, *ours])
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*WANTED])
     # The server imports from its working folder, where a source tree would shadow the installed package.
     with deaf(), chdir(os.sep):
         forkserver.ensure_running()
-
-
-def _places(package: str) -> list[str]:
-    found = find_spec(package)
-    return list(found.submodule_search_locations or ()) if found else []
 
 
 @contextmanager

@@ -78,9 +78,10 @@ KINDS = {  # of operations, by words in their names; the first match counts
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What is measured: the lite recipe of a protocol with seed 1 and `overrides`."""
+    """What is measured: the recipe of a protocol and tier with seed 1 and `overrides`."""
 
     protocol: str = "split-digits"
+    tier: str = "lite"
     data_dir: Path | None = None
     methods: Sequence[str] = ()
     relative_to: str = "finetune"
@@ -96,7 +97,7 @@ class Bench:
 
     def job(self, method: str = "finetune", **changes: Any) -> Job:
         overrides = {"epochs": 1, "milestones": (), **self.overrides, **changes}
-        return resolve(self.protocol, "lite", method, 1, overrides=overrides, precision=self.precision)
+        return resolve(self.protocol, self.tier, method, 1, overrides=overrides, precision=self.precision)
 
     def stream(self, **changes: Any) -> TaskStream:
         recipe = recipe_of(self.job(**changes).settings)
@@ -538,7 +539,7 @@ def _serve(
 
 
 def provenance(bench: Bench, load: tuple[float, ...]) -> str:
-    return f"{bench.protocol}, lite, {bench.precision}, {circumstances(bench.device, bench.rounds, bench.steps, load)}"
+    return f"{bench.protocol}, {bench.tier}, {bench.precision}, {circumstances(bench.device, bench.rounds, bench.steps, load)}"
 
 
 def markdown(frame: pd.DataFrame, below: str) -> str:

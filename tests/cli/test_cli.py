@@ -566,6 +566,7 @@ HOOKS += [
 
 
 @pytest.mark.parametrize("name", ["any", "artifact", "method", "tensor", "match", "new_method", "nn"])
+@pytest.mark.slow
 def test_a_new_method_is_valid_python_whatever_its_name(name, folder):
     assert call("new-method", name) == 0
     tree = ast.parse((folder / f"{name}.py").read_text())

@@ -278,6 +278,7 @@ def as_nobody(act):
     return text
 
 
+@pytest.mark.slow
 def test_a_results_folder_that_is_read_only_is_one_line_and_can_be_ranked(capsys):
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
         results = Path(name)

@@ -374,6 +374,7 @@ def test_a_kill_at_any_moment_changes_no_number(tmp_path, own_methods):
         assert artifacts[0] == artifacts[1]
 
 
+@pytest.mark.slow
 def test_two_boards_on_one_folder_train_each_run_once(tmp_path):
     jobs = [tiny(method, seed, tasks=2) for method in ("finetune", "ewc") for seed in (1, 2)]
     place = RunContext(results=tmp_path, data_dir=None, device="cpu", threads=1)

@@ -30,6 +30,7 @@ def test_the_computed_size_is_the_one_that_a_run_ends_with(name, tmp_path):
         assert stored_bytes(job_of(name, **settings)) == run(job_of(name, **settings), results=tmp_path).stored_bytes
 
 
+@pytest.mark.slow
 def test_methods_whose_size_is_learnt_say_so(tmp_path):
     learnt = set(methods.all()) - set(KNOWN)
     assert learnt == {"cacl", "cacl-cp", "cacl-tucker", "cacl-kronecker", "delta-svd", "individual-cp"}

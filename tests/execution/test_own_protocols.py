@@ -221,7 +221,28 @@ def test_every_command_takes_a_file(place, capsys):
     assert main(["import", *RUN, *told]) == 0
     assert main(["tune", *RUN, "--tier", "paper", "--method", "ewc", "--trials", "1", "--set", "epochs=1"]) == 0
     assert main(["check", "split_photos.py"]) == 0
-    assert main(["bench", *RUN, "--sections", "methods", "--methods", "ewc", "--rounds", "1", "--steps", "1", "--tasks", "1", "2"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                *RUN,
+                "--tier",
+                "paper",
+                "--sections",
+                "methods",
+                "--methods",
+                "ewc",
+                "--rounds",
+                "1",
+                "--steps",
+                "1",
+                "--tasks",
+                "1",
+                "2",
+            ]
+        )
+        == 0
+    )
     assert "split-photos" in capsys.readouterr().out
     other = place / "other.py"
     other.write_text(PHOTOS.replace("split-photos", "other").replace("my-photos", "other-photos"))

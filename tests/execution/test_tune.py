@@ -449,7 +449,7 @@ def test_what_was_found_goes_into_the_file_and_from_there_under_the_table(own_me
     assert (tuned.job.origins["strength"], tuned.job.settings["strength"]) == (origin, best["values"]["strength"])
     assert (tuned.job.origins["power"], tuned.job.settings["power"]) == (origin, 4), "what it was found with"
     notes = leaderboard([plain, tuned]).footnotes
-    assert any(f"strength = {best['values']['strength']} ({origin})" in note for note in notes)
+    assert any(note.startswith(f"settings, {origin}: ") and f"strength = {best['values']['strength']}" in note for note in notes)
 
 
 FIXED = {"budget"}  # terms of the comparison: the same for every method that has them

@@ -110,6 +110,7 @@ def test_ranks_by_energy_carry_it_and_no_smaller_ones_do(share):
     assert error <= math.sqrt(2 * (1 - share)) + 1e-9
 
 
+@pytest.mark.slow
 def test_the_rank_of_cp_by_energy_is_one_whose_error_is_small_enough():
     a, b, d, e = (normal(n, 4, seed=n) for n in (8, 7, 3, 2))
     kernel = torch.einsum("or,ir,hr,wr->oihw", a, b, d, e)
@@ -192,6 +193,7 @@ def w_state():
     return w + 1e-4 * normal(2, 2, 2, 1)
 
 
+@pytest.mark.slow
 def test_kappa_tells_a_degenerate_fit():
     fits = [decompose.cp_fit(w_state(), 2, 0.0, sweeps) for sweeps in (20, 2000)]
     errors = [float((decompose.compose_cp(fit) - w_state()).norm()) for fit in fits]

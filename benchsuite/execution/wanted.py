@@ -1,0 +1,10 @@
+"""Imports all that a run may need of ours: the server imports it before it forks. Other packages may fail, and wait for their run."""
+
+from ..method.registered import methods
+from ..protocol import protocols
+from ..training import runner
+
+__all__ = ["runner"]
+
+methods.import_ours()
+protocols.import_ours()
