@@ -183,9 +183,9 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
                 sizes.setdefault(name, []).append(size)
         here = f"{np.mean([run.stored_bytes for run in runs]) / MB:.3f}"
         said = {name: f"{np.mean(s) / MB:.3f}" for name, s in sizes.items()}
-        for name, size in said.items():
-            if size != here:
-                counted.setdefault(name, []).append(f"{label} {size}")
+        for name, mb in said.items():
+            if mb != here:
+                counted.setdefault(name, []).append(f"{label} {mb}")
         if stored := [run.memory_bytes for run in runs if run.memory_bytes]:
             images.append(f"{label} {np.mean(stored) / MB:.3f}")
     notes += [f"stored MB as {name}: {', '.join(of_rows)}" for name, of_rows in counted.items()]
@@ -218,7 +218,7 @@ def _changed_answers(runs: list[RunRecord]) -> str:
         return ""
     means = {form: float(np.mean([run.forms[form].changed for run in runs])) for form in common_forms(runs)}
     words = {form: f"{mean:.1f}".removesuffix(".0") if mean >= 0.05 else "<0.1" for form, mean in means.items() if mean}
-    return ", ".join(f"{form} {number}" for form, number in words.items())
+    return ", ".join(f"{form} {many}" for form, many in words.items())
 
 
 def ranged(remarks: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Imports all that a run may need of ours: the server imports it before it forks. Other packages may fail, and wait for their run."""
+"""Imports all that a run may need of ours: the server imports it before it forks. Other packages wait for their run."""
 
 from ..method.registered import methods
 from ..protocol import protocols
