@@ -27,7 +27,6 @@ from . import script
 BASE = "defaults"
 CHANGES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # the factor, and what it changes
     (BASE, {}),
-    *(("budget", {"budget": share}) for share in (0.051, 0.102, 0.204, 0.306, 0.438, 0.611)),  # 5 to 60 kB a task at half width
     *(("bits", {"bits": bits}) for bits in (4, 8)),
     *(("recovery", {"recovery": share}) for share in (0.0, 0.4)),
     *(("reference", {"reference": name}) for name in ("nearest", "first")),
@@ -37,6 +36,7 @@ CHANGES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # the factor, and what i
     # without training after the cut, where errors are not trained away
     *(("no recovery", {"recovery": 0.0} | more) for more in ({"loop": "open"}, {"whiten": False}, {"bits": 4})),
     ("no recovery", {"recovery": 0.0, "bits": 4, "refit": False}),
+    *(("budget", {"budget": share}) for share in (0.051, 0.204, 0.306, 0.438, 0.611)),  # 5 to 60 kB a task at half width
 )
 
 
