@@ -50,7 +50,7 @@ def test_the_precision_table_pairs_the_seeds(monkeypatch, capsys, tmp_path):
 
 
 def test_each_ablation_changes_one_thing_and_has_the_references_of_its_own_tasks(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(ablations, "CHANGES", [ablations.CHANGES[i] for i in (0, 1, 6, -3)])
+    monkeypatch.setattr(ablations, "CHANGES", [ablations.CHANGES[i] for i in (0, -5, -1, 10)])
     words = "--protocol split-digits --tier smoke --tasks 2"
     words += f" --results {tmp_path}/runs --references {tmp_path}/full --output {tmp_path}"
     for more in ([], ["--set", "lr=0.1"]):  # the second is no reference: it has another setting
