@@ -41,7 +41,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:  # of this name alone: it is too long, or a folder has it
+            raise UserError(f"cannot write {path}: {error.strerror}", "choose another name") from None
         with suppress(OSError):  # the new name too survives a power cut, where the file system can sync a folder
             entry = os.open(path.parent, os.O_RDONLY)
             try:

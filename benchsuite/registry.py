@@ -10,7 +10,7 @@ import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
@@ -77,8 +77,10 @@ def _forget(path: Path, module: str) -> None:
     _MODULES.pop(path, None)
 
 
-def find_in(place: str, name: str) -> tuple[Any, Path | None]:
-    """What a module, or a Python file, calls `name`; and the file. A file that was loaded is also known by its bare name."""
+def find_in(place: str, name: str, check: Callable[[Any], None]) -> tuple[Any, Path | None]:
+    """What a module, or a Python file, calls `name`; and the file. A file that was loaded is also known by its bare name.
+
+    check: raises UserError for what it must not be. A file without it, or with a wrong one, is loaded again once it is mended."""
     path = Path(place).expanduser().resolve() if place.endswith(".py") else None
     if path and not path.is_file():
         path = next((loaded for loaded in reversed(_MODULES) if loaded.name == place), path)
@@ -88,10 +90,14 @@ def find_in(place: str, name: str) -> tuple[Any, Path | None]:
         module = sys.modules[_MODULES[path]] if path else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         raise UserError(f"{place}: cannot be imported: {one_line(error)}", "name an installed module or a Python file") from None
-    if not hasattr(module, name):
+    try:
+        if not hasattr(module, name):
+            raise UserError(f"{place}: has no {name}", suggest(name, [word for word in vars(module) if word[0].isupper()]))
+        check(getattr(module, name))
+    except UserError:
         if fresh and path:
             _forget(path, module.__name__)
-        raise UserError(f"{place}: has no {name}", suggest(name, [word for word in vars(module) if word[0].isupper()]))
+        raise
     return getattr(module, name), path
 
 

@@ -193,8 +193,8 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
     changed: dict[str, list[str]] = {}  # rows, by the number of test images
     for label, runs in rows.items():
         if words := _changed_answers(runs):
-            tested = np.mean([sum(task.test for task in run.tasks) for run in runs])
-            changed.setdefault(f"{tested:.6g}", []).append(f"{label} ({words})")
+            images_tested = np.mean([sum(task.test for task in run.tasks) for run in runs])
+            changed.setdefault(f"{images_tested:.6g}", []).append(f"{label} ({words})")
     for tested, of_rows in changed.items():
         notes.append(
             f"of {tested} test images so many are answered differently in fewer bits (mean over seeds; rows whose accuracies "

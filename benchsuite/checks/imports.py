@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ import msgspec
 from .. import files
 from ..errors import UserError
 from ..protocol import protocols
-from ..record.imported import Imported
+from ..record.imported import ADDRESS, Imported
 from ..registry import suggest
 from ..training.environment import now
 
@@ -53,6 +54,8 @@ def result_of(
         raise UserError(f"{matrix}: {wrong:g} is no accuracy between 0 and {most}", "choose --unit percent or --unit fraction")
     if unit == "percent" and known and max(known) <= 1:
         raise UserError(f"{matrix}: no entry is above 1", "they look like fractions: choose --unit fraction")
+    if not re.fullmatch(ADDRESS, source):
+        raise UserError(f"{source!r:.200} is no address of a source", "write http(s)://... or doi:...")
     size = None if artifact is None else _read(artifact)
     try:
         result = msgspec.convert(

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def command_report(arguments: argparse.Namespace) -> None:
     from .. import catalogue
     from ..files import write_atomic
-    from ..protocol import protocols
     from ..report.selection import EXAMPLE
-    from ..report.write import compile_document, write_reports
 
     if arguments.example:
         if arguments.example.exists():
@@ -34,6 +32,10 @@ def command_report(arguments: argparse.Namespace) -> None:
     if not arguments.output:
         raise UserError("report needs a folder to write to", "name one, such as `benchsuite report paper`")
     selection = selected(arguments)
+
+    from ..protocol import protocols  # only now: figures and protocols take a second to import
+    from ..report.write import compile_document, write_reports
+
     sources = dict.fromkeys(catalogue.methods(), "")  # installed methods have no file of their own
     if arguments.methods:  # only a method's own file is imported, and PyTorch with it
         from ..method.registered import methods

@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import ELSEWHERE, locked, read, write_atomic
 
-READERS = 2  # raise it when the output of a reader changes: older entries are then decoded again
+READERS = 3  # raise it when the output of a reader changes: older entries are then decoded again
 
 
 class Arrays(NamedTuple):

@@ -341,6 +341,10 @@ def in_size(image: Any, file: Path, size: Size, mode: Mode) -> np.ndarray:
 
     if not isinstance(image, Image.Image):
         raise UserError(f"{file}: gives {type(image).__name__}, not an image", "use another reader")
+    if image.mode in ("I", "F"):  # Pillow would make white of everything above 255
+        raise UserError(f"{file}: has grey values of 32 bits, and nothing says their range", "save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "transparency" in image.info:  # of a palette; Pillow warns otherwise
         image = image.convert("RGBA")
     image = image.convert(mode)

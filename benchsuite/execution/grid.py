@@ -22,7 +22,7 @@ from ..record.schema import Job
 from ..record.store import read
 from ..source import stale
 from ..training.events import Event, Note
-from .messages import Failed, Finished, Message
+from .messages import Done, Failed, Finished, Message
 
 RETRIES = 2  # of a run whose process was killed
 
@@ -106,12 +106,12 @@ def expected(job: Job, known: Sequence[tuple[str, float]]) -> float:
 
 
 def run_all(
-    left: Sequence[Job], *, results: Path, engine: Engine, report: Callable[[Event | Note], None] = lambda event: None
+    left: Sequence[Job], *, results: Path, engine: Engine, report: Callable[[Event | Note | Done], None] = lambda event: None
 ) -> dict[str, str]:
     """Run these jobs in this order. Returns the errors by run folder; each is also on record in that folder.
 
     A job whose folder holds a record that cannot be trusted is an error: it is not run, and its folder is not touched.
-    report: called with the `Event`s of every run, and with `Note`s.
+    report: called with the `Event`s of every run, with `Done` when it has its record, and with `Note`s.
     """
     errors = {str(job.folder): reason for job in left if (reason := refusal(job, results))}
     queue, running = [job for job in left if str(job.folder) not in errors], dict[Any, Job]()
@@ -134,6 +134,7 @@ def run_all(
                 job = running.pop(key)
                 name, folder = str(job.folder), RunFolder(results / job.folder)
                 if isinstance(message, Finished):
+                    report(Done(job))
                     continue
                 if isinstance(message, Failed):
                     reason = message.reason

@@ -1,10 +1,11 @@
-"""What a board and its engine report: `Begun`, then `Event`s while runs train, and an `Ending` for each run."""
+"""What a board and its engine report: `Begun`, `Event`s while runs train, an `Ending` for each run, `Done` if it has a record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..record.schema import Job
 from ..training.events import Event
 
 
@@ -15,6 +16,13 @@ class Begun:
     runs: int
     of: int
     slots: int | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The run has its record, where the board looks for it."""
+
+    job: Job
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ from . import grid
 from .grid import run_all
 from .local import Local
 from .match import matching_width, stored_bytes
-from .messages import Begun
+from .messages import Begun, Done
 from .ray import Cluster
 from .worker import RunContext
 
 SEEDS = (1, 2, 3)
 
-Report = Callable[[Event | Note | Begun], None]
+Report = Callable[[Event | Note | Begun | Done], None]
 
 
 class NotRun(UserError):

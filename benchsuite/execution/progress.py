@@ -1,4 +1,4 @@
-"""Progress on the screen: a progress bar for each run on a terminal, otherwise a plain line for each finished task."""
+"""Progress on the screen: a progress bar for each run on a terminal, otherwise a plain line for each finished task and run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..training.events import Event, Note
-from .messages import Begun
+from .messages import Begun, Done
 
 
 class Display:
@@ -18,7 +18,7 @@ class Display:
 
     def __init__(self, runs: int = 0) -> None:
         self.console = Console(stderr=True)
-        self.total, self.finished = runs, set[str]()
+        self.total, self.finished = runs, 0
         self.bars: Progress | None = None
         self.overall: Any = None
         self.rows: dict[str, Any] = {}
@@ -54,7 +54,7 @@ class Display:
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def __call__(self, event: Event | Note | Begun) -> None:
+    def __call__(self, event: Event | Note | Begun | Done) -> None:
         if isinstance(event, Begun):
             self.total += event.runs
             self._show_total()
@@ -64,11 +64,16 @@ class Display:
         if isinstance(event, Note):
             self.say(f"benchsuite: {event.text}")
             return
+        if isinstance(event, Done):
+            self.finished += 1
+            if self.bars and self.overall is not None:
+                self.bars.update(self.overall, completed=self.finished)
+            elif self.total > 1:
+                self.say(f"{event.job}: done  [{self.finished}/{self.total} runs]")
+            return
         if event.note:
             self.say(f"{event.job}: {event.note}")
         key, last = str(event.job.folder), event.stage + 1 == event.stages and event.epoch == event.epochs
-        if last:
-            self.finished.add(key)  # a set, because the last task is trained again if its process was killed
         if self.bars:
             done = event.stage * event.epochs + event.epoch
             if key not in self.rows:
@@ -79,10 +84,7 @@ class Display:
             self.bars.update(self.rows[key], completed=done, speed=speed)
             if last:
                 self.bars.remove_task(self.rows.pop(key))
-            if last and self.overall is not None:
-                self.bars.update(self.overall, completed=len(self.finished))
         elif event.epoch == event.epochs:
-            runs = f"  [{len(self.finished)}/{self.total} runs]" if last and self.total > 1 else ""
-            self.say(f"{event.job}: {event.stage + 1}/{event.stages} trained, loss {event.loss:.4f}{runs}")
+            self.say(f"{event.job}: {event.stage + 1}/{event.stages} trained, loss {event.loss:.4f}")
         elif event.epoch == 0 and event.stage:
             self.say(f"{event.job}: resumes after {event.stage}/{event.stages}")

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import folders_below
+from ..protocol import protocols
 from ..record.folder import RunFolder
 from ..record.store import read_in_place
 from ..source import stale
 from ..text import clean
 
-STATES = ("running", "failed", "unreadable", "stale", "interrupted", "missing", "done")
+STATES = ("running", "failed", "unreadable", "stale", "unchecked", "interrupted", "missing", "done")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,10 @@ def state_of(path: Path) -> tuple[str, str]:
         return "running", _words(folder)
     try:
         if folder.record.exists():
-            reason = stale(read_in_place(folder.record))
+            record = read_in_place(folder.record)
+            reason = stale(record)
+            if reason and record.made_by and record.job.protocol not in protocols.all():
+                return "unchecked", reason
             return ("stale", f"{reason}; `leaderboard` runs it again") if reason else ("done", "")
     except UserError as error:
         return "unreadable", str(error)

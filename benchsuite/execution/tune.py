@@ -36,6 +36,7 @@ from ..training.device import device_named
 from ..training.environment import environment, source_revision
 from ..training.runner import RunFailed, identify, run
 from ..training.settings import TUNING_SEEDS, resolve
+from .messages import Done
 from .progress import Display
 
 TASKS = 3  # forgetting shows from the second task on, a penalty too strong to learn anything new in the third
@@ -130,7 +131,10 @@ class Study:
         score, error = None, ""
         try:
             with Display(len(jobs)) as display:
-                done = [run(job, results=folder, data_dir=data_dir, device=device, report=display) for job in jobs]
+                done = []
+                for job in jobs:
+                    done.append(run(job, results=folder, data_dir=data_dir, device=device, report=display))
+                    display(Done(job))
             score = sum(record.accuracy for record in done) / len(done)
         except RunFailed as failure:
             error = str(failure)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,10 @@ class Methods(Registry[type[Method]]):
             return f"{place}:{name}"
         if not place and name not in AVALANCHE:
             raise UserError(f"Avalanche has no strategy plugin {name!r}", suggest(name, AVALANCHE))
-        cls, file = find_in(place, name) if place else (AVALANCHE[name], None)
-        check_plugin(cls, f"{place}:{name}" if place else name)
+        if place:
+            cls, file = find_in(place, name, partial(check_plugin, text=f"{place}:{name}"))
+        else:
+            cls, file = AVALANCHE[name], None
         full = name if AVALANCHE.get(name) is cls else f"{file.name if file else place}:{name}"
         if "+" in full:
             raise UserError(f"{full}: a + divides a method from its plugins", "give the file another name")

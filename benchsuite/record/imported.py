@@ -28,6 +28,7 @@ REMEDY = "import it again with `benchsuite import`, or move it away"
 
 PerCent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+ADDRESS = r"\A(https?://|doi:)\S+\Z"
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 
@@ -45,7 +46,7 @@ class Imported(Part, frozen=True, dict=True):
     seed: Count
     tasks: Annotated[list[str], msgspec.Meta(min_length=1)]
     accuracy: list[list[PerCent | None]]
-    source: Annotated[Text, msgspec.Meta(pattern=r"\A(https?://|doi:)\S+\Z")]
+    source: Annotated[Text, msgspec.Meta(pattern=ADDRESS)]
     by: Text
     date: Text
     matrix_sha256: Digest
@@ -146,7 +147,8 @@ def read(path: Path) -> Imported:
     """Read and check a result. Raises UserError, naming the file, when it is not one or was changed since it was imported."""
     try:
         content = msgspec.json.decode(files.read(path))
-        if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+        schema = content.pop("schema", None) if isinstance(content, dict) else None
+        if schema != SCHEMA or type(schema) is not int:
             raise UserError(f"{path}: is no imported result of this version", REMEDY)
         if content.pop("digest", None) != digest({"schema": SCHEMA, **content}):
             raise UserError(f"{path}: was changed after it was imported (its digest does not fit)", REMEDY)

@@ -31,6 +31,7 @@ LONGEST_LABEL = 60  # characters of what tables and figures call a method, and o
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # sums of them still fit into 64 bits
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Images = Annotated[int, msgspec.Meta(ge=1, le=10**9)]  # of a task
 Duration = Annotated[float, msgspec.Meta(ge=0, le=1e10)]  # seconds: three centuries, so that sums are finite
 Components = Annotated[list[Count], msgspec.Meta(min_length=1, max_length=2)]
 
@@ -99,8 +100,8 @@ class LearntTask(Part, frozen=True):
     name: str
     dataset: str
     classes: list[Count]
-    train: Positive
-    test: Positive
+    train: Images
+    test: Images
 
 
 class Sizes(Part, frozen=True):

@@ -49,7 +49,7 @@ def read(path: Path) -> RunRecord:
     """Read and check a record. Raises UserError, naming the file, when it is not one or was changed since it was written."""
     try:
         text = files.read(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: is not there", "name the folder of one run, PROTOCOL/TIER/METHOD/...-seedN") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}", "make it readable, or move it away") from None

@@ -226,12 +226,27 @@ def check_protocol(protocol: Protocol, recipe: Recipe) -> None:
     if round(recipe.dropout * 65536) >= 65536:  # the dropout layer draws 16 bits per element: nothing would be left
         raise UserError(f"dropout must be below 0.99999, got {recipe.dropout}")
     try:
-        with torch.device("meta"):
-            BACKBONES[recipe.backbone](protocol.image, recipe.dropout, recipe.width)
+        _shape(recipe.backbone, protocol, recipe)
     except ValueError as error:
-        raise UserError(f"backbone {recipe.backbone!r} does not fit {protocol.name}: {error}") from None
+        fitting = [name for name in BACKBONES if _fits(name, protocol, recipe)]
+        remedy = f"these fit: {', '.join(fitting)}" if fitting else "give the protocol larger images"
+        raise UserError(f"backbone {recipe.backbone!r} does not fit {protocol.name}: {error}", remedy) from None
     if recipe.batch_size == 1:
         refuse_single_images(protocol, recipe, "batch_size=1")
+
+
+def _shape(backbone: str, protocol: Protocol, recipe: Recipe) -> None:
+    """Raises ValueError for a backbone that does not fit the images."""
+    with torch.device("meta"):
+        BACKBONES[backbone](protocol.image, recipe.dropout, recipe.width)
+
+
+def _fits(backbone: str, protocol: Protocol, recipe: Recipe) -> bool:
+    try:
+        _shape(backbone, protocol, recipe)
+    except ValueError:
+        return False
+    return True
 
 
 def refuse_single_images(protocol: Protocol, recipe: Recipe, what: str) -> None:

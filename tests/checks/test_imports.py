@@ -94,7 +94,11 @@ WRONG = {
     "nothing": ([], [], "has 0 rows of no cells"),
     "a NUL": (b"1,2\x003\n", [], "has 1 rows of 2 cells"),
     "another encoding": (b"\xff\xfe\x00", [], "is not a CSV file"),
-    "a source without an address": (ROWS, ["--source", "a friend"], "cannot be imported"),
+    "a source without an address": (
+        ROWS,
+        ["--source", "a friend"],
+        "'a friend' is no address of a source; write http(s)://... or doi:...",
+    ),
     "a name that leads out": (ROWS, ["--method", "../x"], "cannot name a folder"),
     "a tier of nobody": (ROWS, ["--tier", "light"], "no tier of split-digits"),
     "no artifact": (ROWS, ["--artifact", "nowhere"], "nowhere: cannot be read"),
@@ -257,6 +261,7 @@ def test_a_changed_result_is_left_out_by_name_and_merge_carries_a_sound_one(brin
         {"tasks": []},
         {"stored_bytes": 5},
         {"more": 1},
+        {"schema": True},
     ],
     ids=repr,
 )

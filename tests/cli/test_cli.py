@@ -149,7 +149,10 @@ BAD = [
     (["leaderboard", "--no-run"], ["no finished runs"]),
     (["leaderboard", "--no-run", "--seeds", "1,2,3"], ["--no-run", "--seeds"]),
     (["leaderboard", "--no-run", "--method", "cacl", "--set", "lr=1"], ["--no-run", "--method, --set"]),
-    ([*RUN, "--method", "cacl", "--set", "backbone=cacl"], ["'cacl'", "split-digits", "too small"]),
+    (
+        [*RUN, "--method", "cacl", "--set", "backbone=cacl"],
+        ["'cacl'", "split-digits", "too small", "these fit: digits, resnet10, resnet18"],
+    ),
     ([*RUN, "--method", "finetune", "--set", "dropout=0.999999"], ["dropout", "0.999999"]),
     (["export", "a", "b", "--output", "c"], ["--output", "single"]),
     (["leaderboard", "--method", "cakl"], ["did you mean 'cacl'?"]),
@@ -385,6 +388,7 @@ def test_several_configurations_are_exported_at_once(folder):
     [
         (["verify", "empty"], "empty/record.json: is not there; name the folder of one run"),
         (["export", "empty"], "empty/record.json: is not there; name the folder of one run"),
+        (["run", "--from", "file"], "file/record.json: is not there; name the folder of one run"),
         (["status", "--results", "file"], "file: is not a folder; name one with --results"),
         (["leaderboard", "--no-run", "--results", "file"], "file: is not a folder; name one with --results"),
         (["report", "out", "--results", "file"], "file: is not a folder; name one with --results"),

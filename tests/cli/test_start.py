@@ -18,6 +18,7 @@ COMMANDS = {
     "export nowhere": TORCH | TABLES - {"numpy"},
     "data verify split-digits": TORCH | {"matplotlib"},
     "report paper": TORCH,
+    "report paper --select nowhere.toml": TORCH | {"matplotlib", "benchsuite.protocols"},
     "leaderboard --no-run": TORCH,
 }
 

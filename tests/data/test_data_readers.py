@@ -111,6 +111,21 @@ def test_images_of_any_size_are_brought_to_one(own, tmp_path, size, mode, shape)
     assert "images of several sizes (12x9, then 7x20" in reason("own", tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grey_values_of_16_bits_keep_their_upper_8_and_more_bits_are_refused(own, tmp_path, mode):
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i, ending in enumerate(("png", "tif")):
+            Image.fromarray(values).save(tmp_path / name / f"{i}.{ending}")
+    own(ImageFolder(mode=mode))
+    images = load("own", tmp_path)
+    for pixels in (images.train_x, images.test_x):
+        np.testing.assert_array_equal(pixels, np.broadcast_to((values >> 8)[None, ..., None], pixels.shape))
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "a" / "2.tif")
+    assert "2.tif: has grey values of 32 bits, and nothing says their range; save it" in reason("own", tmp_path)
+
+
 def test_an_image_is_scaled_to_cover_and_cut_around_its_centre_as_its_camera_says(own, tmp_path):
     """Left half black, right half white, twice as wide as high: the middle square has both."""
     wide = np.zeros((8, 16, 3), np.uint8)

@@ -151,6 +151,14 @@ def test_a_write_that_is_refused_half_way_leaves_what_was_there(room, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
+@pytest.mark.parametrize(("name", "why"), [("folder.csv", "Is a directory"), ("x" * 300, "File name too long")])
+def test_a_name_that_a_file_cannot_have_is_named(name, why, tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / name}: {why}; choose another name"):
+        files.write_atomic(tmp_path / name, "x")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.csv"]
+
+
 def test_a_checkpoint_that_is_refused_half_way_costs_the_task_in_training(room, tmp_path):
     job, events = job_of("ewc", tasks=3), []
 

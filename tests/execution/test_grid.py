@@ -21,7 +21,7 @@ from benchsuite import files
 from benchsuite.cli.arguments import seeds
 from benchsuite.execution.grid import missing, run_all
 from benchsuite.execution.local import Local
-from benchsuite.execution.messages import Failed, Finished, Killed
+from benchsuite.execution.messages import Done, Failed, Finished, Killed
 from benchsuite.execution.worker import RunContext
 from benchsuite.record import schema, store
 from benchsuite.record.folder import RunFolder
@@ -196,7 +196,8 @@ def test_a_killed_run_is_tried_twice_more_and_the_others_go_on(tmp_path):
         "bad: why",
         "p/t thrice seed 1: its process was killed 3 times",
     ]
-    assert len(said) == 1 + 2 + 2
+    assert sorted(line.job.method for line in said if isinstance(line, Done)) == ["good", "once", "twice"]
+    assert sum(isinstance(line, Note) for line in said) == 1 + 2 + 2
     known = {name: RunFolder(tmp_path / named(name).folder).read_failure() for name in script}  # as `status` shows it
     assert known["bad"] == "bad: why"
     assert known["thrice"].startswith("its process was killed 3 times")
@@ -243,7 +244,8 @@ def test_what_another_command_has_in_hand_comes_later(tmp_path):
     with files.locked(tmp_path / jobs[0].folder / "lock"):
         assert run_all(jobs, results=tmp_path, engine=engine, report=said.append) == {}
     assert engine.started == ["b", "c", "a"]
-    assert said == [Note("p/t a seed 1: is running in another process; waiting for it")]
+    assert said[2] == Note("p/t a seed 1: is running in another process; waiting for it")
+    assert [line.job for line in said if isinstance(line, Done)] == [jobs[1], jobs[2], jobs[0]]
     assert not files.is_locked(tmp_path / jobs[0].folder / "lock")
 
 

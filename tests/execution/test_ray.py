@@ -370,10 +370,10 @@ def test_a_node_with_other_source_refuses(own_cache, tmp_path):
         pytest.param(["--ray", "somewhere"], "HOST:PORT", marks=needs_ray),
     ],
 )
-def test_options_that_do_not_fit_are_refused(words, said, tmp_path, monkeypatch, capsys):
+def test_options_that_do_not_fit_are_refused(words, said, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert main(["leaderboard", "--tier", "smoke", "--method", "finetune", *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()  # of the file descriptor: Ray writes to that
     assert said in line
 
 

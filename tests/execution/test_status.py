@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from records import changed
+from records import run as run_record
 
 from benchsuite import files
 from benchsuite.cli.main import main
@@ -59,6 +60,17 @@ def results(ended, tmp_path):
         (running / "progress.json").write_text(json.dumps({**state, "host": "here"}))
         yield tmp_path
     assert not files.is_locked(running / "lock")
+
+
+def test_the_record_of_a_protocol_that_is_not_named_is_unchecked(tmp_path):
+    record = run_record(made_by={"protocol elsewhere": "0" * 12})
+    record = changed(record, job=changed(record.job, protocol="elsewhere"))
+    path = tmp_path / record.job.folder / "record.json"
+    store.write(record, path)
+    said = ("unchecked", "the protocol elsewhere is not known here (name its file with --protocol)")
+    assert state_of(path.parent) == said
+    store.write(changed(record, made_by={}), path)
+    assert state_of(path.parent)[0] == "stale"  # control: no file would make it valid
 
 
 def test_every_state(results):

@@ -382,6 +382,9 @@ def test_a_file_without_its_plugin_can_be_mended(own_methods, tmp_path):
     own = own_file(tmp_path, OWN.replace("class Quiet", "class Quite"), "mended.py")
     with pytest.raises(UserError, match=r"mended\.py: has no Quiet; did you mean 'Quite'"):
         own_methods.plugins([f"{own}:Quiet()"])
+    own_file(tmp_path, OWN.replace("class Quiet(SupervisedPlugin)", "class Quiet"), "mended.py")
+    with pytest.raises(UserError, match=r"mended\.py:Quiet: is not an Avalanche strategy plugin"):
+        own_methods.plugins([f"{own}:Quiet()"])
     own_file(tmp_path, OWN, "mended.py")
     assert len(own_methods.plugins([f"{own}:Quiet()"])[1]) == 1
 

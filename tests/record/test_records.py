@@ -75,6 +75,7 @@ SPOILT = {
     "last row with a hole": put(["correct", 1, 0], None),
     "a row short": put(["correct", 0], [18]),
     "no test images": put(["tasks", 0, "test"], 0),
+    "more test images than there can be": put(["tasks", 0, "test"], 2**53),
     "a task without a name": put(["tasks", 0, "name"], None),
     "a task of many image sets": put(["tasks", 0, "dataset"], ["digits"]),
     "no tasks": put(["tasks"], []),
