@@ -39,6 +39,7 @@ FONT, SMALL = 8, 7  # points: axes and titles; ticks and labels in the plot
 TINY = 6  # points: numbers in the cells of a matrix
 LINE = 0.14  # inches from one line of text to the next
 FEW = 6  # rows that one frame holds; more are drawn family by family
+CROWD = 60  # points that one frame holds; more are drawn in the same way
 USUALLY = Selection()
 OUTSIDE = "published"  # the family of rows without runs here
 LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1, "handlelength": 1.8, "handletextpad": 0.5, "labelspacing": 0.2}
@@ -291,9 +292,10 @@ def _by_family(
 
     joined: lines with bands; otherwise points with bars."""
     families: dict[str, list[_Row]] = {}
+    split = len(found) > FEW or (not joined and sum(len(mean) for mean, _ in found.values()) > CROWD)
     order = [*FAMILIES]
     for row in sorted(found, key=lambda row: order.index(row.family) if row.family in order else len(order)):
-        families.setdefault(row.family if len(found) > FEW else "", []).append(row)
+        families.setdefault(row.family if split else "", []).append(row)
     best = {family: max(rows, key=lambda row: np.mean([run.accuracy for run in row.runs])) for family, rows in families.items()}
     figure, panels = _panels(selection, [family.capitalize() for family in families], max(len(row.label) for row in found))
     means, halves = (np.concatenate([part[k] for part in found.values()]) for k in (0, 1))
@@ -309,20 +311,22 @@ def _by_family(
             mean, _ = found[other]
             axes.plot(np.arange(1, len(mean) + 1), mean, color="0.8", linewidth=0.8, zorder=1)
         ends = []
+        curves = [axes.transData.transform(np.column_stack([np.arange(len(found[row][0])), found[row][0]])) for row in rows]
         for place, row in enumerate(rows):
             mean, half = found[row]
+            over = sum(_same(curves[place], other, figure.dpi / 72) for other in curves[place + 1 :]) if joined else 0
             k = np.arange(1, len(mean) + 1)
             shift = 0 if joined else 0.5 * ((place + 0.5) / len(rows) - 0.5)
             every = max(1, len(k) // 5)
             known = np.flatnonzero(~np.isnan(mean))
             axes.plot(
-                k + shift, mean, markersize=3.2, markeredgewidth=0.6, linewidth=0.9 if joined else 0.4,
+                k + shift, mean, markersize=3.2 + 1.3 * over, markeredgewidth=0.6, linewidth=0.9 + over if joined else 0.4,
                 markevery=[*known[::-every]] if joined else None, zorder=3, label=row.label,
                 **row.look.style | ({} if joined else {"linestyle": ""}),
             )  # fmt: skip
             if joined and np.isfinite(half).sum() > 1:
-                under, over = np.clip([mean - half, mean + half], *((low, high) if scale == "log" else (max(low, 0), high)))
-                axes.fill_between(k, under, over, color=row.look.colour, alpha=0.13, linewidth=0, zorder=2)
+                under, above = np.clip([mean - half, mean + half], *((low, high) if scale == "log" else (max(low, 0), high)))
+                axes.fill_between(k, under, above, color=row.look.colour, alpha=0.13, linewidth=0, zorder=2)
             else:
                 for x, y, h in zip(k + shift, mean, half, strict=True):
                     if np.isfinite(h):
@@ -345,6 +349,12 @@ def _by_family(
     marks = ("bands" if joined else "bars") + (", cut at 0 and 100 %" if scale == "per cent" else "")
     seeds = averaged([len(row.runs) for row in found], marks)
     return Drawing(figure, f"{caption}; {seeds}.{grey}")
+
+
+def _same(one: np.ndarray, other: np.ndarray, point: float) -> bool:
+    """Whether a curve lies on another one wherever both are known: it is drawn thicker, and so can be seen below."""
+    apart = np.abs(one[: len(other), 1] - other[: len(one), 1])
+    return bool(np.isfinite(apart).any() and np.nanmax(apart) < 1.5 * point)
 
 
 # ---- all rows in one figure
@@ -409,7 +419,7 @@ def accuracy_matrices(board: Leaderboard, selection: Selection = USUALLY) -> Dra
     bar = figure.colorbar(image, cax=figure.add_axes(box))
     bar.ax.set_ylim(lowest, highest)
     for area in bar.ax.collections:
-        area.set_rasterized(False)
+        area.set(rasterized=False, edgecolor="face", linewidth=0.4)  # or viewers show seams
     bar.ax.tick_params(labelsize=SMALL, length=2, pad=1.5)
     bar.ax.set_title("points", fontsize=SMALL, pad=4)
     figure.text((left + (across * side) / 2) / figure.get_figwidth(), 0.03 / height, "task", fontsize=FONT, ha="center")
@@ -454,6 +464,7 @@ def ranks_of(ranked: Summary, selection: Selection, shown: Mapping[str, tuple[st
         return None
     labels = {name: shown[name][0] if name in shown else name for name in table["method"]}
     rank = dict(zip(table["method"], table["average_rank"], strict=True))
+    names = sorted(rank, key=lambda name: rank[name])
     m, width = len(rank), WIDTHS[selection.fit]
     groups = [group for group in ranked.groups if len(group) > 1]
     half = -(-m // 2)
@@ -465,6 +476,8 @@ def ranks_of(ranked: Summary, selection: Selection, shown: Mapping[str, tuple[st
     axes.set_xlim(1, m)
     axes.set_ylim(-height, 0)
     top = -0.36
+    touch = 0.065 * (m - 1) / (width - 2 * wide)  # of two markers that touch
+    at = dict(zip(names, _apart(np.array([rank[name] for name in names]), touch, 1 - touch / 2, m + touch / 2), strict=True))
     axes.plot([1, m], [top, top], color="black", linewidth=0.8, clip_on=False)
     for tick in range(1, m + 1, max(1, m // 12)):
         axes.plot([tick, tick], [top, top + 0.05], color="black", linewidth=0.8, clip_on=False)
@@ -472,11 +485,12 @@ def ranks_of(ranked: Summary, selection: Selection, shown: Mapping[str, tuple[st
     axes.text(1, top + 0.19, "average rank", ha="left", va="bottom", fontsize=FONT)
     for i, group in enumerate(groups):
         y = top - 0.07 - 0.09 * i
-        places = [rank[name] for name in group]
+        places = [at[name] for name in group]
         axes.plot([min(places), max(places)], [y, y], color="0.35", linewidth=1.6, solid_capstyle="round", clip_on=False)
         axes.plot(places, [y] * len(places), color="0.35", marker="o", markersize=2.6, linestyle="", clip_on=False)
     base = top - 0.09 * len(groups) - 0.14
-    for i, (name, place) in enumerate(sorted(rank.items(), key=lambda item: item[1])):
+    for i, name in enumerate(names):
+        place = at[name]
         is_left = i < half
         y = base - 0.155 * (i if is_left else m - 1 - i)
         edge, side = (1, "right") if is_left else (m, "left")
@@ -486,13 +500,14 @@ def ranks_of(ranked: Summary, selection: Selection, shown: Mapping[str, tuple[st
         axes.plot([place, place, edge + step], [top, y, y], color=colour, linewidth=0.7, clip_on=False)
         if look:
             axes.plot(place, top, **{**look.style, "linestyle": ""}, markersize=4, clip_on=False, zorder=5)
-        axes.text(edge + 1.6 * step, y, f"{labels[name]} ({place:.1f})", ha=side, va="center", fontsize=SMALL, clip_on=False)
+        axes.text(edge + 1.6 * step, y, f"{labels[name]} ({rank[name]:.1f})", ha=side, va="center", fontsize=SMALL, clip_on=False)
     blocks = f"{len(ranked.blocks)} {ranked.over}"
+    tied = ", equal ones side by side" if table["average_rank"].duplicated().any() else ""
     joined = "Bars join rows (dots) that cannot be told apart" if groups else "All rows can be told apart"
     return Drawing(
         figure,
         f"Critical-difference diagram: average ranks by accuracy over {blocks} ({', '.join(ranked.blocks)}), the best on the"
-        f" left. {joined} (moderated paired t-test of accuracies, Holm's correction over all pairs of these rows,"
+        f" left{tied}. {joined} (moderated paired t-test of accuracies, Holm's correction over all pairs of these rows,"
         " references apart, p > 0.05).",
     )
 

@@ -189,6 +189,39 @@ def test_differences_that_can_be_told_apart_are_not_joined():
     assert figures.critical_difference(leaderboard([r for r in far if r.job.seed == 1])) is None
 
 
+def test_equal_ranks_stand_side_by_side():
+    far = [r for name, last in (("er", 88), ("lwf", 60), ("si", 30)) for r in seeds(name, 90, last, n=5)]
+    same = [changed(r, job=changed(r.job, method="agem")) for r in far[:5]]
+
+    def places(runs):
+        drawing = figures.critical_difference(leaderboard(runs))
+        marks = [line for line in drawing.figure.axes[0].lines if line.get_markersize() == 4 and len(line.get_xdata()) == 1]
+        pixels = [drawing.figure.axes[0].transData.transform((line.get_xdata()[0], 0))[0] for line in marks]
+        return np.diff(pixels) * 72 / drawing.figure.dpi, drawing
+
+    gaps, drawing = places([*far, *same])
+    assert gaps.min() > 4  # points, the width of a marker
+    assert {"ER (1.5)", "A-GEM (1.5)"} <= {text.get_text() for text in texts(drawing.figure)}
+    assert "equal ones side by side" in drawing.caption
+    assert "side by side" not in places(far)[1].caption
+
+
+def test_a_curve_below_another_one_is_thicker():
+    board = leaderboard([run("er"), run("lwf"), run("ewc", first=70, last=60)])
+    lines = figures.accuracy_after_each_task(board).figure.axes[0].lines
+    widths = {line.get_label(): line.get_linewidth() for line in lines if not line.get_label().startswith("_")}
+    assert min(widths.values()) == widths["EWC"]
+    assert sorted(widths.values())[1:] == [widths["EWC"], max(widths.values())]
+    assert max(widths.values()) == widths["EWC"] + 1
+
+
+def test_many_tasks_have_a_frame_for_each_family():
+    few, crowded = (leaderboard([run("er", tasks=n), run("hat", tasks=n), run("lwf", tasks=n)]) for n in (20, 21))
+    assert len(figures.accuracy_of_each_task(few).figure.axes) == 1
+    assert len(figures.accuracy_of_each_task(crowded).figure.axes) == 3
+    assert len(figures.accuracy_after_each_task(crowded).figure.axes) == 1  # curves can be followed
+
+
 def test_accuracy_of_each_task_is_by_name_whatever_the_order_of_a_seed():
     correct = [[90, None], [70, 80]]
     one = run("er", 1, tasks=2)
