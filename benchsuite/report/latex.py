@@ -44,7 +44,12 @@ DROPPED = (  # what is left out first, where a table is too wide and the selecti
     *("forward_gain", "int8_accuracy", "peak", "int8_megabytes", "forgetting"),
 )
 LEFT_OUT = "% left out for want of room"
-LEDGER_WIDTHS = {"Published": 0.15, "Ours": 0.12, "Verdict": 0.125, "Reason": 0.165}  # shares of a line
+LEDGER_WIDTHS = {  # the columns between them are as wide in any class: what is left of a wider line is the last one's
+    "Published": r"0.15\linewidth",
+    "Ours": r"0.12\linewidth",
+    "Verdict": r"0.125\linewidth",
+    "Reason": r"\dimexpr0.59\linewidth-146pt\relax",
+}
 
 LETTERS = {  # widths in Computer Modern at 10 pt; Times is narrower
     **dict.fromkeys("ijl.,:;'! |I", 3.4),
@@ -108,6 +113,8 @@ def board_table(
         columns = [column for column in columns if not plain.get(column.name)]
     columns = [_with_digits(column, selection.digits.get(column.name)) for column in fitted(columns, frame)]
     marks = best_of(frame if selection.rows else everything, columns)
+    if rows is not None and selection.rows:  # the best of the rows shown stands in another table
+        marks = {}
     records = frame.to_dict("records")
     ours = [label in shown and shown[label].ours for label in frame["method"]]
     names = _names([(labels[row["method"]], bool(row["n_tasks_read"])) for row in records], ours)
@@ -127,8 +134,11 @@ def board_table(
     said = said.replace("; underlined: second best", "") if selection.siunitx else said  # S columns underline nothing
     said += "".join(f" {reason} ({', '.join(dict.fromkeys(who))})." for reason, who in reasons.items())
     if rows is not None:  # they stand below the tables of the selection
-        said = (
-            f"The other rows on {board.protocol}, tier {board.tier}. Columns, intervals and marks are those of the tables above."
+        said = f"The other rows on {board.protocol}, tier {board.tier}. Columns"
+        said += (
+            " and intervals are those of the tables above; the best are not marked."
+            if selection.rows
+            else ", intervals and marks are those of the tables above."
         )
     place = f"{board.protocol}-{board.tier}{'-others' if rows else ''}"
     return _files(table, said, f"{kind.replace('_', '-')}-{place}", board.provenance)
@@ -389,7 +399,7 @@ SUMMARY = {
 def ledger_table(frame: pd.DataFrame) -> str:
     """The reproduction ledger as a `longtable`, which may go on over several pages, and notes below it."""
     cells = ledger_cells(frame).map(latex_text)
-    widths = {heading: rf">{{\raggedright}}p{{{share}\linewidth}}" for heading, share in LEDGER_WIDTHS.items()}
+    widths = {heading: rf">{{\raggedright}}p{{{wide}}}" for heading, wide in LEDGER_WIDTHS.items()}
     kinds = [widths.get(heading, "l" if heading in TEXTS else "r") for heading in cells.columns]
     head = " & ".join(map(latex_text, cells.columns)) + r" \tabularnewline"
     lines = [
@@ -442,6 +452,7 @@ def document(
                 rows[-1].append(part)
             else:
                 rows.append([part])
+        rows = [_alike(row) for row in rows]
         box = "\\noindent\\begin{{minipage}}[t]{{{}\\linewidth}}\\vspace{{0pt}}{}\\end{{minipage}}"
         return [
             "\\hfill\n".join(box.format(0.49 if len(row) == 2 else 1, part) for part in row) + "\\par\\medskip" for row in rows
@@ -474,6 +485,13 @@ def document(
         + "".join(f"\\renewenvironment{{{name}}}[1][]{{\\captionsetup{{type=table}}}}{{\\par}}\n" for name in ("table", "table*"))
         + f"\\begin{{document}}\n\\begin{{center}}\\Large {latex_text(title)}\\end{{center}}\n{body}\n\\end{{document}}\n"
     )
+
+
+def _alike(tables: Sequence[str]) -> list[str]:
+    """Floats that stand side by side, in the smaller of their types: at most footnotesize, or few tables share a page."""
+    types = [rf"\{size}\setlength{{\tabcolsep}}{{{gap}pt}}" for size, _, gap in (*TYPES, TINY)]
+    used = max([1, *(i for i, words in enumerate(types) if any(words in table for table in tables))])
+    return [re.sub("|".join(map(re.escape, types)), lambda _: types[used], table) for table in tables]
 
 
 def in_document(board: Leaderboard, kind: str, selection: Selection) -> str:

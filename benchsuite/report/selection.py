@@ -102,6 +102,10 @@ class Selection:
         frame = frame[frame["method"].isin(shown)]
         return frame.sort_values("method", key=lambda names: names.map(shown.index)) if self.rows else frame
 
+    def columns_of(self, kind: str) -> tuple[str, ...]:
+        """The statistics that LaTeX may show of one of the four boards."""
+        return self.columns.get(kind) or tuple(column.name for column in COLUMNS[kind] if column.screen)
+
     def check_rows(self, boards: Iterable[Leaderboard]) -> None:
         """Raises UserError for a row that none of the boards has."""
         known = {name for board in boards for names in _called(board).values() for name in names}

@@ -33,6 +33,7 @@ ERRORS = (
 
 TOLD = "‡"  # after the name of a method that knows how many tasks will come
 ABOUT_SIZES = ("parameter_efficiency", "training_memory")
+OF_COLUMN = {"served speed: ": "served_speed", "training MB ": "training_megabytes", "stored MB as ": "megabytes"}  # of notes
 TEXTS = ("Method", "Published", "Figure", "Ours", "Verdict", "Reason")  # columns of text, aligned left
 
 
@@ -139,11 +140,24 @@ def _of(compared: Sequence[str], rivals: pd.DataFrame, named: Callable[[Iterable
     return " of the rows shown" if {*rivals["method"]} <= {*compared} else f" of {named(compared)}"
 
 
-def notes_of(board: Leaderboard) -> list[str]:
-    """What stands below the tables of a board, once."""
-    columns = [(kind, column) for kind in TITLES for column in shown(board, kind) if column.tested]
-    tested = any((getattr(board, kind)[f"{column.name}_paired"] > 1).any() for kind, column in columns)
-    return [*board.footnotes, *([ERRORS] if tested else [])]
+def notes_of(
+    board: Leaderboard, labels: Mapping[str, str] = MappingProxyType({}), columns: Collection[str] | None = None
+) -> list[str]:
+    """What stands below the tables of a board, once.
+
+    labels: what the tables call the rows. columns: the statistics that the tables show (default: all)."""
+    tests = [(kind, column) for kind in TITLES for column in shown(board, kind) if column.tested]
+    tested = any((getattr(board, kind)[f"{column.name}_paired"] > 1).any() for kind, column in tests)
+    notes = [
+        note
+        for note in board.footnotes
+        if columns is None or all(name in columns for start, name in OF_COLUMN.items() if note.startswith(start))
+    ]
+    if labels:  # a row stands in an enumeration, or before what is said of it; the same word elsewhere is no row
+        names = "|".join(sorted(map(re.escape, labels), key=len, reverse=True))
+        row = re.compile(rf"(?:^|(?<=[:,;] )|(?<=\())(?:{names})(?=[,;:)]| \(| -?[\d.]+(?:[,;]|$)| has no matching |$)")
+        notes = [row.sub(lambda found: labels[found[0]], note) for note in notes]
+    return [*notes, *([ERRORS] if tested else [])]
 
 
 def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:
@@ -171,12 +185,18 @@ def _without_reasons(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def print_boards(board: Leaderboard, console: Console) -> None:
     """The four boards on the screen, each with its caption, then provenance and footnotes."""
     every: dict[str, None] = {}
+    seen = {kind: [column for column in shown(board, kind) if column.screen] for kind in TITLES}
     for kind, title in TITLES.items():
         cells, reasons = _without_reasons(cell_texts(board, kind, narrow=True))
         every |= dict.fromkeys(reasons)
         marks = best_and_second(board, kind)
         # Text, not str: rich would read the brackets of a label as markup.
-        table = Table(title=Text(title), caption=Text(caption(board, kind)), title_justify="left", caption_justify="left")
+        table = Table(
+            title=Text(title),
+            caption=Text(caption(board, kind, columns=seen[kind])),
+            title_justify="left",
+            caption_justify="left",
+        )
         for position, heading in enumerate(cells.columns):
             # a name may be folded, never cut short, but must leave room for the other columns
             wide = None if position else min(24, console.width // 4, max(map(len, cells["Method"])))
@@ -185,7 +205,8 @@ def print_boards(board: Leaderboard, console: Console) -> None:
         for i, row in cells.iterrows():
             table.add_row(*(Text(text, styles.get(marks.get((i, heading), ""), "")) for heading, text in row.items()))
         console.print(table, crop=False)
-    for note in (board.provenance, *every, *notes_of(board)):
+    columns = {column.name for kind in TITLES for column in seen[kind]}
+    for note in (board.provenance, *every, *notes_of(board, columns=columns)):
         console.print(Text(f"- {note}"))
 
 

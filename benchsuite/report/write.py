@@ -28,7 +28,7 @@ from ..text import clean
 from . import figures as drawing
 from . import latex, tables
 from .columns import TITLES
-from .looks import entry_of
+from .looks import entry_of, labels_of
 from .page import informative, page
 from .selection import Selection
 
@@ -169,6 +169,7 @@ def write_report(
     files |= drawn
 
     title, notes = f"{board.protocol}, tier {board.tier}", tables.notes_of(board)
+    labels = labels_of(board) | {name: row.label for name, row in selection.rows_on(board).items()}
     files["leaderboard.md"] = "\n".join(
         [
             f"# {tables.markdown_text(title)}\n",
@@ -179,14 +180,18 @@ def write_report(
         ]
     )
     appendix = []
+    kinds = [kind for kind in TITLES if not selection.boards or kind in selection.boards]
+    columns = {name for kind in kinds for name in selection.columns_of(kind)}
     if others := selection.others_on(board):
         chosen = replace(selection, columns={"accuracy": APPENDIX})
         tabular, floating = latex.board_table(board, "accuracy", chosen, others, "two-column")
         appendix = [latex.with_tabular(floating, tabular)]
+        columns |= {*APPENDIX}
+    said = tables.notes_of(board, labels, columns)
     beside = [name for name in captions if name in BESIDE] if selection.figures is None else []
     inside = {name: text for name, text in captions.items() if name not in beside}
     more = [f"more figures, beside this document: {', '.join(beside)}"] if beside else []
-    files["report.tex"] = latex.document(title, board.provenance, floats, inside, appendix, notes + more, fit=selection.fit)
+    files["report.tex"] = latex.document(title, board.provenance, floats, inside, appendix, said + more, fit=selection.fit)
     written = _write(folder, files)
     old = [f"{name}.{suffix}" for name in drawing.FIGURES for suffix in ("pdf", "png")]
     old += [f"{kind}{end}.tex" for kind in TITLES for end in ("", "_tabular")]

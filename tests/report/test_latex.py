@@ -220,6 +220,25 @@ def test_a_table_of_a_document_is_half_as_wide_if_it_has_all_its_columns():
     assert latex.LEFT_OUT not in whole
 
 
+def test_tables_side_by_side_have_one_type_size():
+    board = leaderboard([*of("individual-svd", 80, 85, 70), *of("agem", 70, 60, 50), *of("individual", 91, 84, 90)])
+    parts = [latex.in_document(board, kind, Selection()) for kind in ("accuracy", "backward_transfer")]
+    sizes = [re.findall(r"^\\(\w+)\\setlength{\\tabcolsep}{(\d)pt}", text, re.MULTILINE) for text in parts]
+    assert sizes[0] != sizes[1]  # control: each by itself
+    placed = re.findall(r"^\\(\w+)\\setlength{\\tabcolsep}{(\d)pt}", latex.document("T", "", parts), re.MULTILINE)
+    assert placed == 2 * sizes[0]
+    assert "\n\\footnotesize\\setlength" in latex.document("T", "", parts[1:])  # alone: small in a paper
+
+
+def test_the_appendix_of_a_selection_marks_no_best():
+    board = leaderboard(five())
+    chosen = Selection(rows=(Row(name="er"), Row(name="ewc")))
+    for selection, marked in ((Selection(), True), (chosen, False)):
+        table, around = latex.board_table(board, "accuracy", selection, ["lwf", "ewc"], "two-column")
+        assert ("\\textbf" in table or "\\underline" in table) == marked
+        assert ("the best are not marked" in around) == (not marked)
+
+
 LAYOUTS = {  # class and geometry, the fit of a selection
     "article": (r"\documentclass{article}", "page"),
     "article in two columns": (r"\documentclass[twocolumn]{article}", "column"),

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -472,6 +473,33 @@ def test_the_report_command_writes_a_page_whose_links_lead_to_the_records(tmp_pa
     assert '"families":["reference"]' in page
     (link,) = re.findall(r'"record":"([^"]+)"', page)
     assert (tmp_path / "out/paper" / link).samefile(tmp_path / "runs" / record.job.folder / "record.json")
+
+
+def test_the_screen_explains_only_the_columns_that_it_shows():
+    stream = io.StringIO()
+    board = leaderboard([changed(run("a"), memory_bytes=500_000), run("b")])
+    tables.print_boards(board, Console(file=stream, width=200))
+    assert "Learning accuracy: mean" in " ".join(stream.getvalue().split())
+    assert "Anytime accuracy: mean" in tables.to_markdown(board, "accuracy")  # where the column is
+    for word in ("Anytime accuracy", "Added: ", "training MB includes"):
+        assert word not in stream.getvalue(), word
+
+
+def test_notes_of_a_document_have_its_names_and_columns():
+    rows = {"er": "ER", "er+hosvd": "ER+hosvd", "joint": "Joint"}
+    notes = ["tuned: er, er+hosvd; nothing to tune: joint", "joint images: er (er = 1), er+hosvd 0.2", "er: of er alone"]
+    notes += ["served speed: in turns", "training MB includes stored images, in MB: er 0.5"]
+    board = replace(leaderboard(records()), footnotes=notes)
+    assert tables.notes_of(board, rows, ["megabytes"])[:3] == [
+        "tuned: ER, ER+hosvd; nothing to tune: Joint",
+        "joint images: ER (er = 1), ER+hosvd 0.2",
+        "ER: of er alone",
+    ]
+    kept = tables.notes_of(board, rows, ["training_megabytes", "served_speed"])
+    assert "served speed: in turns" in kept
+    assert "training MB includes stored images, in MB: ER 0.5" in kept
+    assert not any("in turns" in note or "training MB" in note for note in tables.notes_of(board, rows, ["megabytes"]))
+    assert tables.notes_of(board)[: len(notes)] == notes  # on a board, whose rows have registered names
 
 
 def test_notes_on_sizes_stand_under_the_boards_of_sizes():
