@@ -172,12 +172,12 @@ class CACL(Method):
             protocol="split-cifar100",
             tier="lite",
             values={
-                "sparsity_weight": 0.03,
+                "sparsity_weight": 0.01,
                 "orthogonality_weight": 1.0,
-                "energy_drop": 0.03,
+                "energy_drop": 0.1,
                 "sigma_rate": 20.0,
                 "fresh_share": 0.2,
-                "prune_at": 0.6,
+                "prune_at": 0.3,
                 "exact_vectors": "both",
             },
             origin="ours: the most accurate candidate within 0.3 of the size of individual networks, on a held-out 10 % of the"
