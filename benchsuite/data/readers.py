@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -330,7 +331,9 @@ def _opened(raw: bytes, formats: Sequence[str]) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(io.BytesIO(raw), formats=formats)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as large is an error
+            return Image.open(io.BytesIO(raw), formats=formats)
     except UnidentifiedImageError:  # it names the buffer
         raise ValueError(f"it is none of {', '.join(formats)}") from None
 

@@ -633,7 +633,12 @@ FIGURES: dict[str, Callable[[Leaderboard, Selection], Drawing | None]] = {
     "critical_difference": critical_difference,
     "rank_growth": rank_growth,
 }
-USUAL = tuple(name for name in FIGURES if name != "rank_growth")  # of no use to most readers: on request
+ON_REQUEST = (
+    "forgetting_after_each_task",
+    "stored_after_each_task",
+    "rank_growth",
+)  # a board has at most twelve files of figures
+USUAL = tuple(name for name in FIGURES if name not in ON_REQUEST)
 
 
 def averaged(counts: Collection[int], marks: str = "") -> str:

@@ -188,10 +188,7 @@ def write_report(
         appendix = [latex.with_tabular(floating, tabular)]
         columns |= {*APPENDIX}
     said = tables.notes_of(board, labels, columns)
-    beside = [name for name in captions if name in BESIDE] if selection.figures is None else []
-    inside = {name: text for name, text in captions.items() if name not in beside}
-    more = [f"more figures, beside this document: {', '.join(beside)}"] if beside else []
-    files["report.tex"] = latex.document(title, board.provenance, floats, inside, appendix, said + more, fit=selection.fit)
+    files["report.tex"] = latex.document(title, board.provenance, floats, captions, appendix, said, fit=selection.fit)
     written = _write(folder, files)
     old = [f"{name}.{suffix}" for name in drawing.FIGURES for suffix in ("pdf", "png")]
     old += [f"{kind}{end}.tex" for kind in TITLES for end in ("", "_tabular")]
@@ -201,7 +198,6 @@ def write_report(
     return written
 
 
-BESIDE = ("forgetting_after_each_task", "stored_after_each_task")  # not in the document, unless they are asked for
 APPENDIX = ("accuracy", "bwt", "megabytes", "int8_megabytes", "int8_accuracy", "held")
 
 

@@ -246,6 +246,15 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(name, own, tm
     assert f"{hidden}: cannot be read: Permission denied" in said
 
 
+def test_a_very_large_image_is_read_without_a_warning_and_a_larger_one_refused(own, tmp_path, monkeypatch):
+    photos(tmp_path, {"a": 2, "b": 2})
+    own(ImageFolder())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # 64 are more than twice as many
+    assert "cannot be read as an image (Image size (64 pixels) exceeds limit" in reason("own", tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    assert load("own", tmp_path).train_y.tolist() == [0, 1]
+
+
 def test_names_of_files_need_not_be_utf8(own, tmp_path, capsys):
     photos(tmp_path, {"a": 2, "b": 2})
     os.rename(tmp_path / "a" / "0.png", os.fsencode(tmp_path / "a") + b"/\xff\xfe.png")

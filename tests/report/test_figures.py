@@ -245,6 +245,7 @@ def test_ranks_of_banks_and_of_single_networks_are_drawn_on_request():
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["A", "B, output", "B, input"] or len(figure.axes) == 3
     assert figures.rank_growth(leaderboard([run("c")])) is None
     assert "rank_growth" not in figures.USUAL
+    assert 2 * len(figures.USUAL) <= 12, "files of figures that nobody asked for"
     assert len(figures.USUAL) <= 12
     for wrong in ({"conv1": [[1]]}, {"conv1": "full"}, [], 3, {"conv1": [[1, 2, 3]] * 2}, {"conv1": [[1], [1, 2]]}):
         with pytest.raises(ValueError, match="ranks"):
@@ -298,8 +299,7 @@ def test_one_run_of_one_task_and_published_figures_can_be_drawn(tmp_path):
     published = [Published(method="HAT", accuracy=76.96, megabytes=30), Published(method="ACL", megabytes=8.5)]
     single = [run("a", tasks=1, tier="paper", method_source="ab/cd")]
     names = {path.name for path in write_report(leaderboard(single, published), tmp_path) if path.suffix == ".png"}
-    assert names == {"accuracy_vs_size.png", "accuracy_vs_memory.png", "accuracy_after_each_task.png",
-                     "stored_after_each_task.png"}  # fmt: skip
+    assert names == {"accuracy_vs_size.png", "accuracy_vs_memory.png", "accuracy_after_each_task.png"}
 
 
 def test_a_figure_that_nobody_can_draw_is_refused_by_name():

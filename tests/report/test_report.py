@@ -213,8 +213,8 @@ def report(tmp_path_factory):
 
 
 def test_report_writes_every_file(report):
-    figures = ["accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task", "forgetting_after_each_task"]
-    figures += ["stored_after_each_task", "accuracy_of_each_task", "accuracy_matrices"]
+    figures = ["accuracy_vs_size", "accuracy_vs_memory", "accuracy_after_each_task", "accuracy_of_each_task"]
+    figures += ["accuracy_matrices"]
     expected = {f"{name}.{suffix}" for name in figures for suffix in ("pdf", "png")} | {"leaderboard.md", "report.tex"}
     expected |= {f"{kind}{end}" for kind in tables.TITLES for end in (".md", ".csv", ".parquet", ".tex", "_tabular.tex")}
     assert {path.name for path in report} == expected
