@@ -150,21 +150,22 @@ class Cluster:
             )
         return self._silence(" ".join(str(error).split())[:200])
 
-    def _check_head(self) -> None:
-        """Raises UserError if the head has not answered for LOST seconds. Ray itself would end this process after a minute."""
-        if time.monotonic() - self.heard < BETWEEN:
-            return
+    def _check_head(self, between: float = 0.0) -> None:
+        """Wait until the head answers, unless it did so in the last `between` seconds. Raises UserError if it has not for LOST
+        seconds. A call of Ray's would not return, and Ray would end this process after a minute."""
         host, _, port = self.head.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-            self.heard = time.monotonic()
-        except OSError as error:
-            if time.monotonic() - self.heard > LOST:
-                self.lost = True
-                raise UserError(
-                    f"the Ray cluster at {self.address!r} no longer answers ({error})",
-                    "what is finished is kept; start the cluster again and repeat the command",
-                ) from None
+        while time.monotonic() - self.heard >= between:
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+                self.heard = time.monotonic()
+                return
+            except OSError as error:
+                if time.monotonic() - self.heard > LOST:
+                    self.lost = True
+                    raise UserError(
+                        f"the Ray cluster at {self.address!r} no longer answers ({error})",
+                        "what is finished is kept; start the cluster again and repeat the command",
+                    ) from None
             time.sleep(0.5)
 
     def _silence(self, what: str) -> UserError:
@@ -196,6 +197,7 @@ class Cluster:
         return 1 + min(int(there.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)
 
     def start(self, job: Job) -> Any:
+        self._check_head()
         key = self.remote.remote(job, self.context, self.texts, self.sent, self.mark, made_by(job), self.recorded)
         self.jobs[key] = job
         return key
@@ -203,7 +205,7 @@ class Cluster:
     def messages(self, keys: Sequence[Any]) -> Iterator[tuple[Any, Message]]:
         ready: list[Any] = []
         while not ready:  # wait briefly each time, for Ctrl-C
-            self._check_head()
+            self._check_head(BETWEEN)
             ready, _ = self.ray.wait(list(keys), timeout=1, fetch_local=False)
         for key in ready:
             try:

@@ -325,6 +325,11 @@ def test_a_head_that_no_longer_answers_is_given_up(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"the Ray cluster at '{name}' no longer answers"):
         driver._check_head()
     assert driver.lost
+    for call in (lambda: driver.slots, lambda: driver.start(job_of())):  # it died a moment ago: a call of Ray's would hang
+        driver.heard, driver.lost = time.monotonic(), False
+        with pytest.raises(UserError, match="no longer answers"):
+            call()
+        assert driver.lost
 
 
 def test_two_user_files_of_one_name_are_two(own_cache, own_methods, tmp_path):
