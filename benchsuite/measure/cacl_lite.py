@@ -44,7 +44,7 @@ CANDIDATES: tuple[dict[str, Any], ...] = (
     *({**MIDDLE, "energy_drop": e} for e in (0.01, 0.03, 0.1)),
     *({**LIGHT, "energy_drop": e} for e in (0.05, 0.1)),
     {**SHORT, "sparsity_weight": 0.0, "orthogonality_weight": 0.0, "energy_drop": 0.1},
-    {**LIGHT, "energy_drop": 0.1, "prune_at": 0.3},
+    *({**LIGHT, "energy_drop": 0.1, "prune_at": 0.3, **more} for more in ({"energy_drop": 0.05}, {"fresh_share": 1.0})),
     # the middle one, with one thing changed
     {**MIDDLE, "fresh_share": 1.0},
     {**MIDDLE, "sigma_rate": 5.0},

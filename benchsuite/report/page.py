@@ -226,8 +226,13 @@ def _families(run: RunRecord) -> list[str]:
 
 
 def _settings(run: RunRecord) -> str:
-    return ", ".join(
-        f"{name} = {value:.6g}" if isinstance(value, float) else f"{name} = {value}" for name, value in run.job.settings.items()
+    """In words, with where the values come from; those that are nobody's choice first."""
+    chosen: dict[str, list[str]] = {"": []}
+    for name, value in run.job.settings.items():
+        words = f"{name} = {value:.6g}" if isinstance(value, float) else f"{name} = {value}"
+        chosen.setdefault(run.job.origins.get(name, ""), []).append(words)
+    return "; ".join(
+        f"{', '.join(words)} ({origin})" if origin else ", ".join(words) for origin, words in chosen.items() if words
     )
 
 

@@ -464,7 +464,7 @@ def test_each_tier_has_tables_of_its_own(browser):
     assert "CACL (published)" in column(browser, "Method")
     assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier paper"
     assert find(browser, "#provenance")[0].text == boards()[1].provenance
-    assert [note.text for note in find(browser, "#notes li")] == tables.notes_of(boards()[1])
+    assert [note.text for note in find(browser, "#notes li")] == tables.notes_of(boards()[1], labels_of(boards()[1]))
     styles = {
         row.text.split("\n")[0]: row.find_element("css selector", "th").value_of_css_property("font-style")
         for row in find(browser, "#board tbody tr")
@@ -531,7 +531,7 @@ def test_the_text_of_records_is_never_markup(browser):
     find(browser, f"#board tbody tr:nth-child({at}) button")[0].click()
     said = [note.text for note in find(browser, "#runs .note")]
     assert "<b>not bold</b></script>" in said
-    assert "epochs = 10 (of the paper)" in said  # a note of several rows
+    assert "Settings: epochs = 10 (of the paper)" in said
     keys(browser, "ESCAPE")
 
 
