@@ -153,8 +153,8 @@ class Cluster:
     def _check_head(self, between: float = 0.0) -> None:
         """Wait until the head answers, unless it did so in the last `between` seconds. Raises UserError if it has not for LOST
         seconds. A call of Ray's would not return, and Ray would end this process after a minute."""
-        host, _, port = self.head.rpartition(":")
         while time.monotonic() - self.heard >= between:
+            host, _, port = self.head.rpartition(":")
             try:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
                 self.heard = time.monotonic()
