@@ -26,6 +26,7 @@ from ..fields import field_types
 from ..method.registered import methods as registered
 from ..protocol import Protocol, Recipe, protocols
 from ..record import imported as imports
+from ..record.folder import RunFolder
 from ..record.schema import Job
 from ..record.served import read_served
 from ..record.store import read_board, read_usable
@@ -150,6 +151,11 @@ class Plan:
         """All finished runs of this protocol and tier, ranked. compare: as for `benchsuite.analysis.leaderboard.leaderboard`."""
         records, refused = read_board(self.results, self.protocol.name, self.tier)
         imported, unusable = imports.read_board(self.results / self.protocol.name / self.tier)
+        failed = [why for job in self.jobs if (why := RunFolder(self.results / job.folder).read_failure())]
+        if failed and not records and not imported:
+            raise UserError(
+                f"no run is finished, and {len(failed)} failed, the first with: {failed[0]}", "see what plan.run() returns"
+            )
         there = self.reference is not None and any(record.job.config == self.reference.config for record in records)
         match = self.reference if there else None
         own = registered.sources()

@@ -12,6 +12,7 @@ from benchsuite.execution import plan as plans
 from benchsuite.execution.messages import Begun
 from benchsuite.method import Method, register
 from benchsuite.protocol import protocols
+from benchsuite.record.folder import RunFolder
 from benchsuite.training.events import Note
 from benchsuite.training.runner import run
 
@@ -104,6 +105,16 @@ def test_a_method_of_this_session_is_refused_before_anything_runs(engines, own_m
     assert engines == []
     assert small(tmp_path, ["finetune", "theirs"]).run() == {}  # control
     assert len(engines) == 1
+
+
+def test_a_board_of_failed_runs_alone_says_why(tmp_path):
+    plan = small(tmp_path, ["finetune"], seeds=[1])
+    with pytest.raises(UserError, match="no finished runs to rank"):  # control: nothing was tried
+        plan.leaderboard()
+    (job,) = plan.jobs
+    RunFolder(tmp_path / job.folder).write_failure(job, "the disk is full")
+    with pytest.raises(UserError, match="no run is finished, and 1 failed, the first with: the disk is full"):
+        plan.leaderboard()
 
 
 @pytest.mark.parametrize(("where", "name"), [(protocols, "split-digits"), (datasets, "digits")])
