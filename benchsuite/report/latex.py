@@ -107,7 +107,7 @@ def board_table(
     labels = labels_of(board) | {label: row.label for label, row in shown.items()}
     chosen = selection.columns.get(kind)
     known = {column.name: column for every in COLUMNS.values() for column in every} | {c.name: c for c in COLUMNS[kind]}
-    columns = [known[name] for name in chosen] if chosen else [column for column in COLUMNS[kind] if column.screen]
+    columns = [known[name] for name in selection.columns_of(kind)]
     if not chosen:  # the caption says a common n, and a mark that no row has says nothing
         plain = {"n": frame["n"].nunique() <= 1, "pareto": not frame["pareto"].any()}
         columns = [column for column in columns if not plain.get(column.name)]
