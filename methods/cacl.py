@@ -210,6 +210,9 @@ class CACL(Method):
     def phase(self) -> str | None:
         return "prune_at" if self.prune_at < 1 else None
 
+    def first_epochs(self) -> int:
+        return max(1, round(self.prune_at * self.recipe.epochs))
+
     # The factorisation: variants of the method override these four
 
     @classmethod
@@ -263,7 +266,7 @@ class CACL(Method):
         self._sigmas = [layer.residual[layer.scale] for layer in self.layers.values()] if faster else []
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        if strategy.clock.train_exp_epochs == max(1, round(self.prune_at * self.recipe.epochs)):
+        if strategy.clock.train_exp_epochs == self.first_epochs():
             self.prune()
             self._begin()
             strategy.make_optimizer(reset_optimizer_state=True)
@@ -354,7 +357,7 @@ class CACL(Method):
 
     def diagnostics(self) -> dict[str, Any]:
         sizes = self._stored("factors").sizes()
-        short = self.prune_at < 1 and max(1, round(self.prune_at * self.recipe.epochs)) >= self.recipe.epochs
+        short = self.prune_at < 1 and self.first_epochs() == self.recipe.epochs
         return {
             "remarks": ["too few epochs a task for any to train after pruning"] if short else [],
             "ranks": {name: list(map(list, layer.ranks)) for name, layer in self.layers.items()},

@@ -450,11 +450,8 @@ class DeltaSVD(Method):
                 found.append(separation(features, batches.labels))
         return max(range(len(found)), key=lambda task: (found[task], task))
 
-    def dense_epochs(self) -> int:
-        return max(1, self.recipe.epochs - round(self.recovery * self.recipe.epochs))
-
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        if self.stored.parents and strategy.clock.train_exp_epochs == self.dense_epochs():
+        if self.stored.parents and strategy.clock.train_exp_epochs == self.first_epochs():
             self.cut(strategy)
             fixed = [f"{name}.bias" for name, layer in self.layers.items() if layer.bias is not None]
             parameters = dict(self.model.backbone.named_parameters())
@@ -464,7 +461,7 @@ class DeltaSVD(Method):
             strategy.make_optimizer(reset_optimizer_state=True)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        clock, dense = strategy.clock, self.dense_epochs()
+        clock, dense = strategy.clock, self.first_epochs()
         if self.stored.parents and clock.train_exp_epochs >= dense:
             steps = len(strategy.dataloader)
             done = (clock.train_exp_epochs - dense) * steps + clock.train_epoch_iterations
@@ -556,7 +553,7 @@ class DeltaSVD(Method):
             added = [min(shape) if ranks[i] == DENSE else ranks[i] for ranks in self.stored.ranks]
             table[name] = [[sum(added[1 : t + 1])] for t in range(len(added))]
         remarks = []
-        if self.recovery and self.dense_epochs() == self.recipe.epochs:
+        if self.recovery and self.first_epochs() == self.recipe.epochs:
             remarks.append("too few epochs a task for any to train after the cut")
         extra = {"parents": list(self.stored.parents), "relative_error": self.error}
         return {"ranks": table, "remarks": remarks, "extra": extra}

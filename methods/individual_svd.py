@@ -94,11 +94,8 @@ class IndividualSVD(Individual):
 
     # The procedure
 
-    def dense_epochs(self) -> int:
-        return max(1, self.recipe.epochs - round(self.recovery * self.recipe.epochs))
-
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        if strategy.clock.train_exp_epochs != self.dense_epochs():
+        if strategy.clock.train_exp_epochs != self.first_epochs():
             return
         self.compress(strategy)
         strategy.make_optimizer(reset_optimizer_state=True)
@@ -186,7 +183,7 @@ class IndividualSVD(Individual):
 
     def diagnostics(self) -> dict[str, Any]:
         layers = [name for name in (self.ranks[0] if self.ranks else {}) if all(name in ranks for ranks in self.ranks)]
-        short = self.recovery and self.dense_epochs() == self.recipe.epochs
+        short = self.recovery and self.first_epochs() == self.recipe.epochs
         return {
             "remarks": ["too few epochs a task for any to train after the compression"] if short else [],
             "ranks": {name: np.cumsum([ranks[name] for ranks in self.ranks], axis=0).tolist() for name in layers},

@@ -160,19 +160,16 @@ class PackNet(Method):
         self.pruned = False
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        if strategy.clock.train_exp_epochs == self._dense_epochs():
+        if strategy.clock.train_exp_epochs == self.first_epochs():
             self._prune()
             if self.recipe.reset_optimizer:
                 strategy.optimizer.state.clear()
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        dense = self._dense_epochs()
+        dense = self.first_epochs()
         share = strategy.schedule.rate(strategy, dense) if strategy.clock.train_exp_epochs < dense else self.retrain_rate
         for group in strategy.optimizer.param_groups:
             group["lr"] = self.recipe.lr * share
-
-    def _dense_epochs(self) -> int:
-        return max(1, self.recipe.epochs - round(self.retrain_share * self.recipe.epochs))
 
     @torch.no_grad()
     def _prune(self) -> None:
@@ -231,7 +228,7 @@ class PackNet(Method):
 
     def diagnostics(self) -> dict[str, Any]:
         remarks = [f"no weight was left free in some layer for {len(self.exhausted)} of the tasks"] if self.exhausted else []
-        if self._dense_epochs() == self.recipe.epochs:
+        if self.first_epochs() == self.recipe.epochs:
             remarks.append("too few epochs a task for any to retrain after pruning")
         layers = self.layers.values()
         total = sum(layer.owner.numel() for layer in layers)

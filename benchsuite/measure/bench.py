@@ -7,7 +7,8 @@ loop        one training step of the suite (fine-tuning on its first task, with 
             hooks, and of metrics in a step
 methods     each method's step relative to fine-tuning's, early and late in the sequence. Earlier tasks are learnt from a few
             images each, so that heads, penalties, masks and memories are those of the task that is timed; CACL's bank is filled
-            to the width of the released model. Methods that factorise a trained dense network have a second row, `recovery`
+            to the width of the released model. Methods that prune or cut a task's weights during the task have a row for each
+            phase; the second begins after one epoch
 evaluation  a pass over the test images of one task, beside the same pass in a bare loop and by Naive
 data        setting up the tasks from the cache, and decoding all images again
 settings    the bare loop with another precision, memory layout, optimiser or compiler. As a check, on the same first batch and
@@ -56,7 +57,7 @@ from ..training.assemble import assemble
 from ..training.batches import Batches
 from ..training.device import configure_process, cores
 from ..training.optimizer import make_optimizer
-from ..training.settings import Unsupported, recipe_of, resolve
+from ..training.settings import Unsupported, method_of, recipe_of, resolve
 from ..training.stream import TaskStream, build_stream
 from ..training.watch import Watch
 from .race import Contender, circumstances, paused, race, ratio
@@ -64,6 +65,7 @@ from .race import Contender, circumstances, paused, race, ratio
 COLUMNS = ["section", "what", "relative_to", "ratio", "lowest", "highest", "seconds", "gradient_error", "update_error"]
 SECTIONS = ("loop", "methods", "evaluation", "data", "settings", "profile")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SECOND = "second phase"
 SIDE = 1024  # of the square matrices whose product is taken as the speed that the machine can reach
 KINDS = {  # of operations, by words in their names; the first match counts
     "optimiser": ("adam", "sgd", "optimizer", "lerp", "addcdiv", "_foreach"),
@@ -176,11 +178,12 @@ class Bench:
         tasks = self.tasks or (min(2, last), last)
         names = [self.relative_to]
         for name in chosen:
-            names += [name, f"{name} recovery"] if hasattr(methods.get(name), "compress") else [name]
+            settings = self.job(name).settings
+            names += [name, f"{name} {SECOND}"] if method_of(name, settings).phase else [name]
         names = list(dict.fromkeys(names))
 
         def make(name: str, task: int) -> Callable[[], Contender]:
-            return lambda: self.ours(*name.split(), task=task)
+            return lambda: self.ours(name.removesuffix(f" {SECOND}"), second=name.endswith(SECOND), task=task)
 
         early, late = tasks
         rows, _ = self.compared(
@@ -317,8 +320,8 @@ class Bench:
 
     # The contenders
 
-    def ours(self, name: str, recovery: str = "", *, task: int = 1, watched: bool = True) -> Contender:
-        """A step of a method in its task `task`, counted from 1."""
+    def ours(self, name: str, *, second: bool = False, task: int = 1, watched: bool = True) -> Contender:
+        """A step of a method in its task `task`, counted from 1, and there in its first or second phase."""
         strategy: Any = assemble(self.job(name), self.full, device=self.device, plugins=[Watch()] if watched else [])
         earlier = task - 1
         if name == "cacl" and self.full.tasks[0].dataset == "cifar100" and "backbone" not in self.overrides:
@@ -328,9 +331,14 @@ class Bench:
             earlier, task = 0, 1
         for experience in self.few.train[:earlier] if earlier else []:
             strategy.train(experience, eval_streams=[])
-        if recovery:
-            strategy.method.dense_epochs = lambda: 0  # the network is factorised before the first step
-        return paused(forever(strategy), self.full.train[task - 1])
+        if second:
+            strategy.method.first_epochs = lambda: 1
+        step = paused(forever(strategy), self.full.train[task - 1])
+        if second:
+            step()  # the clock still showed the task before
+            while not strategy.clock.train_exp_epochs:
+                step()
+        return step
 
     def network(self, recipe: Recipe) -> MultiHead:
         image = protocols.get(self.protocol).image

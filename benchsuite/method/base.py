@@ -116,6 +116,12 @@ class Method(SupervisedPlugin):
         that may end a task early is then refused."""
         return None
 
+    def first_epochs(self) -> int:
+        """The epochs of a task before its second phase: at least one, and all of them without phases. `phase` is taken as the
+        share of the second; a method that declares the share of the first overrides this."""
+        share: float = getattr(self, self.phase) if self.phase else 0
+        return max(1, self.recipe.epochs - round(share * self.recipe.epochs))
+
     def unsupported_reason(self, recipe: Recipe) -> str | None:
         """Why this method cannot run under `recipe`, in one line; None if it can."""
         if self.forgetting == "none" and recipe.batchnorm == "shared" and has_batchnorm(recipe.backbone):

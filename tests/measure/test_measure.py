@@ -10,6 +10,7 @@ from short_runs import TINY, make, quick_fits
 
 from benchsuite.cli.main import main
 from benchsuite.measure import ablations, activations, bench, cacl_lite, initialisation, precision, race, records, serving
+from benchsuite.method.registered import methods
 from benchsuite.record.store import read_all
 from benchsuite.training.settings import resolve
 
@@ -88,11 +89,19 @@ def benched(tmp_path, *words):
 def test_the_bench_has_every_method_early_and_late(base, chosen, tmp_path, capsys, monkeypatch):
     quick_fits(monkeypatch)
     rows = benched(tmp_path, "--sections", "methods", "--tasks", "2", "3", "--relative-to", base, *chosen)["ratio"]
-    names = ("ewc", "individual-svd", "individual-svd recovery", "cacl")
-    for name in names if chosen else (*names, "finetune", "packnet", "hat"):
+    names = ("ewc", "individual-svd", "individual-svd second phase", "cacl")
+    for name in names if chosen else (*names, "finetune", "packnet", "hat", "delta-svd second phase"):
         assert {(f"{name}, task 2", f"{base}, task 2"), (f"{name}, task 3", f"{name}, task 2")} < set(rows.index)
     assert (rows > 0).all()
     assert rows[f"{base}, task 3", f"{base}, task 3"] == 1
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_the_bench_times_a_second_phase_after_its_beginning(second, monkeypatch):
+    cuts = []
+    monkeypatch.setattr(methods.get("delta-svd"), "cut", lambda self, strategy: cuts.append(strategy.clock.train_exp_epochs))
+    bench.Bench(overrides=TINY).ours("delta-svd", second=second, task=2)()
+    assert cuts == ([1] if second else [])
 
 
 def test_the_bench_says_where_a_step_goes_and_what_other_settings_change(tmp_path, capsys):
