@@ -139,6 +139,7 @@ class Bench:
                 except Unsupported as reason:
                     self.say(f"n/a: {reason}")
         steps = steps or self.steps
+        self.say(f"timing {len(made)} contenders in turns")  # making them may take minutes
         seconds = race(made, self.rounds, steps)
         rows = []
         for one, other in pairs:
