@@ -20,7 +20,7 @@ from ..record.schema import MB, PARTS, Job, RunRecord
 from ..record.served import NOT_MEASURED, ServedSpeeds
 from ..record.store import no_collection
 from ..text import clean
-from .notes import footnotes_of, size_notes_of
+from .notes import Note, footnotes_of, named, size_notes_of
 from .provenance import provenance
 from .rows import RECIPE, check_names, configurations, names_of, on_other_data, one_version_each, reference_name, rows_called
 from .significance import pairwise_p
@@ -81,8 +81,8 @@ class Leaderboard:
     protocol: str
     tier: str
     provenance: str
-    footnotes: list[str]
-    size_notes: list[str]
+    footnotes: list[Note]
+    size_notes: list[Note]
     elsewhere: list[str]
     compared: list[str]
     forms: pd.DataFrame
@@ -198,8 +198,8 @@ def leaderboard(
     if board["served_speed"].notna().any():
         size_notes.append(f"served speed: {served.how}")
     if refused:
-        named = ", ".join(clean("/".join(path.parts[-3:-1])) for path in refused)
-        notes.append(f"left out, because their records cannot be used: {named}")
+        folders = ", ".join(clean("/".join(path.parts[-3:-1])) for path in refused)
+        notes.append(f"left out, because their records cannot be used: {folders}")
     measured = board[~board["published"]].copy()
     measured["competes"] &= measured["held"].notna()
     for name in ("accuracy", "peak") if measured["held"].isna().any() else ():
@@ -221,9 +221,11 @@ def leaderboard(
             "matched_accuracy", efficiency, by_seed("accuracy")
         )
         size_notes.append(
-            f"matched size: of each method the largest row that stores no more than {reference['method']}"
+            f"matched size: of each method the largest row that stores no more than {named(reference['method'])}"
             f" ({reference['megabytes']:.3f} MB) and at least {NEAR:.0%} of it, on the same tasks and in the same precision"
         )
+    origins = [_origin(label, results, [task.name for task in common]) for label, results in foreign.items()]
+    origins += [f"{named(f'{p.method} ({_published(p)})')}: {p.source}" for p in published if p.source]
     return Leaderboard(
         accuracy=_select(
             accuracy.sort_values(["accuracy", "method"], ascending=[False, True]),
@@ -252,13 +254,8 @@ def leaderboard(
         protocol=records[0].job.protocol,
         tier=tier,
         provenance=provenance(records),
-        footnotes=[
-            *notes,
-            *size_notes,
-            *(_origin(label, results, [task.name for task in common]) for label, results in foreign.items()),
-            *(f"{p.method} ({_published(p)}): {p.source}" for p in published if p.source),
-        ],
-        size_notes=size_notes,
+        footnotes=[*map(Note, notes), *map(Note, size_notes), *map(Note, origins)],
+        size_notes=[*map(Note, size_notes)],
         elsewhere=elsewhere,
         compared=list(board.loc[board["compared"] | board["asked"], "method"]) if compare else [],
         forms=forms,
@@ -284,7 +281,7 @@ def _origin(label: str, results: Sequence[Imported], here: Sequence[str]) -> str
     """What a reader must know of results made elsewhere. here: the names of the tasks of most rows."""
     first = results[0]
     words = [
-        f"{label}: made elsewhere by {first.by} and stated at {first.source}; this suite has neither run nor checked it",
+        f"{named(label)}: made elsewhere by {first.by} and stated at {first.source}; this suite has neither run nor checked it",
         f"imported {', '.join(sorted({result.date[:10] for result in results}))}",
         f"seeds {', '.join(str(result.seed) for result in results)}",
         "" if set(first.tasks) == set(here) else f"other tasks than most rows ({len(first.tasks)})",

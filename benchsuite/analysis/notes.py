@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,35 @@ from .rows import NEUTRAL, RECIPE, common_forms, reference_name, setting_of
 NUMBER = r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])(?!\.\d)"  # a number of its own: not the 2 of conv2, not a version
 
 MANY = 5  # more rows than this that share a value are "all others"
+START, END = "\x02", "\x03"  # around the label of a row while a note is written; no label holds them
 AT_CHANCE = "cannot be told from chance right after learning (binomial test, 1 %)"  # a statement on so many test images
+
+
+def named(label: str) -> str:
+    """A row, as `Note` finds it in a text."""
+    return f"{START}{label}{END}"
+
+
+class Note(str):
+    """A note that knows which rows it names, so that a table can call them otherwise.
+
+    parts: the text between the rows and, every second one, the label of a row."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, text: str) -> Note:
+        parts = re.split(f"[{START}{END}]", text)
+        note = super().__new__(cls, "".join(parts))
+        note.parts = tuple(parts)
+        return note
+
+    @property
+    def rows(self) -> frozenset[str]:
+        return frozenset(self.parts[1::2])
+
+    def calling(self, labels: Mapping[str, str]) -> str:
+        """The text, with these names for rows. Rows that are not in `labels` keep theirs."""
+        return "".join(labels.get(part, part) if i % 2 else part for i, part in enumerate(self.parts))
 
 
 def _short(value: Any) -> str:
@@ -39,7 +67,10 @@ def _images(name: str, run: RunRecord) -> str:
 
 
 def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: Callable[[RunRecord], str | None]) -> list[str]:
-    """What a reader must know before comparing two rows. stale: why a record's numbers would not come out the same today."""
+    """What a reader must know before comparing two rows, with each row as `named` gives it.
+
+    stale: why a record's numbers would not come out the same today."""
+    rows = {named(label): runs for label, runs in rows.items()}
     records = [run for runs in rows.values() for run in runs]
 
     def differing(title: str, get: Callable[[RunRecord], str | None]) -> list[str]:
@@ -73,7 +104,7 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
         notes.append(
             f"settings, {origin}: " + "; ".join(f"{', '.join(labels)} ({settings})" for settings, labels in alike.items())
         )
-    notes += tuning_of(rows)
+    notes += _tuning_notes(rows)
     for name in dict.fromkeys(name for r in records for name in r.job.settings):
         if name in NEUTRAL or all(name in r.job.settings for r in records):  # of other settings it is not known
             notes += differing(f"settings differ: {name}", partial(_in_words, name))
@@ -112,7 +143,7 @@ def footnotes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame, stale: C
     for row in board[~board["published"]].to_dict("records"):
         if 0 < row["ratio_n"] < row["n"]:
             notes.append(
-                f"{row['method']}: forward gain and size ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds; "
+                f"{named(row['method'])}: forward gain and size ratio over {row['ratio_n']:.0f} of {row['n']:.0f} seeds; "
                 f"{reference_name(records)} has no matching run for the others"
             )
     return notes
@@ -157,7 +188,7 @@ def _recipe_notes(rows: dict[str, list[RunRecord]]) -> list[str]:
     return notes
 
 
-def tuning_of(rows: dict[str, list[RunRecord]]) -> list[str]:
+def _tuning_notes(rows: dict[str, list[RunRecord]]) -> list[str]:
     """Which rows were tuned, which were not, and which have nothing to tune. Where the values of a search come from says with
     which budget (`execution.tune.Study.origin`). A row under a modifier has the values that were found without it."""
     kinds = ("tuned", "tuned without the modifier", "settings not tuned", "nothing to tune")
@@ -172,7 +203,8 @@ def tuning_of(rows: dict[str, list[RunRecord]]) -> list[str]:
 
 
 def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list[str]:
-    """What a reader must know about stored sizes and memory."""
+    """What a reader must know about stored sizes and memory, with each row as `named` gives it."""
+    rows = {named(label): runs for label, runs in rows.items()}
     notes = []
     counted: dict[str, list[str]] = {}  # rows and their MB, by the way of counting
     images: list[str] = []
@@ -200,7 +232,7 @@ def size_notes_of(rows: dict[str, list[RunRecord]], board: pd.DataFrame) -> list
             f"of {tested} test images so many are answered differently in fewer bits (mean over seeds; rows whose accuracies "
             f"never changed after learning): {', '.join(of_rows)}"
         )
-    measured = board.loc[~board["published"]].set_index("method")
+    measured = board.loc[~board["published"]].set_index("method").rename(named)
     if (absent := measured["held"].isna()).any():
         which = "of any row" if absent.all() else f"of {', '.join(measured.index[absent])}, not ranked by it"
         notes.append(f"no measurement of training memory {which}")

@@ -18,10 +18,15 @@ from ..training.environment import environment, source_revision
 Contender = Callable[[], None]  # one training step of one batch
 
 
-def race(
-    contenders: Mapping[str, Contender], rounds: int, steps: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; one untimed round comes first."""
+def alone() -> bool:
+    """Whether one CPU thread does all the work. Its CPU seconds are then what to time: other work on the machine takes from the
+    clock on the wall, but not from what one thread computes."""
+    return not torch.cuda.is_available() and torch.get_num_threads() == 1
+
+
+def race(contenders: Mapping[str, Contender], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, CPU seconds where it works `alone`; one untimed round comes first."""
+    clock = time.process_time if alone() else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, step in contenders.items():
@@ -49,10 +54,10 @@ def ratio(seconds: Mapping[str, Sequence[float]], one: str, other: str) -> Ratio
 
 def circumstances(device: torch.device, rounds: int, steps: int, load: tuple[float, ...]) -> str:
     """Where, when and how contenders were timed. load: the load averages before."""
-    where = environment(device, [source_revision()])
+    where, seconds = environment(device, [source_revision()]), "CPU seconds" if alone() else "wall clock"
     loads = ", ".join(f"{value:.1f}" for value in (load[0], os.getloadavg()[0]))
     return (
-        f"{where.device_name}, {where.threads} threads, {cores()} cores, torch {where.versions['torch']}, "
+        f"{seconds}, {where.device_name}, {where.threads} threads, {cores()} cores, torch {where.versions['torch']}, "
         f"revision {where.source}, {where.date[:10]}; rounds: {rounds}, steps in each: {steps}; "
         f"load average (one minute) before and after: {loads}"
     )

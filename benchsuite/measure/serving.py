@@ -13,7 +13,6 @@ import argparse
 import csv
 import io
 import os
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,9 +81,7 @@ def measure_board(folder: Path, device: torch.device, *, batch: int = 64, rounds
         raise UserError(f"{folder}: is not the folder of a board with records", "name one, RESULTS/PROTOCOL/TIER")
     if min(batch, rounds, steps) < 1:
         raise UserError("batch, rounds and steps must be at least 1")
-    # other work on the machine takes from the clock on the wall, but not from what one thread computes
-    alone, before = device.type == "cpu" and torch.get_num_threads() == 1, os.getloadavg()
-    clock, lines = time.process_time if alone else time.perf_counter, []
+    before, lines = os.getloadavg(), []
     for record in records:
         try:
             content = RunFolder(folder.joinpath(*record.job.folder.parts[2:])).read_artifact(record)
@@ -96,14 +93,13 @@ def measure_board(folder: Path, device: torch.device, *, batch: int = 64, rounds
         image, task = tuple(described["image"]), len(described["classes"]) - 1
         dense = MultiHead.from_description({**described, "heads": [task]}).eval().to(device)
         x = torch.rand(batch, *image, device=device)
-        seconds = race({"dense": forward(dense, x, task), "served": forward(network, x, task)}, rounds, steps, clock)
+        seconds = race({"dense": forward(dense, x, task), "served": forward(network, x, task)}, rounds, steps)
         speed = ratio(seconds, "dense", "served")  # of the times, so that more is quicker
         print(f"{record.job.folder}: {speed.median:.2f} ({speed.lowest:.2f} to {speed.highest:.2f}) times as fast as dense")
         lines.append([record.job.method, record.job.seed, record.artifact_sha256, *speed])
     if not lines:
         raise UserError(f"{folder}: has no artifacts to time", "the runs write them; published records come without")
-    unit = "CPU seconds" if alone else "wall clock"
-    how = f"{batch} images at once, fp32, {unit}, {circumstances(device, rounds, steps, before)}"
+    how = f"{batch} images at once, fp32, {circumstances(device, rounds, steps, before)}"
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([COLUMNS, *([*line, how] for line in lines)])
     write_atomic(folder / SERVED, table.getvalue())

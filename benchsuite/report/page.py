@@ -138,7 +138,10 @@ def _board(board: Leaderboard, base: str, selection: Selection) -> dict[str, Any
         "protocol": board.protocol,
         "tier": board.tier,
         "provenance": board.provenance,
-        "notes": tables.notes_of(board, names),
+        "notes": [
+            {"text": note.calling(names), "rows": sorted(index[label] for label in note.rows & index.keys())}
+            for note in tables.notes_of(board)
+        ],
         "rows": rows,
         "captions": {kind: tables.caption(board, kind, labels=names) for kind in frames} | {"tasks": _says_of_tasks(board)},
         "tables": {kind: _table(board, kind, index, rows) for kind in frames},

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from ..analysis.leaderboard import SIZES, Leaderboard
 from ..analysis.ledger import NAMES, RULE, summary
+from ..analysis.notes import Note
 from ..analysis.significance import ALPHA
 from ..text import markdown_text
 from .columns import COLUMNS, ORDER, TITLES, Column, decimals, meanings
@@ -140,12 +141,8 @@ def _of(compared: Sequence[str], rivals: pd.DataFrame, named: Callable[[Iterable
     return " of the rows shown" if {*rivals["method"]} <= {*compared} else f" of {named(compared)}"
 
 
-def notes_of(
-    board: Leaderboard, labels: Mapping[str, str] = MappingProxyType({}), columns: Collection[str] | None = None
-) -> list[str]:
-    """What stands below the tables of a board, once.
-
-    labels: what the tables call the rows. columns: the statistics that the tables show (default: all)."""
+def notes_of(board: Leaderboard, columns: Collection[str] | None = None) -> list[Note]:
+    """What stands below the tables of a board, once. columns: the statistics that the tables show (default: all)."""
     tests = [(kind, column) for kind in TITLES for column in shown(board, kind) if column.tested]
     tested = any((getattr(board, kind)[f"{column.name}_paired"] > 1).any() for kind, column in tests)
     notes = [
@@ -153,11 +150,7 @@ def notes_of(
         for note in board.footnotes
         if columns is None or all(name in columns for start, name in OF_COLUMN.items() if note.startswith(start))
     ]
-    if labels:  # a row stands in an enumeration, or before what is said of it; the same word elsewhere is no row
-        names = "|".join(sorted(map(re.escape, labels), key=len, reverse=True))
-        row = re.compile(rf"(?:^|(?<=[:,;] )|(?<=\())(?:{names})(?=[,;:)]| \(| -?[\d.]+(?:[,;]|$)| has no matching |$)")
-        notes = [row.sub(lambda found: labels[found[0]], note) for note in notes]
-    return [*notes, *([ERRORS] if tested else [])]
+    return [*notes, *([Note(ERRORS)] if tested else [])]
 
 
 def to_markdown(board: Leaderboard, kind: str, footnotes: bool = True) -> str:

@@ -187,7 +187,7 @@ def write_report(
         tabular, floating = latex.board_table(board, "accuracy", chosen, others, "two-column")
         appendix = [latex.with_tabular(floating, tabular)]
         columns |= {*APPENDIX}
-    said = tables.notes_of(board, labels, columns)
+    said = [note.calling(labels) for note in tables.notes_of(board, columns)]
     files["report.tex"] = latex.document(title, board.provenance, floats, captions, appendix, said, fit=selection.fit)
     written = _write(folder, files)
     old = [f"{name}.{suffix}" for name in drawing.FIGURES for suffix in ("pdf", "png")]

@@ -1,11 +1,11 @@
 """Notes on results that say little, and on rows that differ in their recipe."""
 
 import pytest
-from records import run
+from records import changed, run
 from scipy.stats import binom
 
 from benchsuite.analysis.leaderboard import leaderboard
-from benchsuite.analysis.notes import AT_CHANCE, at_chance
+from benchsuite.analysis.notes import AT_CHANCE, START, at_chance
 
 POINT = int(binom.ppf(0.99, 100, 0.5))  # 62 of 100 test images, two classes
 
@@ -71,3 +71,17 @@ def test_tasks_of_shuffled_classes_are_other_tasks():
     shuffled = run("si", settings=first | {"class_order": "shuffled"})
     assert leaderboard(listed).elsewhere == []
     assert leaderboard([*listed, shuffled]).elsewhere == ["si"]
+
+
+def test_a_note_calls_its_rows_as_a_table_does_and_no_other_word():
+    board = leaderboard([changed(run("tuned"), memory_bytes=500_000), run("er")])  # a method called like a word of the notes
+    labels = {"tuned": "Tuned (ours)", "er": "Replay"}
+    found = {str(note): note for note in board.footnotes}
+    said = found["training MB includes stored images, in MB: tuned 0.500"]
+    assert said.rows == {"tuned"}
+    assert said.calling(labels) == "training MB includes stored images, in MB: Tuned (ours) 0.500"
+    (tuning,) = (note for note in board.footnotes if "tune" in note.parts[0])
+    assert tuning.rows == {"tuned", "er"}
+    assert tuning.calling(labels) == tuning.parts[0] + "Replay, Tuned (ours)"
+    assert tuning.calling({}) == tuning
+    assert START not in "".join(board.footnotes)

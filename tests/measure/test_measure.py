@@ -225,7 +225,7 @@ def test_the_table_of_served_models_has_every_form_beside_the_dense_network(monk
     board = tmp_path / "split-digits" / "smoke"  # the same artifacts, for its column
     taken = iter([[8.0, 6.0], [2.0, 3.0]])  # of cacl-cp and finetune
 
-    def race(contenders, rounds, steps, clock):
+    def race(contenders, rounds, steps):
         for step in contenders.values():
             step()
         return {"dense": [2.0, 3.0], "served": next(taken)}

@@ -203,7 +203,7 @@ def test_the_page_can_draw_every_marker_and_leaves_none_to_an_older_one():
 
 def test_no_text_of_a_record_ends_the_element_that_it_stands_in():
     html = page(boards())
-    assert any("</script>" in note for note in shown_of(boards())["notes"])
+    assert any("</script>" in note["text"] for note in shown_of(boards())["notes"])
     assert html.count("</script>") == 2
 
 
@@ -464,7 +464,9 @@ def test_each_tier_has_tables_of_its_own(browser):
     assert "CACL (published)" in column(browser, "Method")
     assert find(browser, "#title")[0].text == "Accuracy on split-digits, tier paper"
     assert find(browser, "#provenance")[0].text == boards()[1].provenance
-    assert [note.text for note in find(browser, "#notes li")] == tables.notes_of(boards()[1], labels_of(boards()[1]))
+    board = boards()[1]
+    notes = [note.calling(labels_of(board)) for note in tables.notes_of(board)]
+    assert [note.text for note in find(browser, "#notes li")] == notes
     styles = {
         row.text.split("\n")[0]: row.find_element("css selector", "th").value_of_css_property("font-style")
         for row in find(browser, "#board tbody tr")
