@@ -532,7 +532,7 @@ def test_the_text_of_records_is_never_markup(browser):
     at = column(browser, "Method").index("mine") + 1
     find(browser, f"#board tbody tr:nth-child({at}) button")[0].click()
     said = [note.text for note in find(browser, "#runs .note")]
-    assert "<b>not bold</b></script>" in said
+    assert "mine: <b>not bold</b></script>" in said
     assert "Settings: epochs = 10 (of the paper)" in said
     keys(browser, "ESCAPE")
 
