@@ -400,6 +400,13 @@ class DeltaSVD(Method):
             origin="tuned: 5 trials of `benchsuite tune`, ACC after the first 3 tasks of seed 1002 on a held-out 10 % of"
             " the training images",
         ),
+        Preset(
+            protocol="split-cifar100",
+            tier="lite",
+            values={"recovery": 0.4, "bits": 4, "reference": "nearest"},
+            origin="tuned: 5 trials of `benchsuite tune` with precision=bf16, ACC after the first 3 tasks of seed 1002"
+            " on a held-out 10 % of the training images",
+        ),
     )
     space: ClassVar = {  # without the budget, which sets the size
         "recovery": Choice((0.0, 0.2, 0.4)),

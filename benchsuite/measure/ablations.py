@@ -25,6 +25,7 @@ from ..training.settings import resolve
 from . import script
 
 BASE = "defaults"
+DEFAULTS: Mapping[str, Any] = {"bits": 6, "recovery": 0.2, "reference": "previous"}  # which a search may have replaced
 CHANGES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # the factor, and what it changes
     (BASE, {}),
     *(("bits", {"bits": bits}) for bits in (4, 8)),
@@ -37,6 +38,7 @@ CHANGES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # the factor, and what i
     *(("no recovery", {"recovery": 0.0} | more) for more in ({"loop": "open"}, {"whiten": False}, {"bits": 4})),
     ("no recovery", {"recovery": 0.0, "bits": 4, "refit": False}),
     *(("budget", {"budget": share}) for share in (0.051, 0.204, 0.306, 0.438, 0.611)),  # 5 to 60 kB a task at half width
+    ("tuned", {"bits": 4, "recovery": 0.4, "reference": "nearest"}),  # what the search at lite found
 )
 
 
@@ -58,7 +60,7 @@ def main() -> None:
     for factor, changed in CHANGES:
         if given.factors and factor not in (BASE, *given.factors):
             continue
-        overrides = {"tasks": given.tasks, **changed}
+        overrides = {"tasks": given.tasks, **DEFAULTS, **changed}
         job = resolve(given.protocol, given.tier, "delta-svd", given.seed, overrides=overrides, precision=given.precision)
         value = ", ".join(f"{name}={value}" for name, value in changed.items()) or BASE
         records[value] = record = run(job, results=given.results, data_dir=given.data_dir)
