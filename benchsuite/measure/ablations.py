@@ -1,8 +1,9 @@
 """What each part of `delta-svd` is worth: one setting changed at a time, on the first tasks of a protocol.
 
-Runs are stored, and resumed after an interruption, like any others. The table has the accuracy at the end, the bytes of the file
-and, for the first task that is cut and for the last, the relative error of the layers' outputs (their mean). `--references` names
-records of `individual` and `finetune`, also on more tasks: their accuracy on the same tasks, right after learning.
+Runs are stored, and resumed after an interruption, like any others. The table has the accuracy at the end, its difference from
+that of the defaults (a mean over tasks, with its standard error), the bytes of the file and, for the first task that is cut and
+for the last, the relative error of the layers' outputs (their mean). `--references` names records of `individual` and `finetune`,
+also on more tasks: their accuracy on the same tasks, right after learning.
 """
 
 from __future__ import annotations
@@ -64,12 +65,15 @@ def main() -> None:
         job = resolve(given.protocol, given.tier, "delta-svd", given.seed, overrides=overrides, precision=given.precision)
         value = ", ".join(f"{name}={value}" for name, value in changed.items()) or BASE
         records[value] = record = run(job, results=given.results, data_dir=given.data_dir)
+        apart = record.R[-1] - records[BASE].R[-1]  # on each task
         errors = [statistics.mean(layers.values()) for layers in record.diagnostics.extra["relative_error"] if layers]
         rows.append(
             {
                 "factor": factor,
                 "settings": value,
                 "accuracy": record.accuracy,
+                "difference": float(apart.mean()),
+                "standard_error": float(apart.std(ddof=1)) / len(apart) ** 0.5,
                 "bytes": record.stored_bytes,
                 "first_error": errors[0] if errors else float("nan"),
                 "last_error": errors[-1] if errors else float("nan"),
@@ -102,13 +106,15 @@ def levels_of(folder: Path, seed: int, base: RunRecord) -> dict[str, float]:
 
 
 def markdown(frame: pd.DataFrame, levels: Mapping[str, float], made: str) -> str:
-    lines = ["| factor | settings | accuracy (%) | file (kB) | error, first | error, last |", "|---|---|---:|---:|---:|---:|"]
+    heads = ("factor", "settings", "accuracy (%)", "difference (points)", "file (kB)", "error, first", "error, last")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---:|---:|---:|---:|---:|"]
     lines += [
-        f"| {row['factor']} | {row['settings']} | {row['accuracy']:.2f} | {row['bytes'] / 1000:.1f} | "
+        f"| {row['factor']} | {row['settings']} | {row['accuracy']:.2f} | "
+        f"{row['difference']:+.2f} ± {row['standard_error']:.2f} | {row['bytes'] / 1000:.1f} | "
         f"{row['first_error']:.3f} | {row['last_error']:.3f} |".replace("nan", "–")
         for row in frame.to_dict("records")
     ]
-    lines += [f"| reference | {words} | {level:.2f} | – | – | – |" for words, level in levels.items()]
+    lines += [f"| reference | {words} | {level:.2f} | – | – | – | – |" for words, level in levels.items()]
     return "\n".join(lines) + f"\n\n{made}\n"
 
 

@@ -550,8 +550,9 @@ def rank_growth(board: Leaderboard, selection: Selection = USUALLY) -> Drawing |
 
 
 def by_factor(frame: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
-    """Runs that differ from the first row of `frame` (columns factor, settings, accuracy, bytes) in one factor each. Left:
-    accuracy against the bytes of the file (log axis), budgets joined by a line. Right: accuracy minus the first row's.
+    """Runs that differ from the first row of `frame` in one factor each (columns factor, settings, accuracy, difference,
+    standard_error, bytes). Left: accuracy against the bytes of the file (log axis), budgets joined by a line. Right: the
+    difference from the first row, with its standard error.
     levels: accuracies to compare with, by name, as horizontal lines."""
     figure = _blank(USUALLY, height=3.6, width=WIDTHS["two-column"])
     figure.set_layout_engine("constrained")
@@ -568,7 +569,7 @@ def by_factor(frame: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
             left.plot(line["bytes"] / 1000, line["accuracy"], color=look["color"], linewidth=0.9, zorder=2)
         dots = {**look, "linestyle": "", "markersize": 4, "zorder": 3}
         left.plot(rows["bytes"] / 1000, rows["accuracy"], label=factor, **dots)
-        right.plot(rows["accuracy"] - base["accuracy"], rows.index, **dots)
+        right.errorbar(rows["difference"], rows.index, xerr=rows["standard_error"], elinewidth=0.8, **dots)
     left.plot(base["bytes"] / 1000, base["accuracy"], "k*", markersize=8, label=base["factor"], zorder=4)
     left.set_xscale("log")
     _plain_ticks(left.xaxis, *left.get_xlim())
