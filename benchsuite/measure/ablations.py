@@ -32,7 +32,7 @@ CHANGES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # the factor, and what i
     *(("bits", {"bits": bits}) for bits in (4, 8)),
     *(("recovery", {"recovery": share}) for share in (0.0, 0.4)),
     *(("reference", {"reference": name}) for name in ("nearest", "first")),
-    ("whitening", {"whiten": False}),
+    *(("whitening", {"whiten": False} | more) for more in ({}, {"bits": 4})),
     ("refitting", {"refit": False}),
     ("loop", {"loop": "open"}),
     # without training after the cut, where errors are not trained away
