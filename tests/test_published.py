@@ -1,4 +1,4 @@
-"""What is published is what the records say: boards, and the tables of the README."""
+"""What is published is what the records say: boards, and the tables on pages."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from benchsuite.source import stale
 
 ROOT = Path(__file__).parents[1]
 BOARDS = sorted(path.parent for path in ROOT.glob("results/**/leaderboard"))
-README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 BLOCK = re.compile(r"<!-- (results/.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -39,10 +39,11 @@ def test_a_published_board_is_made_of_the_records_beside_it(folder):
         assert rows(made)
 
 
-def test_the_tables_of_the_readme_are_published_ones():
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "<!-- results/" in text])
+def test_the_tables_of_a_page_are_published_ones(page):
     """Between `<!-- results/FILE -->` and `<!-- end -->` stand the rows of that file's tables, and nothing else."""
-    blocks = BLOCK.findall(README)
-    assert len(blocks) == README.count("<!-- results/") > 0
+    blocks = BLOCK.findall(PAGES[page])
+    assert len(blocks) == PAGES[page].count("<!-- results/")
     for file, shown in blocks:
         assert shown.splitlines() == rows((ROOT / file).read_text()), file
 
