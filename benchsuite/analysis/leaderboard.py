@@ -254,7 +254,7 @@ def leaderboard(
         protocol=records[0].job.protocol,
         tier=tier,
         provenance=provenance(records),
-        footnotes=[*map(Note, notes), *map(Note, size_notes), *map(Note, origins)],
+        footnotes=[*map(Note, [*notes, *size_notes, *origins])],
         size_notes=[*map(Note, size_notes)],
         elsewhere=elsewhere,
         compared=list(board.loc[board["compared"] | board["asked"], "method"]) if compare else [],
