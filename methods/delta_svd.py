@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -46,6 +47,7 @@ from benchsuite.method import Choice, Method, Preset, register
 from benchsuite.method.artifact import Artifact
 from benchsuite.method.forms import LARGEST, quantised, restored
 from benchsuite.nn.bits import pack_bits, unpack_bits
+from benchsuite.nn.computed import uncounted
 from benchsuite.nn.conditional import TaskConditional, evaluating, replace_modules, shared_parameters
 from benchsuite.nn.decompose import second_moments, windows
 from benchsuite.nn.multihead import MultiHead
@@ -479,16 +481,18 @@ class DeltaSVD(Method):
     @torch.no_grad()
     def cut(self, strategy: Any) -> None:
         """Choose the ranks of all layers from the uncut network, and replace their weights by factors."""
-        task, moments = strategy.experience.current_experience, {}
-        if self.whiten:
-            plain = {name: layer for name, layer in self.layers.items() if layer.groups == 1}
-            with second_moments(plain, windows) as moments, evaluating(self.model):
-                for x, *_ in self.some(strategy, MOMENTS):
-                    self.model(x, task)
+        task = strategy.experience.current_experience
+        plain = {name: layer for name, layer in self.layers.items() if layer.groups == 1}
+        counted = nullcontext() if self.whiten else uncounted()  # then the moments serve the recorded errors alone
+        with second_moments(plain, windows) as moments, evaluating(self.model), counted:
+            for x, *_ in self.some(strategy, MOMENTS):
+                self.model(x, task)
+        measure = moments if self.whiten else {}
         weights = {name: layer.trained().double() for name, layer in self.layers.items()}
-        changes = {name: weights[name] - layer.start().double() for name, layer in self.layers.items()}
-        spectra = {name: spectrum(change, moments.get(name)) for name, change in changes.items()}
-        totals = {name: float(energy_of(weight, moments.get(name))) for name, weight in weights.items()}
+        starts = {name: layer.start().double() for name, layer in self.layers.items()}
+        changes = {name: weight - starts[name] for name, weight in weights.items()}
+        spectra = {name: spectrum(change, measure.get(name)) for name, change in changes.items()}
+        totals = {name: float(energy_of(weight, measure.get(name))) for name, weight in weights.items()}
         shapes, energies = list(self.stored.shapes.values()), [energy for energy, _ in spectra.values()]
         if self.energy is not None:
             self.ranks = [rank_by(energy, self.energy, shape) for energy, shape in zip(energies, shapes, strict=True)]
@@ -504,8 +508,9 @@ class DeltaSVD(Method):
             else:
                 parts = factors(change, vectors, rank, self.bits, self.refit) if rank else {}
                 made = rounded(parts["A"], self.bits).T @ rounded(parts["B"], self.bits) if parts else 0 * change
-                left = weights[name] - self.stored.kernel(name, layer.parent).to(made) - made  # change - made in the closed loop
-                errors[name] = math.sqrt(float(energy_of(left, moments.get(name))) / (totals[name] or 1.0))
+                base = self.stored.kernel(name, layer.parent).to(made) if name in self.stored.raw else starts[name]
+                left, moment = weights[name] - base - made, moments.get(name)
+                errors[name] = math.sqrt(float(energy_of(left, moment)) / (float(energy_of(weights[name], moment)) or 1.0))
             layer.train_parts(parts)
         self.error.append(errors)
         self.trained = {name: weight.to(strategy.dtype) for name, weight in weights.items()} if self.loop == "open" else {}

@@ -3,7 +3,8 @@
 Runs are stored, and resumed after an interruption, like any others. The table has the accuracy at the end, its difference from
 that of the defaults (a mean over tasks, with its standard error), the bytes of the file and, for the first task that is cut and
 for the last, the relative error of the layers' outputs (their mean). `--references` names records of `individual` and `finetune`,
-also on more tasks: their accuracy on the same tasks, right after learning.
+also on more tasks: their accuracy on the same tasks, right after learning. With `--no-run` the table is made of the runs that are
+there.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import pandas as pd
 
 from ..analysis.provenance import provenance
+from ..errors import UserError
 from ..files import write_atomic
 from ..record.schema import RunRecord
-from ..record.store import read_all
+from ..record.store import RECORD, read, read_all
 from ..report import figures
 from ..training.runner import run
 from ..training.settings import resolve
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--factors", nargs="+", help="run only these; the table has all that are there")
     parser.add_argument("--references", type=Path, help="a folder with records of `individual` and `finetune`")
     parser.add_argument("--results", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--no-run", action="store_true", help="train nothing: the table has the runs that are finished")
     parser.add_argument("--output", type=Path, help="a folder for the table and the figure")
     given = parser.parse_args()
     records: dict[str, RunRecord] = {}
@@ -64,7 +67,16 @@ def main() -> None:
         overrides = {"tasks": given.tasks, **DEFAULTS, **changed}
         job = resolve(given.protocol, given.tier, "delta-svd", given.seed, overrides=overrides, precision=given.precision)
         value = ", ".join(f"{name}={value}" for name, value in changed.items()) or BASE
-        records[value] = record = run(job, results=given.results, data_dir=given.data_dir)
+        path = given.results / job.folder / RECORD
+        if not given.no_run:
+            records[value] = run(job, results=given.results, data_dir=given.data_dir)
+        elif path.exists():
+            records[value] = read(path)
+        elif value == BASE:
+            raise UserError(f"{given.results}: the run of the {BASE} is missing", "leave out --no-run")
+        else:
+            continue
+        record = records[value]
         apart = record.R[-1] - records[BASE].R[-1]  # on each task
         errors = [statistics.mean(layers.values()) for layers in record.diagnostics.extra["relative_error"] if layers]
         rows.append(

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from short_runs import TINY, make, quick_fits
 
 from benchsuite.cli.main import main
+from benchsuite.errors import UserError
 from benchsuite.measure import ablations, activations, bench, cacl_lite, initialisation, precision, race, records, serving
 from benchsuite.method.registered import methods
 from benchsuite.record.store import read_all
@@ -69,6 +71,17 @@ def test_each_ablation_changes_one_thing_and_has_the_references_of_its_own_tasks
     (finetune,) = [r for r in read_all(tmp_path / "full") if "lr" not in r.job.origins or r.job.origins["lr"] != "command line"]
     assert f"{finetune.R.diagonal()[:2].mean():.2f}" in reference
     assert (tmp_path / "ablations.pdf").stat().st_size > 1000
+
+    largest, base = (
+        next(r for r in read_all(tmp_path / "runs") if r.stored_bytes == frame["bytes"][row]).job.folder for row in (2, 0)
+    )
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--no-run"])
+    shutil.rmtree(tmp_path / "runs" / largest)  # not finished
+    ablations.main()
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ablations.csv"), frame.drop(2).reset_index(drop=True))
+    shutil.rmtree(tmp_path / "runs" / base)
+    with pytest.raises(UserError, match="the run of the defaults is missing; leave out --no-run"):
+        ablations.main()
 
 
 def test_the_initialisation_table_has_both_laws(monkeypatch, capsys, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
+from torch.nn import functional as F
 
 from benchsuite.checks import contract
 from benchsuite.checks.contract import BATCHNORM, OPTIMIZERS, Broken, ShortRuns
@@ -295,6 +296,24 @@ def test_errors_add_up_in_the_open_loop_and_not_in_the_closed_one(whiten):
         assert (recorded[-1] > 1.5 * recorded[0]) == (loop == "open")
     assert growth["closed"] < 1.5
     assert growth["open"] > 1.6
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_the_recorded_error_is_that_of_the_outputs_however_the_kernel_was_cut(whiten):
+    watch = Trained()
+    strategy, stream = trained(watch, method="delta-svd", tasks=2, recovery=0.0, budget=0.03, whiten=whiten)
+    method, kernels = strategy.method, watch.kernels[1]
+    name, layer = next(iter(method.layers.items()))  # the first: its inputs are the images
+    strategy.experience = stream.train[1]
+    images = torch.cat([x for x, *_ in method.some(strategy, delta_svd.MOMENTS)])
+
+    def outputs(kernel):
+        return F.conv2d(images, kernel.view(layer.shape), None, layer.stride, layer.padding, layer.dilation)
+
+    left, whole = kernels[name] - method.stored.kernel(name, 1), kernels[name]
+    recorded = method.diagnostics()["extra"]["relative_error"][0][name]
+    assert recorded == pytest.approx(float(outputs(left).norm() / outputs(whole).norm()), rel=1e-3)
+    assert recorded != pytest.approx(float(left.norm() / whole.norm()), rel=0.05)  # control: the error of the kernel
 
 
 def test_an_open_loop_needs_the_previous_task():
