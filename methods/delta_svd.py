@@ -74,7 +74,8 @@ def size_of(shape: Shape, bits: int) -> int:
 
 
 def encode(rows: Tensor, bits: int) -> Tensor:
-    """Rows (n, numbers) as bytes: their scales, then their codes."""
+    """Rows (n, numbers) as bytes: their scales, then their codes. Raises UserError as `refuse` does."""
+    refuse(rows)
     if bits == EXACT:
         return rows.float().contiguous().view(torch.uint8).flatten()
     scales, q = quantised(rows, bits)
@@ -202,7 +203,7 @@ class Stored:
         return self.bits if task else max(FIRST, self.bits)
 
     def add(self, parent: int, ranks: list[int], parts: Mapping[str, Parts], vectors: Sequence[Tensor], head: nn.Linear) -> None:
-        """Append a task. vectors: those of `own_vectors`. Raises UserError for numbers that are not finite or too large."""
+        """Append a task. vectors: those of `own_vectors`. Raises UserError as `refuse` does."""
         task, bits = len(self.parents), self.bits_of(len(self.parents))
         kernels = [encode(rows, bits) for own in parts.values() for rows in own.values()]
         exact, wide = self.bits == EXACT, self.bits_of(0)
@@ -269,9 +270,14 @@ class Stored:
         head.bias.copy_(from_bytes(content[end:], [head.bias], self.bits == EXACT)[0])
 
 
-def to_bytes(tensor: Tensor, exact: bool) -> Tensor:
-    if not (tensor.abs() <= LARGEST).all():
+def refuse(numbers: Tensor) -> None:
+    """Raises UserError for numbers that are not finite or too large for fp16."""
+    if not (numbers.abs() <= LARGEST).all():
         raise UserError(f"a number to store is not finite or above {LARGEST:.0f}", "lower the learning rate")
+
+
+def to_bytes(tensor: Tensor, exact: bool) -> Tensor:
+    refuse(tensor)
     kind = torch.float32 if exact else torch.float16
     return tensor.detach().to(kind).flatten().contiguous().view(torch.uint8)
 
@@ -503,14 +509,16 @@ class DeltaSVD(Method):
         errors = {}
         for (name, layer), rank in zip(self.layers.items(), self.ranks, strict=True):
             change, vectors = changes[name], spectra[name][1]
+            parts: Parts = {}
+            made = 0 * change
             if rank == DENSE:
-                parts = {"D": weights[name] if self.bits == EXACT else change}
-            else:
-                parts = factors(change, vectors, rank, self.bits, self.refit) if rank else {}
-                made = rounded(parts["A"], self.bits).T @ rounded(parts["B"], self.bits) if parts else 0 * change
-                base = self.stored.kernel(name, layer.parent).to(made) if name in self.stored.raw else starts[name]
-                left, moment = weights[name] - base - made, moments.get(name)
-                errors[name] = math.sqrt(float(energy_of(left, moment)) / (float(energy_of(weights[name], moment)) or 1.0))
+                parts, made = {"D": weights[name] if self.bits == EXACT else change}, rounded(change, self.bits)
+            elif rank:
+                parts = factors(change, vectors, rank, self.bits, self.refit)
+                made = rounded(parts["A"], self.bits).T @ rounded(parts["B"], self.bits)
+            base = self.stored.kernel(name, layer.parent).to(made) if name in self.stored.raw else starts[name]
+            left, moment = weights[name] - base - made, moments.get(name)
+            errors[name] = math.sqrt(float(energy_of(left, moment)) / (float(energy_of(weights[name], moment)) or 1.0))
             layer.train_parts(parts)
         self.error.append(errors)
         self.trained = {name: weight.to(strategy.dtype) for name, weight in weights.items()} if self.loop == "open" else {}

@@ -1,11 +1,13 @@
 """Invariants of delta-svd. Each stands beside a control that breaks it."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from short_runs import make, trained
+from torch import nn
 from torch.nn import functional as F
 
 from benchsuite.checks import contract
@@ -29,6 +31,7 @@ from benchsuite.methods.delta_svd import (
     size_of,
     spectrum,
 )
+from benchsuite.nn.decompose import second_moments
 from benchsuite.nn.multihead import MultiHead
 
 EXACT = {"bits": 32, "budget": 100.0, "recovery": 0.0}
@@ -81,7 +84,8 @@ def test_what_is_encoded_is_what_was_trained_and_takes_the_bytes_of_the_formula(
     torch.testing.assert_close(back, rounded(rows, bits), rtol=1e-6, atol=0)
     steps = rows.abs().amax(1, keepdim=True) * (1 + 2**-10) / (2 ** (bits - 1) - 1)
     assert ((back - rows).abs() <= steps / 2 * (1 + 1e-5)).all()
-    assert bits == 32 or not torch.equal(decode(encode(rows, bits - 1 if bits > 3 else 8), (5, 37), bits - 1 or 8), back)
+    other = 32 if bits == 3 else 3
+    assert not torch.equal(decode(encode(rows, other), (5, 37), other), back)  # control
 
 
 def test_the_gradient_passes_straight_through_the_rounding():
@@ -91,9 +95,10 @@ def test_the_gradient_passes_straight_through_the_rounding():
     assert not torch.equal(rounded(rows, 4), rows)  # control
 
 
-def test_the_first_task_is_finetune_stored_in_int8():
-    plain, _ = trained(method="finetune")
-    strategy, _ = trained(method="delta-svd")
+@pytest.mark.parametrize("settings", [{}, BATCHNORM])
+def test_the_first_task_is_finetune_stored_in_int8(settings):
+    plain, _ = trained(method="finetune", **settings)
+    strategy, _ = trained(method="delta-svd", **settings)
     artifact = Artifact.of_network(plain.model)
     whole = {form: Artifact.from_bytes(artifact.encoded(form, {}).to_bytes()).network() for form in ("int8", "int6")}
     out = logits(served(strategy), 0)
@@ -248,7 +253,8 @@ def test_ranks_keep_within_the_budget_and_use_it():
     assert ranks_within([0 * gains[0], *gains[1:]], shapes, 6, 5000)[0] == 0  # nothing where there is nothing to gain
     first = ranks_within([g * (100 if i == 1 else 1) for i, g in enumerate(gains)], shapes, 6, 300)
     assert first == [1, 2, 0]  # the most energy per byte first; then what still fits
-    assert ranks_within(gains, shapes, 6, 300) != first  # control
+    assert ranks_within(gains, shapes, 6, 300) == [DENSE, 0, 1]  # a small layer's components cost few bytes
+    assert gains[0][0] < gains[2][0]  # control: by energy alone the large layer would come first
 
 
 def test_a_layer_is_dense_from_the_rank_on_whose_factors_are_no_smaller():
@@ -275,6 +281,53 @@ def test_what_a_task_stores_follows_the_rule(settings):
         assert less.method.stored.ranks[1] != ranks
 
 
+@pytest.mark.parametrize("whiten", [True, False])
+@pytest.mark.parametrize("refit", [True, False])
+def test_the_cut_of_a_network_is_the_one_of_the_equations(whiten, refit, monkeypatch):
+    found = {}
+
+    @contextmanager
+    def watched(layers, rows):
+        with second_moments(layers, rows) as moments:
+            yield moments
+        found.update(moments)
+
+    monkeypatch.setattr(delta_svd, "second_moments", watched)
+    watch = Trained()
+    settings = {"lr": 0.01, "recovery": 0.0, "budget": 0.1, "whiten": whiten, "refit": refit}
+    strategy, _ = trained(watch, method="delta-svd", tasks=2, **settings)
+    stored = strategy.method.stored
+    changes = {name: kernel.double() - stored.kernel(name, 0).double() for name, kernel in watch.kernels[1].items()}
+
+    def cut(whiten, relative=True):
+        spectra, gains = {}, []
+        for name, change in changes.items():
+            s = found[name] if whiten else torch.eye(change.shape[1], dtype=torch.float64)
+            values, vectors = torch.linalg.eigh(change @ s @ change.T)
+            spectra[name] = vectors.flip(1)
+            whole = watch.kernels[1][name].double()
+            gains.append(values.flip(0).clamp_min(0) / (torch.trace(whole @ s @ whole.T) if relative else 1))
+        shapes = list(stored.shapes.values())
+        return ranks_within(gains, shapes, 6, 0.1 * sum(map(math.prod, shapes))), spectra
+
+    ranks, spectra = cut(whiten)
+    assert stored.ranks[1] == ranks
+    assert max(ranks) > 0
+    assert cut(whiten, relative=False)[0] != ranks  # control
+    _, others = cut(not whiten)
+    for (name, change), rank in zip(changes.items(), ranks, strict=True):
+        parts = stored.parts(name, 1)
+        if rank > 0:
+            a = spectra[name][:, :rank]
+            signs = (a.T * parts["A"]).sum(1).sign()  # an eigenvector has two
+            assert torch.allclose(parts["A"].double(), rounded(a.T * signs[:, None], 6), atol=1e-5)
+            assert (a * others[name][:, :rank]).sum(0).abs().min() < 0.99  # control: of the other measure
+            fitted = torch.linalg.lstsq(parts["A"].T.double(), change).solution
+            plain = (a * signs).T @ change
+            assert torch.allclose(parts["B"].double(), rounded(fitted if refit else plain, 6), atol=1e-5)
+            assert not torch.allclose(parts["B"].double(), rounded(plain if refit else fitted, 6), atol=1e-5)  # control
+
+
 # The loop
 
 
@@ -295,7 +348,7 @@ def test_errors_add_up_in_the_open_loop_and_not_in_the_closed_one(whiten):
         recorded = [sum(layers.values()) for layers in strategy.method.diagnostics()["extra"]["relative_error"]]
         assert (recorded[-1] > 1.5 * recorded[0]) == (loop == "open")
     assert growth["closed"] < 1.5
-    assert growth["open"] > 1.6
+    assert growth["open"] > 1.3 * growth["closed"]
 
 
 @pytest.mark.parametrize("whiten", [True, False])
@@ -429,7 +482,19 @@ def test_training_that_is_stopped_early_is_cut_all_the_same():
     assert torch.equal(logits(strategy.model, 1), logits(served(strategy), 1))
 
 
-def test_a_number_that_cannot_be_stored_is_refused():
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e6])
+@pytest.mark.parametrize("where", ["kernel", "head", "bias"])
+def test_a_number_that_cannot_be_stored_is_refused(number, where):
+    network = nn.Sequential(nn.Conv2d(2, 3, 1))
+    head, stored = nn.Linear(3, 2), Stored.of_network(network, 6)
+    conv = network[0]
+
+    def add():
+        stored.add(-1, [DENSE], {"0": {"D": conv.weight.detach().flatten(1)}}, [conv.bias], head)
+
+    add()  # control
+    with torch.no_grad():
+        {"head": head.weight, "kernel": conv.weight, "bias": conv.bias}[where].view(-1)[0] = number
     with pytest.raises(UserError, match="not finite or above 65504"):
-        delta_svd.to_bytes(torch.tensor([1e6]), exact=False)
-    assert len(delta_svd.to_bytes(torch.tensor([6e4]), exact=False)) == 2  # control
+        add()
+    assert len(stored.parents) == 1

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchsuite.methods.cacl import energy_select
-from benchsuite.methods.cacl_cp import TermOrthogonality, gram
+from benchsuite.methods.cacl_cp import CACLCP, TermOrthogonality, gram
+from benchsuite.methods.cacl_kronecker import CACLKronecker
 from benchsuite.nn.factorised import CPConv2d, KroneckerConv2d, SVDConv2d, TuckerConv2d
 
 tensorly.set_backend("pytorch")
@@ -269,6 +270,28 @@ def factors(part):
 
 def penalty_on(fixed, seed=0):
     return TermOrthogonality(fixed, torch.Generator().manual_seed(seed))
+
+
+TERMS = {  # the layer, and its terms spelt out
+    CACLCP: ("cp", lambda part: torch.einsum("or,ir,hr,wr->roihw", *(part[name] for name in "ABDE"))),
+    CACLKronecker: ("kronecker", lambda part: torch.einsum("rac,rbdhw->rabcdhw", part["A"], part["B"])),
+}
+
+
+@pytest.mark.parametrize("method", TERMS)
+def test_the_columns_of_a_method_have_the_gram_matrix_of_its_terms(method):
+    kind, spelt_out = TERMS[method]
+    part = terms(made(kind), 13)
+    columns, explicit = method.columns(None, part), spelt_out(part).flatten(1)
+    whole = explicit @ explicit.T
+    assert torch.allclose(gram(columns, columns), whole, atol=1e-12)
+    mixed = {name: factor[:, torch.arange(13).roll(i)] for i, (name, factor) in enumerate(columns.items())}
+    assert not torch.allclose(gram(mixed, mixed), whole, atol=1e-3)  # control: factors of different terms
+    old, free = ({name: factor[:, where] for name, factor in columns.items()} for where in (slice(9), slice(9, None)))
+    fast, draws = penalty_on(old), 2000
+    values = torch.stack([fast(free) for _ in range(draws)])
+    expected = float((whole - torch.eye(13)).square().mean())
+    assert float(values.mean()) == pytest.approx(expected, abs=4 * float(values.std()) / math.sqrt(draws))
 
 
 def test_gamma_is_the_gram_matrix_of_the_terms_and_gives_the_energy():

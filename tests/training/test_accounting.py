@@ -9,6 +9,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 
 from benchsuite.analysis.leaderboard import leaderboard
 from benchsuite.method import Method, register
+from benchsuite.methods import delta_svd
 from benchsuite.nn.computed import Images, uncounted
 from benchsuite.nn.conditional import evaluating
 from benchsuite.nn.multihead import MultiHead
@@ -152,6 +153,13 @@ def test_images_are_counted_where_the_network_is_called(method, settings, forwar
     compute = leaderboard([record]).training_memory["compute"][0]
     assert compute == (forward + 2 * backward) / (3 * N)
     assert (compute == 1) == ((forward, backward) == (N, N))
+
+
+def test_delta_svd_looks_at_no_more_images_than_it_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(delta_svd, "MOMENTS", 7)
+    monkeypatch.setattr(delta_svd, "NEAREST", 5)
+    record = run(job_of("delta-svd", reference="nearest"), results=tmp_path, plugins=[Sight()])
+    assert (record.forward_images, record.backward_images) == (N + 2 * 7 + (1 + 2) * 5, N)  # above, of the whole task
 
 
 def test_lanes_and_repeated_backward_passes_count_and_other_work_does_not():
