@@ -34,7 +34,7 @@ class Column:
     @property
     def best(self) -> str:
         """ "max" or "min" where one end is better, else ""."""
-        return BETTER.get(self.name, "")
+        return "min" if self.name == RANK.name else BETTER.get(self.name, "")
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -51,6 +51,7 @@ TITLES = {
 ACCURACY = Column("Accuracy (%)", "accuracy", 2, says="mean over all tasks after the last one")
 TRAINING = Column("Training (MB)", "training_megabytes", screen=False, says="what lives between two steps")
 SEEDS = Column("n", "n", 0)
+RANK = Column("Average rank", "average_rank", 2)  # over protocols
 COLUMNS = {
     "accuracy": [
         ACCURACY,

@@ -18,7 +18,7 @@ from ..analysis.ledger import RULE
 from ..analysis.ledger import summary as ledger_summary
 from ..analysis.summary import Summary
 from ..text import clean
-from .columns import ACCURACY, COLUMNS, TITLES, Column, meanings
+from .columns import ACCURACY, COLUMNS, RANK, TITLES, Column, meanings
 from .looks import labels_of
 from .selection import Selection
 from .tables import (
@@ -362,14 +362,12 @@ def summary_table(found: Summary, boards: Sequence[Leaderboard], selection: Sele
             printed = _printed(column, texts, [marks.get((i, column.heading), "") for i in range(len(order))], selection.siunitx)
             columns.append(replace(printed, name=f"{key} {column.name}"))
         groups.append((f"{board.protocol} ({board.tier})", [f"{key} {column.name}" for column in here]))
-    rank = Column("Average rank", "average_rank", 2)
     fit = "two-column" if selection.fit == "column" and len(keys) > 1 else selection.fit
     ranks = found.ranks.set_index("method").reindex(order).reset_index()
-    texts = [cell_text(row, rank) for row in ranks.to_dict("records")]
-    marked = dict(zip(sorted(ranks["average_rank"].dropna().unique()), ("best", "second"), strict=False))
-    firsts = [marked.get(value, "") for value in ranks["average_rank"]]
-    columns.append(_printed(rank, [text.partition(":")[0] for text in texts], firsts, selection.siunitx))
-    table = _fit(names, columns, ours, fit, ("int8_megabytes", "bwt", "megabytes"), [*groups, ("", [rank.name])])
+    texts = [cell_text(row, RANK).partition(":")[0] for row in ranks.to_dict("records")]
+    marks = best_of(ranks.assign(competes=True), [RANK])
+    columns.append(_printed(RANK, texts, [marks.get((i, RANK.heading), "") for i in ranks.index], selection.siunitx))
+    table = _fit(names, columns, ours, fit, ("int8_megabytes", "bwt", "megabytes"), [*groups, ("", [RANK.name])])
     kept = {name.split()[-1] for name in table.columns}
     n = sorted(int(n) for n in found.results["n"].dropna().unique())
     places = ", ".join(keys) if len(keys) > 1 else next(iter(keys)).replace("/", ", tier ")

@@ -29,7 +29,7 @@ from ..record.schema import FORMS, MB, NATIVE, RunRecord
 from ..record.served import ServedSpeeds
 from ..record.store import RECORD
 from . import tables
-from .columns import COLUMNS, TITLES, Column
+from .columns import COLUMNS, RANK, TITLES, Column
 from .latex import LATEX, latex_heading
 from .looks import Look, entry_of, labels_of, looks_of
 from .selection import Selection
@@ -170,9 +170,9 @@ def _summary(boards: Sequence[Leaderboard], shown: Sequence[Mapping[str, Any]]) 
     made = summary([boards[i] for i in places.values()])
     index = {name: i for i, name in enumerate(made.ranks["method"])}
     of: list[dict[str, Any]] = [{"on": {}} for _ in index]
-    rank = Column("Average rank", "average_rank", 2)
     ranks = made.ranks.rename(columns={"rank_note": "average_rank_note"}).assign(competes=True)
-    found = [(_column(rank) | {"group": "All", "direction": "min"}, _cells(ranks, rank, list(index.values()))[0])]
+    cells, marks = _cells(ranks, RANK, list(index.values()))
+    found = [(_column(RANK) | {"group": "All"} | marks, cells)]
     known = {column.name: column for kind in TITLES for column in COLUMNS[kind]}
     for key, place in places.items():
         frame = made.results[made.results["board"] == key]

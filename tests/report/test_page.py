@@ -276,6 +276,10 @@ def test_a_summary_puts_protocols_side_by_side():
     assert cells["ER"][1:] == ["1.50", "65.00", "-40.00", "1.00", "n/a: no storage forms on record", "75.00", "-20.00", "1.00",
                                "0.250"]  # fmt: skip
     assert [texts[1] for texts in cells.values()] == ["1.50", "1.50", "n/a: no runs on split-digits/lite"]
+    assert {mark: [summary["of"][row]["name"] for row in summary["columns"][1][mark]] for mark in ("best", "second")} == {
+        "best": list(cells)[:2],  # level
+        "second": [],
+    }
     for place, board in enumerate(boards_of):  # where each of its rows is on the boards
         for said in summary["of"]:
             assert said["on"].get(str(place)) in (
