@@ -498,13 +498,14 @@ class DeltaSVD(Method):
         starts = {name: layer.start().double() for name, layer in self.layers.items()}
         changes = {name: weight - starts[name] for name, weight in weights.items()}
         spectra = {name: spectrum(change, measure.get(name)) for name, change in changes.items()}
-        totals = {name: float(energy_of(weight, measure.get(name))) for name, weight in weights.items()}
+        outputs = {name: float(energy_of(weight, moments.get(name))) or 1.0 for name, weight in weights.items()}
+        totals = outputs if self.whiten else {name: float(energy_of(weight, None)) or 1.0 for name, weight in weights.items()}
         shapes, energies = list(self.stored.shapes.values()), [energy for energy, _ in spectra.values()]
         if self.energy is not None:
             self.ranks = [rank_by(energy, self.energy, shape) for energy, shape in zip(energies, shapes, strict=True)]
         else:
             most = self.budget * sum(map(math.prod, shapes))
-            gains = [energy / (totals[name] or 1.0) for name, (energy, _) in spectra.items()]
+            gains = [energy / totals[name] for name, (energy, _) in spectra.items()]
             self.ranks = ranks_within(gains, shapes, self.bits, most)
         errors = {}
         for (name, layer), rank in zip(self.layers.items(), self.ranks, strict=True):
@@ -517,8 +518,7 @@ class DeltaSVD(Method):
                 parts = factors(change, vectors, rank, self.bits, self.refit)
                 made = rounded(parts["A"], self.bits).T @ rounded(parts["B"], self.bits)
             base = self.stored.kernel(name, layer.parent).to(made) if name in self.stored.raw else starts[name]
-            left, moment = weights[name] - base - made, moments.get(name)
-            errors[name] = math.sqrt(float(energy_of(left, moment)) / (float(energy_of(weights[name], moment)) or 1.0))
+            errors[name] = math.sqrt(float(energy_of(weights[name] - base - made, moments.get(name))) / outputs[name])
             layer.train_parts(parts)
         self.error.append(errors)
         self.trained = {name: weight.to(strategy.dtype) for name, weight in weights.items()} if self.loop == "open" else {}

@@ -18,6 +18,7 @@ class Column:
     screen: whether it appears on the screen and in LaTeX, which are narrow.
     word: a statistic that is a word and stands behind the number.
     says: what it means, for captions.
+    better: "max" or "min", for a statistic that no single board ranks.
     places, tested: once the rows are known (`tables.fitted`): the decimals of a size, and whether daggers stand in this column.
     """
 
@@ -28,13 +29,14 @@ class Column:
     optional: bool = False
     word: str = ""
     says: str = ""
+    better: str = ""
     places: int | None = None
     tested: bool = False
 
     @property
     def best(self) -> str:
         """ "max" or "min" where one end is better, else ""."""
-        return "min" if self.name == RANK.name else BETTER.get(self.name, "")
+        return self.better or BETTER.get(self.name, "")
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -51,7 +53,7 @@ TITLES = {
 ACCURACY = Column("Accuracy (%)", "accuracy", 2, says="mean over all tasks after the last one")
 TRAINING = Column("Training (MB)", "training_megabytes", screen=False, says="what lives between two steps")
 SEEDS = Column("n", "n", 0)
-RANK = Column("Average rank", "average_rank", 2)  # over protocols
+RANK = Column("Average rank", "average_rank", 2, better="min")  # over protocols
 COLUMNS = {
     "accuracy": [
         ACCURACY,

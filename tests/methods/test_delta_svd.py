@@ -253,6 +253,7 @@ def test_ranks_keep_within_the_budget_and_use_it():
     assert ranks_within([0 * gains[0], *gains[1:]], shapes, 6, 5000)[0] == 0  # nothing where there is nothing to gain
     first = ranks_within([g * (100 if i == 1 else 1) for i, g in enumerate(gains)], shapes, 6, 300)
     assert first == [1, 2, 0]  # the most energy per byte first; then what still fits
+    assert ranks_within(gains, shapes, 6, 300) != first  # control
     assert ranks_within(gains, shapes, 6, 300) == [DENSE, 0, 1]  # a small layer's components cost few bytes
     assert gains[0][0] < gains[2][0]  # control: by energy alone the large layer would come first
 
@@ -348,6 +349,7 @@ def test_errors_add_up_in_the_open_loop_and_not_in_the_closed_one(whiten):
         recorded = [sum(layers.values()) for layers in strategy.method.diagnostics()["extra"]["relative_error"]]
         assert (recorded[-1] > 1.5 * recorded[0]) == (loop == "open")
     assert growth["closed"] < 1.5
+    assert growth["open"] > 1.6
     assert growth["open"] > 1.3 * growth["closed"]
 
 
@@ -498,3 +500,6 @@ def test_a_number_that_cannot_be_stored_is_refused(number, where):
     with pytest.raises(UserError, match="not finite or above 65504"):
         add()
     assert len(stored.parents) == 1
+    with pytest.raises(UserError, match="not finite or above 65504"):
+        delta_svd.to_bytes(torch.tensor([1e6]), exact=False)
+    assert len(delta_svd.to_bytes(torch.tensor([6e4]), exact=False)) == 2  # control
