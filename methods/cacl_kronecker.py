@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from benchsuite.method import register
+from benchsuite.method import Preset, register
 from benchsuite.nn.factorised import FactorisedConv2d, KroneckerConv2d, Rank
 
+from .cacl import CACL, CHOSEN, at_lite, on_digits
 from .cacl_cp import CACLCP
 
 
@@ -25,8 +26,13 @@ class CACLKronecker(CACLCP):
 
     name: ClassVar = "cacl-kronecker"
     label = "CACL-Kronecker"
-    marker = "D"  # its own search chose the settings of `cacl_cp`, which it inherits
+    marker = "D"
     unit_axes: ClassVar = {**KroneckerConv2d.grows, "kernels": (0, 1)}
+    settings: ClassVar[tuple[Preset, ...]] = (
+        CACL.settings[0],
+        *at_lite(CHOSEN, energy_drop=0.1, sigma_rate=20.0),
+        on_digits(energy_drop=0.005),
+    )
 
     @classmethod
     def layer(cls, conv: nn.Conv2d, header: dict[str, Any]) -> FactorisedConv2d:

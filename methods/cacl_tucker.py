@@ -26,7 +26,7 @@ from benchsuite.fields import setting
 from benchsuite.method import Choice, Preset, register
 from benchsuite.nn.factorised import FactorisedConv2d, Rank, TuckerConv2d
 
-from .cacl import CACL, Growth, Orthogonality, sparsity
+from .cacl import CACL, CHOSEN, Growth, Orthogonality, at_lite, on_digits, sparsity
 
 
 @register
@@ -45,24 +45,13 @@ class CACLTucker(CACL):
     marker = "^"
     unit_axes: ClassVar = {**TuckerConv2d.grows, "kernels": (0, 1)}
     counted: ClassVar = "factors and heads alone"
-    settings: ClassVar = (
-        Preset(
-            protocol="split-cifar100",
-            tier="lite",
-            values={"energy_drop": 0.02},
-            origin="ours: chosen for its size ratio after one task at full width, PyTorch's initial law; to be searched again",
-        ),
-        Preset(
-            protocol="rotated-digits",
-            tier="paper",
-            values={"sparsity_weight": 1.0, "orthogonality_weight": 3.68, "fresh_share": 0.1, "prune_at": 0.6},
-            origin="tuned: 5 trials of `benchsuite tune`, ACC after the first 3 tasks of seed 1002 on a held-out 10 % of"
-            " the training images",
-        ),
+    settings: ClassVar[tuple[Preset, ...]] = (
+        *at_lite(CHOSEN, energy_drop=0.005),
+        on_digits(energy_drop=0.02),
     )
     space: ClassVar = {
         **{name: space for name, space in CACL.space.items() if name != "sigma_rate"},
-        "fresh_share": Choice((0.1, 0.2, 0.5)),
+        "fresh_share": Choice((0.2, 0.1, 0.5)),
     }
 
     @classmethod

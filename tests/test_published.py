@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchsuite.analysis.leaderboard import leaderboard
+from benchsuite.measure import ablations
 from benchsuite.method.registered import methods
 from benchsuite.protocol import protocols
 from benchsuite.record.served import read_served
@@ -37,6 +40,24 @@ def test_a_published_board_is_made_of_the_records_beside_it(folder):
             f"--results {folder.parents[1].relative_to(ROOT)}"
         )
         assert rows(made)
+
+
+def test_the_table_of_the_ablations_is_made_of_the_records_beside_it(tmp_path, monkeypatch):
+    published = ROOT / "results/ablations"
+    folder = Path(shutil.copytree(published, tmp_path / "ablations", ignore=shutil.ignore_patterns("ablations.*")))
+
+    def tabulate():
+        where = ["--results", str(folder), "--references", str(ROOT / "results"), "--output", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["ablations", "--precision", "bf16", "--no-run", *where])
+        ablations.main()
+        return (tmp_path / "ablations.md").read_text(), (tmp_path / "ablations.csv").read_text()
+
+    shown = (published / "ablations.md").read_text(), (published / "ablations.csv").read_text()
+    assert tabulate() == shown
+    assert len(rows(shown[0])) == 2 + len(ablations.CHANGES) + 2, "every change has a row, and so has each reference"
+    changed = next(path for path in folder.rglob("record.json") if json.loads(path.read_text())["job"]["settings"]["bits"] == 4)
+    changed.unlink()
+    assert tabulate() != shown, "control: a record less"
 
 
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "<!-- results/" in text])

@@ -1,4 +1,4 @@
-"""What each part of `delta-svd` is worth: one setting changed at a time, on the first tasks of a protocol.
+"""What each part of `delta-svd` is worth: runs with some of its defaults changed, on the first tasks of a protocol.
 
 Runs are stored, and resumed after an interruption, like any others. The table has the accuracy at the end, its difference from
 that of the defaults (a mean over tasks, with its standard error), the bytes of the file and, for the first task that is cut and

@@ -35,10 +35,13 @@ NAMES = list(methods.all())
 SEQUENTIAL = [name for name in NAMES if not (methods.get(name).trains_jointly or methods.get(name).trains_old_heads)]
 LASTING = [name for name in NAMES if methods.get(name).forgetting == "none"]
 SHORT = {"fresh_share": 0.2, "sigma_rate": 20.0, "exact_vectors": "both", "prune_at": 0.5, "energy_drop": 0.1}  # of CACL
-VARIANTS = [
+SHORTS = [  # and of its variants, which do not have all of them
     ("cacl", SHORT),
-    ("cacl-kronecker", {"sigma_rate": 20.0, "prune_at": 0.5}),
-    ("cacl-tucker", {"prune_at": 0.5, "energy_drop": 0.1}),
+    *((name, {k: v for k, v in SHORT.items() if k != "exact_vectors"}) for name in ("cacl-cp", "cacl-kronecker")),
+    ("cacl-tucker", {k: v for k, v in SHORT.items() if k not in ("exact_vectors", "sigma_rate")}),
+]
+VARIANTS = [
+    *SHORTS,
     ("cacl", {"storage": "smaller"}),
     ("cacl", {"growth": "fixed"}),
     ("cacl-tucker", {"core": "block"}),
@@ -96,7 +99,7 @@ def cases(rule):
     if rule in (contract.finishes, contract.artifact_alone, contract.size):
         yield from VARIANTS
     if rule in (contract.resumed, contract.lasting, contract.evaluation):
-        yield "cacl", SHORT
+        yield from SHORTS
 
 
 CASES = [  # rule by rule: all files are there when the first of them is served

@@ -124,11 +124,16 @@ def test_exact_and_without_a_budget_each_task_is_what_fine_tuning_learns(setting
 
 
 @pytest.mark.parametrize(
-    ("reference", "optimizer"),
-    [("previous", "sgd"), ("previous", "momentum and decay"), ("nearest", "adamw and decay"), ("first", "adam")],
+    ("reference", "optimizer", "policy"),
+    [
+        *(("previous", "sgd", ""), ("previous", "momentum and decay", "")),
+        *(("nearest", "adamw and decay", ""), ("first", "adam", "")),
+        *(("previous", "adamw and decay", policy) for policy in ("per_task", "frozen_after_first", "batch_stats")),
+    ],
 )
-def test_the_file_alone_serves_what_the_live_network_computes_and_no_task_depends_on_a_later_one(reference, optimizer):
+def test_the_file_alone_serves_what_the_live_network_computes_and_no_task_depends_on_a_later_one(reference, optimizer, policy):
     settings = {**OPTIMIZERS[optimizer], "reset_optimizer": False, "epochs": 3, "recovery": 0.4}
+    settings = {**(BATCHNORM if policy else {}), **settings, **({"batchnorm": policy} if policy else {})}
     strategy, stream = make(method="delta-svd", reference=reference, **settings)
     seen = []
     for task, experience in enumerate(stream.train[:4]):

@@ -184,10 +184,16 @@ def test_fresh_components_make_a_kernel_of_the_law_they_state(kind):
             assert sum(energy) / 200 == pytest.approx(share * law, rel=0.05)
 
 
-@pytest.mark.parametrize(("name", "share"), [("cacl", 1.0), ("cacl-cp", 0.1), ("cacl-tucker", 0.1), ("cacl-kronecker", 0.1)])
-def test_later_tasks_start_with_their_share_of_the_first_ones_variance(name, share):
+@pytest.mark.parametrize(
+    ("name", "share", "settings"),
+    [
+        *(("cacl", 1.0, {}), ("cacl-cp", 0.1, {}), ("cacl-tucker", 0.1, {}), ("cacl-kronecker", 0.1, {})),
+        *((name, 0.4, {"fresh_share": 0.4}) for name in ("cacl", "cacl-cp", "cacl-tucker", "cacl-kronecker")),
+    ],
+)
+def test_later_tasks_start_with_their_share_of_the_first_ones_variance(name, share, settings):
     torch.set_default_dtype(torch.float32)
-    method = make(method=name, width=4.0, growth="fixed")[0].method
+    method = make(method=name, width=4.0, growth="fixed", **settings)[0].method
     layer, found = max(method.layers.values(), key=lambda layer: layer.columns), []
     for _ in range(2):
         method.before_train_dataset_adaptation(None)
@@ -344,6 +350,37 @@ def test_the_mean_over_draws_of_fixed_terms_is_the_whole_penalty():
     again = penalty_on(old)
     assert [again(free) for _ in range(3)] == list(values[:3])  # a seed fixes all draws
     assert penalty_on(old, 1)(free) != values[0]
+
+
+def test_over_all_draws_the_penalty_and_its_gradient_are_those_of_all_fixed_terms(monkeypatch):
+    part = terms(made("cp"), 13)
+    old = {name: part[name][:, :9] for name in "ABDE"}
+    free = {name: part[name][:, 9:].clone().requires_grad_() for name in "ABDE"}
+    draws = list(itertools.combinations(range(9), 4))
+
+    def with_gradient(penalty):
+        value = penalty(free)
+        return value.detach(), torch.autograd.grad(value, list(free.values()))
+
+    def mean(draws):
+        penalty = penalty_on(old)
+        total, totals = 0.0, [torch.zeros_like(factor) for factor in free.values()]
+        for draw in draws:
+            monkeypatch.setattr(torch, "randperm", lambda n, draw=draw, **_: torch.tensor([*draw, *set(range(n)) - set(draw)]))
+            value, gradients = with_gradient(penalty)
+            total, totals = total + value, [t + g for t, g in zip(totals, gradients, strict=True)]
+        return total / len(draws), [t / len(draws) for t in totals]
+
+    def whole(part):
+        every = {name: torch.cat([old[name], F.normalize(part[name], dim=0)], 1) for name in "ABDE"}
+        return (gram(every, every) - torch.eye(13)).square().mean()
+
+    (value, gradients), (expected, exact) = mean(draws), with_gradient(whole)
+    assert float(value) == pytest.approx(float(expected), rel=1e-12)
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(gradients, exact, strict=True))
+    value, gradients = mean(draws[1:100])  # control: some draws
+    assert float(value) != pytest.approx(float(expected), rel=1e-6)
+    assert not any(torch.allclose(one, other, rtol=1e-6) for one, other in zip(gradients, exact, strict=True))
 
 
 def test_the_penalty_on_terms_costs_the_same_whatever_the_bank():
