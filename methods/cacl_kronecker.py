@@ -32,6 +32,7 @@ class CACLKronecker(CACLCP):
         CACL.settings[0],
         *at_lite(CHOSEN, energy_drop=0.1, sigma_rate=20.0),
         on_digits(energy_drop=0.005),
+        CACLCP.settings[-1],  # its own search found the same
     )
 
     @classmethod
