@@ -89,6 +89,28 @@ def test_the_default_board_tells_methods_apart():
     assert alone == 0, "control: one seed tells nothing"
 
 
+def test_candidates_on_the_page_are_those_on_file():
+    """Rows that begin with a method and an energy threshold. Of a candidate there may be several lines with other settings."""
+    on_file = set()
+    for path in (ROOT / "results/candidates").glob("*.txt"):
+        for line in path.read_text().splitlines():
+            described, _, found = line.partition(": ")
+            threshold = re.search(r"energy_drop=([^,]+)", described).group(1)
+            ends = [float(end) for end in re.findall(r"([\d.]+) % at", found)]
+            cells = (
+                f"`{described.split(',')[0]}`",
+                threshold,
+                ", ".join(map(str, ends)),
+                f"{sum(ends) / len(ends):.1f}",
+                found.split()[-1],
+            )
+            on_file.add(" | ".join(cells))
+    shown = re.findall(r"^\| (`cacl[\w-]*` \| [\d.e-]+ \| .*?) \| (?:used )?\|$", PAGES["settings-at-lite.md"], re.MULTILINE)
+    assert len(shown) == 27
+    assert set(shown) <= on_file
+    assert shown[0].replace("0.224", "0.225") not in on_file, "control"
+
+
 TUNED = [(name, preset) for name in methods.all() for preset in methods.get(name).settings if preset.origin.startswith("tuned: ")]
 
 
