@@ -329,12 +329,15 @@ def differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, f
         yield where, math.inf
 
 
+NEW = "not on file"  # so that no record names it
+
+
 def compare(names: Iterable[str] = ()) -> dict[str, str]:
     """Entries that differ from golden.json, and what differs first. names: only these."""
     known, found = golden(), {}
     for name, settings in entry_plan(names).items():
         if name not in known:
-            found[name] = "not on file"
+            found[name] = NEW
             continue
         try:
             now = numbers(name, settings)
@@ -391,14 +394,15 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("--update needs a --reason")
     try:
         if arguments.update is not None:
+            known = set(golden())
             for name in update(arguments.update, arguments.reason):
-                print(f"{name}: regenerated; makes stale: {voids(name)}")
+                print(f"{name}: regenerated; makes stale: {voids(name)}" if name in known else f"{name}: added")
             return 0
         changed = compare(arguments.names)
     except UserError as error:
         parser.error(str(error))
     for name, what in changed.items():
-        print(f"{name}: {what}; makes stale: {voids(name)}")
+        print(f"{name}: {what}" + ("" if what == NEW else f"; makes stale: {voids(name)}"))
     return 1 if changed else 0
 
 

@@ -151,10 +151,12 @@ def test_a_setting_that_is_off_by_default_counts_where_a_preset_has_it_on():
 
 
 @pytest.mark.slow
-def test_another_default_or_preset_is_a_case_more_and_voids_nothing(copied, own_file):
+def test_another_default_or_preset_is_a_case_more_and_voids_nothing(copied, own_file, capsys):
     before = made_by(resolve("split-digits", "smoke", "ewc", 1))
     copied("ewc", ('values={"strength": 100.0}', 'values={"strength": 99.0}'))
     assert golden.compare(["method ewc"]) == {"method ewc 6": "not on file"}
+    assert golden.main(["method ewc"]) == 1
+    assert capsys.readouterr().out == "method ewc 6: not on file\n"
     assert golden.update(["method ewc"], "another preset") == ["method ewc 6"]
     assert source.changes(before) == []
     assert made_by(resolve("split-digits", "smoke", "ewc", 1)).keys() - before.keys() == {"method ewc 6"}
