@@ -11,7 +11,7 @@ of CACL has O + I kh kw + 1. A term also represents less, so the initial pool is
 
 The block of Gamma between fixed and free terms grows with the bank, and its square has no form that could be computed in advance.
 So each step compares the f free terms with f of the F fixed ones, drawn without replacement, and weights their squares by F / f:
-the mean over draws is the whole penalty. Its cost does not depend on the number of fixed terms, only on the free ones.
+the mean over draws is the whole penalty, and the cost of a step depends on the number of free terms alone.
 
 With normalised factors the penalties cannot limit the size of a kernel. With CACL's initialisation each task would add the same
 variance again, and features die within a few tasks. From the second task on, free terms start with `fresh_share` of it.
@@ -31,7 +31,7 @@ from benchsuite.fields import setting
 from benchsuite.method import Choice, Preset, register
 from benchsuite.nn.factorised import CPConv2d, FactorisedConv2d, Rank, break_even_rank
 
-from .cacl import CACL, CHOSEN, at_lite, on_digits, sparsity
+from .cacl import CACL, VARIANTS_ORIGIN, at_lite, on_digits, sparsity
 
 
 def gram(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
@@ -79,8 +79,8 @@ class CACLCP(CACL):
     counted: ClassVar = "factors and heads alone"
     settings: ClassVar[tuple[Preset, ...]] = (
         CACL.settings[0],
-        *at_lite(CHOSEN, energy_drop=0.02, sigma_rate=20.0),
-        on_digits(energy_drop=0.02),
+        *at_lite(VARIANTS_ORIGIN, energy_drop=0.02, sigma_rate=20.0),
+        on_digits(0.02),
         Preset(
             protocol="rotated-digits",
             tier="paper",

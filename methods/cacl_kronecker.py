@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchsuite.method import Preset, register
 from benchsuite.nn.factorised import FactorisedConv2d, KroneckerConv2d, Rank
 
-from .cacl import CACL, CHOSEN, at_lite, on_digits
+from .cacl import CACL, VARIANTS_ORIGIN, at_lite, on_digits
 from .cacl_cp import CACLCP
 
 
@@ -30,9 +30,9 @@ class CACLKronecker(CACLCP):
     unit_axes: ClassVar = {**KroneckerConv2d.grows, "kernels": (0, 1)}
     settings: ClassVar[tuple[Preset, ...]] = (
         CACL.settings[0],
-        *at_lite(CHOSEN, energy_drop=0.1, sigma_rate=20.0),
-        on_digits(energy_drop=0.005),
-        CACLCP.settings[-1],  # its own search found the same
+        *at_lite(VARIANTS_ORIGIN, energy_drop=0.1, sigma_rate=20.0),
+        on_digits(0.005),
+        CACLCP.settings[-1],  # its own search chose the same values
     )
 
     @classmethod

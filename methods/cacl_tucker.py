@@ -26,7 +26,7 @@ from benchsuite.fields import setting
 from benchsuite.method import Choice, Preset, register
 from benchsuite.nn.factorised import FactorisedConv2d, Rank, TuckerConv2d
 
-from .cacl import CACL, CHOSEN, Growth, Orthogonality, at_lite, on_digits, sparsity
+from .cacl import CACL, VARIANTS_ORIGIN, Growth, Orthogonality, at_lite, on_digits, sparsity
 
 
 @register
@@ -46,8 +46,8 @@ class CACLTucker(CACL):
     unit_axes: ClassVar = {**TuckerConv2d.grows, "kernels": (0, 1)}
     counted: ClassVar = "factors and heads alone"
     settings: ClassVar[tuple[Preset, ...]] = (
-        *at_lite(CHOSEN, energy_drop=0.02),
-        on_digits(energy_drop=0.02),
+        *at_lite(VARIANTS_ORIGIN, energy_drop=0.02),
+        on_digits(0.02),
         Preset(
             protocol="rotated-digits",
             tier="paper",

@@ -57,7 +57,7 @@ def test_the_table_of_the_ablations_is_made_of_the_records_beside_it(tmp_path, m
     assert len(rows(shown[0])) == 2 + len(ablations.CHANGES) + 2, "every change has a row, and so has each reference"
     changed = next(path for path in folder.rglob("record.json") if json.loads(path.read_text())["job"]["settings"]["bits"] == 4)
     changed.unlink()
-    assert tabulate() != shown, "control: a record less"
+    assert tabulate() != shown, "control: one record fewer"
 
 
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "<!-- results/" in text])
@@ -90,7 +90,7 @@ def test_the_default_board_tells_methods_apart():
 
 
 def test_candidates_on_the_page_are_those_on_file():
-    """Rows that begin with a method and an energy threshold. Of a candidate there may be several lines with other settings."""
+    """Rows that begin with a method and an energy threshold. Candidates on file may share these and differ in other settings."""
     on_file = set()
     for path in (ROOT / "results/candidates").glob("*.txt"):
         for line in path.read_text().splitlines():

@@ -329,7 +329,7 @@ def differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, f
         yield where, math.inf
 
 
-NEW = "not on file"  # so that no record names it
+NEW = "not on file"  # no record can name such an entry, so none becomes stale
 
 
 def compare(names: Iterable[str] = ()) -> dict[str, str]:

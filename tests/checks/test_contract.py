@@ -35,7 +35,7 @@ NAMES = list(methods.all())
 SEQUENTIAL = [name for name in NAMES if not (methods.get(name).trains_jointly or methods.get(name).trains_old_heads)]
 LASTING = [name for name in NAMES if methods.get(name).forgetting == "none"]
 SHORT = {"fresh_share": 0.2, "sigma_rate": 20.0, "exact_vectors": "both", "prune_at": 0.5, "energy_drop": 0.1}  # of CACL
-SHORTS = [  # and of its variants, which do not have all of them
+SHORTS = [  # for CACL and its variants, each with the settings that it has
     ("cacl", SHORT),
     *((name, {k: v for k, v in SHORT.items() if k != "exact_vectors"}) for name in ("cacl-cp", "cacl-kronecker")),
     ("cacl-tucker", {k: v for k, v in SHORT.items() if k not in ("exact_vectors", "sigma_rate")}),

@@ -161,14 +161,14 @@ def test_settings_that_are_off_are_no_part_of_a_run(method):
 
 @variants
 @pytest.mark.parametrize("protocol", ["split-cifar100", "split-miniimagenet", "five-datasets"])
-def test_short_schedules_have_settings_of_their_own_and_the_published_one_has_not(method, protocol):
+def test_only_lite_turns_on_the_settings_for_short_schedules(method, protocol):
     own = {name: off for name, off in OFF.items() if name in field_types(methods.get(method))}
     neutral = neutral_values(methods.get(method))
 
     def at(tier):
         return {name: resolve(protocol, tier, method, 1).settings.get(name, neutral.get(name)) for name in own}
 
-    assert at("paper") == at("smoke") == own | ({} if method == "cacl" else {"fresh_share": 0.1})  # ours, at every tier
+    assert at("paper") == at("smoke") == own | ({} if method == "cacl" else {"fresh_share": 0.1})  # their default
     assert at("lite") == {
         name: {"fresh_share": 0.2, "sigma_rate": 20.0, "exact_vectors": "both", "prune_at": 0.3}[name] for name in own
     }

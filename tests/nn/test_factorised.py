@@ -352,7 +352,7 @@ def test_the_mean_over_draws_of_fixed_terms_is_the_whole_penalty():
     assert penalty_on(old, 1)(free) != values[0]
 
 
-def test_over_all_draws_the_penalty_and_its_gradient_are_those_of_all_fixed_terms(monkeypatch):
+def test_the_mean_over_all_draws_is_the_whole_penalty_and_its_gradient(monkeypatch):
     part = terms(made("cp"), 13)
     old = {name: part[name][:, :9] for name in "ABDE"}
     free = {name: part[name][:, 9:].clone().requires_grad_() for name in "ABDE"}
@@ -378,7 +378,7 @@ def test_over_all_draws_the_penalty_and_its_gradient_are_those_of_all_fixed_term
     (value, gradients), (expected, exact) = mean(draws), with_gradient(whole)
     assert float(value) == pytest.approx(float(expected), rel=1e-12)
     assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(gradients, exact, strict=True))
-    value, gradients = mean(draws[1:100])  # control: some draws
+    value, gradients = mean(draws[1:100])  # control: some draws are missing
     assert float(value) != pytest.approx(float(expected), rel=1e-6)
     assert not any(torch.allclose(one, other, rtol=1e-6) for one, other in zip(gradients, exact, strict=True))
 
