@@ -192,7 +192,7 @@ def test_a_record_names_the_entries_that_stand_for_it(tmp_path, own_methods):
 
     common = {"protocol split-digits", "backbone digits", "optimizer adam"}
     assert parts("finetune") == {"method finetune", *common}
-    cacl = {"method cacl", *(f"method cacl {k}" for k in (2, 3, 5, 6))}  # 4 is on a network with batch normalisation
+    cacl = {"method cacl", *(f"method cacl {k}" for k in (2, 3, 5, 6, 7, 8, 9))}  # 4 is on a network with batch normalisation
     assert parts("cacl") == cacl | common
     assert parts("cacl+hosvd") == cacl | common | {"modifier hosvd"}
     assert not any(name.startswith("method cacl") and name[11:12] != "-" for name in parts("cacl-cp"))
