@@ -329,15 +329,12 @@ def differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, f
         yield where, math.inf
 
 
-NEW = "not on file"  # no record can name such an entry, so none becomes stale
-
-
 def compare(names: Iterable[str] = ()) -> dict[str, str]:
     """Entries that differ from golden.json, and what differs first. names: only these."""
     known, found = golden(), {}
     for name, settings in entry_plan(names).items():
         if name not in known:
-            found[name] = NEW
+            found[name] = "not on file"
             continue
         try:
             now = numbers(name, settings)
@@ -392,9 +389,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.update is not None and not arguments.reason:
         parser.error("--update needs a --reason")
+    known = golden()  # no record names another entry, so none becomes stale by it
     try:
         if arguments.update is not None:
-            known = set(golden())
             for name in update(arguments.update, arguments.reason):
                 print(f"{name}: regenerated; makes stale: {voids(name)}" if name in known else f"{name}: added")
             return 0
@@ -402,7 +399,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         parser.error(str(error))
     for name, what in changed.items():
-        print(f"{name}: {what}" + ("" if what == NEW else f"; makes stale: {voids(name)}"))
+        print(f"{name}: {what}" + (f"; makes stale: {voids(name)}" if name in known else ""))
     return 1 if changed else 0
 
 

@@ -133,7 +133,7 @@ def test_exact_and_without_a_budget_each_task_is_what_fine_tuning_learns(setting
 )
 def test_the_file_alone_serves_what_the_live_network_computes_and_no_task_depends_on_a_later_one(reference, optimizer, policy):
     settings = {**OPTIMIZERS[optimizer], "reset_optimizer": False, "epochs": 3, "recovery": 0.4}
-    settings = {**(BATCHNORM if policy else {}), **settings, **({"batchnorm": policy} if policy else {})}
+    settings = {**BATCHNORM, **settings, "batchnorm": policy} if policy else settings
     strategy, stream = make(method="delta-svd", reference=reference, **settings)
     seen = []
     for task, experience in enumerate(stream.train[:4]):
