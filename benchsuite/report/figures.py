@@ -561,7 +561,8 @@ def by_factor(frame: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     looks = _by_position(list(dict.fromkeys(rest["factor"])))
     for name, level in levels.items():
         left.axhline(level, color="0.6", linewidth=0.8, linestyle="--", zorder=1)
-        left.annotate(name, (1, level), xycoords=left.get_yaxis_transform(), ha="right", va="bottom", fontsize=SMALL, color="0.4")
+        x, side = (0, "left") if level > base["accuracy"] else (1, "right")  # accuracy grows with bytes: these corners are free
+        left.annotate(name, (x, level), xycoords=left.get_yaxis_transform(), ha=side, va="bottom", fontsize=SMALL, color="0.4")
     for factor, look in looks.items():
         rows = rest[rest["factor"] == factor]
         if factor == "budget":
