@@ -37,14 +37,16 @@ SHORT = {  # ours, see methods/cacl.py
     "prune_at": 0.6,  # at the first milestone
     "exact_vectors": "both",
 }
+OFF = {"orthogonality_weight": 1.0, "sigma_rate": 1.0, "fresh_share": 1.0, "prune_at": 1.0, "exact_vectors": "never"}
 LIGHT, MIDDLE = {**SHORT, "sparsity_weight": 0.01}, {**SHORT, "sparsity_weight": 0.03, "energy_drop": 0.03}
 CANDIDATES: tuple[dict[str, Any], ...] = (
-    {},  # the presets
+    {**OFF, "sparsity_weight": 0.1, "energy_drop": 3e-5},  # the paper's settings
     *({**SHORT, "sparsity_weight": 0.1, "energy_drop": e} for e in (0.001, 0.01, 0.02, 0.03, 0.05, 0.1)),
     *({**MIDDLE, "energy_drop": e} for e in (0.01, 0.03, 0.1)),
     *({**LIGHT, "energy_drop": e} for e in (0.05, 0.1)),
     {**SHORT, "sparsity_weight": 0.0, "orthogonality_weight": 0.0, "energy_drop": 0.1},
-    *({**LIGHT, "energy_drop": 0.1, "prune_at": 0.3, **more} for more in ({"energy_drop": 0.05}, {"fresh_share": 1.0})),
+    *({**LIGHT, "energy_drop": e, "prune_at": 0.3} for e in (0.05, 0.1)),  # the second is used
+    *({**LIGHT, "energy_drop": 0.1, "prune_at": 0.3, **more} for more in ({"fresh_share": 1.0}, {"sparsity_weight": 0.0})),
     # the middle one, with one thing changed
     {**MIDDLE, "fresh_share": 1.0},
     {**MIDDLE, "sigma_rate": 5.0},
