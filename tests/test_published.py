@@ -111,6 +111,34 @@ def test_candidates_on_the_page_are_those_on_file():
     assert shown[0].replace("0.224", "0.225") not in on_file, "control"
 
 
+def test_cacls_candidates_at_lite_on_the_page_are_all_those_on_file():
+    """Rows lambda_s | e | accuracy after each task | mean | size | settings that differ from the usual ones; a remark."""
+    usual = {"orthogonality_weight": "1", "sigma_rate": "20", "fresh_share": "0.2", "prune_at": "0.6", "exact_vectors": "both"}
+    on_file = []
+    for line in (ROOT / "results/candidates/split-cifar100.txt").read_text().splitlines():
+        described, _, found = line.partition(": ")
+        if not described.startswith("cacl, "):
+            continue
+        assert described.startswith("cacl, bf16, seed 4, 3 tasks, ")
+        settings = {name: value.removesuffix(".0") for name, value in re.findall(r"(\w+)=([\w.-]+)", described)}
+        ends = [float(end) for end in re.findall(r"([\d.]+) % at", found)]
+        unusual = ", ".join(f"`{name}={settings[name]}`" for name in usual if settings[name] != usual[name])
+        cells = (
+            settings["sparsity_weight"],
+            settings["energy_drop"],
+            ", ".join(map(str, ends)),
+            f"{sum(ends) / len(ends):.1f}",
+            found.split()[-1],
+            unusual,
+        )
+        on_file.append(" | ".join(cells).strip())
+    text = PAGES["settings-at-lite.md"].replace("**", "")
+    shown = re.findall(r"^\| ([\d.]+ \| [\d.e-]+ \| .*?, .*?)(?:; [^|]*)? \|$", text, re.MULTILINE)
+    assert len(shown) == 22
+    assert sorted(shown) == sorted(on_file)
+    assert shown[0].replace("0.578", "0.579") not in on_file, "control"
+
+
 TUNED = [(name, preset) for name in methods.all() for preset in methods.get(name).settings if preset.origin.startswith("tuned: ")]
 
 
