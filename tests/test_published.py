@@ -139,6 +139,24 @@ def test_cacls_candidates_at_lite_on_the_page_are_all_those_on_file():
     assert shown[0].replace("0.578", "0.579") not in on_file, "control"
 
 
+def test_cacls_candidates_on_twenty_tasks_are_on_the_page():
+    """Rows lambda_s | e | prune_at | mean | size; the page's size includes heads, which are 0.018 of a bank of this size."""
+    text = PAGES["settings-at-lite.md"].replace("**", "")
+    shown = {
+        tuple(row[:4]): float(row[4])
+        for row in re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\d+\.\d\d) \| ([\d.]+) \|$", text, re.M)
+    }
+    lines = (ROOT / "results/candidates/split-cifar100-20-tasks.txt").read_text().splitlines()
+    assert lines
+    for line in lines:
+        settings = dict(re.findall(r"(\w+)=([\w.-]+)", line))
+        ends = [float(end) for end in re.findall(r"([\d.]+) % at", line)]
+        assert len(ends) == 20
+        row = (settings["sparsity_weight"], settings["energy_drop"], settings["prune_at"], f"{sum(ends) / 20:.2f}")
+        assert shown[row] == pytest.approx(float(line.split()[-1]) + 0.018, abs=0.002)
+        assert (*row[:3], f"{ends[0]:.2f}") not in shown, "control: the first task alone"
+
+
 TUNED = [(name, preset) for name in methods.all() for preset in methods.get(name).settings if preset.origin.startswith("tuned: ")]
 
 
