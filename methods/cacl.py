@@ -192,8 +192,8 @@ class CACL(Method):
             origin="official code: any data set but the two 20-splits refills the pool to the initial rank",
         ),
         *at_lite(
-            "of three candidates the most accurate within 0.3 of the size of individual networks, on a held-out 10 % of the training"
-            " images of 20 tasks of another order",
+            "of three candidates the most accurate within 0.3 of the size of individual networks, on a held-out 10 % of the"
+            " training images of 20 tasks of another order",
             energy_drop=0.1,
             sigma_rate=20.0,
             exact_vectors="both",

@@ -425,7 +425,9 @@ class DeltaSVD(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loop == "open" and self.reference != "previous":
-            raise ValueError("loop=open needs reference=previous: the trained weights of one task alone are held")
+            raise ValueError("loop=open needs reference=previous: only the last task's trained weights are kept")
+        if self.energy is not None and self.budget != type(self).budget:
+            raise ValueError("energy takes the place of budget: give one of them")
 
     @property
     def phase(self) -> str | None:

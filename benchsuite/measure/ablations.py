@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--factors", nargs="+", help="run only these; the table has all that are there")
     parser.add_argument("--references", type=Path, help="a folder with records of `individual` and `finetune`")
-    parser.add_argument("--results", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--results", type=Path, default=Path("runs/ablations"), help="the runs (default: runs/ablations)")
     parser.add_argument("--no-run", action="store_true", help="train nothing: the table has the runs that are finished")
     parser.add_argument("--output", type=Path, help="a folder for the table and the figure")
     given = parser.parse_args()
@@ -73,7 +73,9 @@ def main() -> None:
         elif path.exists():
             records[value] = read(path)
         elif value == BASE:
-            raise UserError(f"{given.results}: the run of the {BASE} is missing", "leave out --no-run")
+            raise UserError(
+                f"{given.results}: the run of the {BASE} is missing", "leave out --no-run, or name the folder with --results"
+            )
         else:
             continue
         record = records[value]

@@ -381,6 +381,13 @@ def test_an_open_loop_needs_the_previous_task():
         make(method="delta-svd", loop="open", reference="first")
 
 
+def test_a_budget_beside_an_energy_is_refused():
+    for settings in ({"energy": 0.9}, {"budget": 0.2}):
+        make(method="delta-svd", **settings)  # control
+    with pytest.raises(UserError, match="energy takes the place of budget"):
+        make(method="delta-svd", energy=0.9, budget=0.2)
+
+
 def test_an_open_loop_carries_the_trained_weights_over_a_stop(tmp_path, monkeypatch):
     runs, settings = ShortRuns(tmp_path), {"loop": "open", "recovery": 0.5}
     contract.resumed(runs, "delta-svd", **settings)
