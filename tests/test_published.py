@@ -157,6 +157,24 @@ def test_cacls_candidates_on_twenty_tasks_are_on_the_page():
         assert (*row[:3], f"{ends[0]:.2f}") not in shown, "control: the first task alone"
 
 
+def test_the_step_times_at_half_the_width_are_those_on_file():
+    """Rows method | task 2 | task 20 | speed at task 20 over that at task 2."""
+    table = PAGES["speed.md"].split("### Both phases")[1].split("The target for")[0]
+    on_file = re.findall(
+        r"^\| ([^|]+), task (\d+) \| ([^|]+), task (\d+) \| ([\d.]+) ",
+        (ROOT / "results/bench/half-width/bench.md").read_text(),
+        re.M,
+    )
+    ratios = {(name, task, other, base): float(ratio) for name, task, other, base, ratio in on_file}
+    shown = re.findall(r"^\| `([\w-]+)`(, [\w ]+)? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", table, re.M)
+    assert len(shown) == 15
+    for method, second, early, late, speed in shown:
+        name = method + (" second phase" if second else "")
+        times = [ratios[name, task, "finetune", task] for task in ("2", "20")]
+        assert [early, late, speed] == [f"{value:.2f}" for value in (*times, 1 / ratios[name, "20", name, "2"])]
+        assert speed != f"{ratios[name, '20', name, '2'] + 0.2:.2f}", "control: another figure"
+
+
 TUNED = [(name, preset) for name in methods.all() for preset in methods.get(name).settings if preset.origin.startswith("tuned: ")]
 
 
